@@ -1,0 +1,2029 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "Pillow>=10.4",
+#     "numpy>=2.0",
+#     "ImageHash>=4.3.2",
+#     "pybktree>=1.1",
+#     "pillow-heif>=0.18",
+#     "tqdm>=4.66",
+#     "filelock>=3.15",
+# ]
+# ///
+"""Find copies of the same photo in a library: other resolution, compression or format.
+
+    python idem.py ~/Photos
+
+The pipeline, each step a section of this file and each using only those above it:
+
+    directory --scan--> MediaFile --fingerprint--> ImageFingerprint --match--> Group --present--> report
+                                      |    ^
+                                      v    |
+                                 FingerprintCache
+
+Glossary, with a sample value of each:
+
+    perceptual hash   64 bits that change little when a picture is re-encoded      0x9f3a60c5d21e7b48
+    Hamming distance  in how many bits two hashes differ                           3
+    signature         the picture in 32x32 luma and 2 times 16x16 chroma cells     1536 bytes
+    fingerprint       hashes, signature and dimensions of one file                 ImageFingerprint(...)
+    threshold         largest distance, in bits, at which pictures are grouped     0
+    replica           one file of a group                                          Replica(file, fingerprint)
+    keeper            the best replica: most pixels, then most bytes, then path    vacation/beach.jpg
+    group             a keeper and all replicas within the threshold of it         Group(kind, replicas, ...)
+
+The promise: idem sends nothing anywhere and deletes nothing; reporting writes only to its own cache folder.
+A picture wrongly taken for a copy is worse than a copy missed, so every doubt is decided for "not a copy".
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import csv
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import stat
+import struct
+import sys
+import threading
+import time
+import unicodedata
+import warnings
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NoReturn, TypeVar
+
+if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm run must not wait for them
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif"})
+TRASH_FOLDER = "__duplicate_files_trash"
+CACHE_FOLDER = "__databases"
+LOCK_FILE = "idem.lock"
+
+# Folders without pictures of the user's own: what idem wrote, thumbnails, and what has been thrown away (the
+# system may empty a recycle bin at any time, so a file in one is no copy to rely on) or is a snapshot's double.
+SKIPPED_FOLDERS = frozenset({TRASH_FOLDER, CACHE_FOLDER, "@eadir", ".thumbnails", "$recycle.bin", "#recycle"})
+SKIPPED_FOLDERS |= {"@recycle", ".trash", ".trashes", ".dtrash", "#snapshot", ".snapshot", ".snapshots", ".zfs"}
+SKIPPED_FOLDER_PATTERN = re.compile(r".*\.lrdata|\.trash-\d+", re.IGNORECASE | re.DOTALL)
+# Folders that an application keeps a database about: moving a file inside breaks the application's library.
+APPLICATION_LIBRARY_SUFFIXES = frozenset(
+    {".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary", ".migratedaplibrary", ".lrlibrary"}
+)
+
+FINGERPRINT_VERSION = 1  # raised when the algorithm changes; cached rows of another version are stale
+LUMA_CELLS = 32  # per side, of the small picture that decides what is the same
+CHROMA_CELLS = LUMA_CELLS // 2
+LUMA_BYTES = LUMA_CELLS**2
+SIGNATURE_BYTES = LUMA_BYTES + 2 * CHROMA_CELLS**2
+PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see seen_planes
+DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
+FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
+
+HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
+# How far two cells of the same picture may lie apart, in levels: a constant for the rounding of quantised
+# coefficients, and a share of the contrast around the cell for edges that resampling moved a fraction of a pixel.
+LUMA_SLACK = 3.0
+CHROMA_SLACK = 3.0
+CONTRAST_SLACK = 0.06
+# The same when one of the two has a palette: 256 colours shift whole areas, so four cells are taken together.
+PALETTE_SLACK = 8.0
+PALETTE_CONTRAST_SLACK = 0.1
+MAX_THRESHOLD = 64  # bits in a hash
+NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may group
+
+MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
+TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
+WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
+TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
+
+FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
+FLUSH_SECONDS = 2.0
+MAX_ROW_BYTES = 1 << 16  # a longer line in a cache is junk
+MAX_ROW_LINES = 8  # a path may contain line breaks; more than this is an unclosed quote
+PAIR_BLOCK = 1 << 18  # candidate pairs handled at once: bounds memory at about 100 MB
+COMPARE_BLOCK = 1 << 11  # signature pairs compared at once: stays inside the processor's cache
+TREE_LIMIT = 64  # hashes; above, the sweep was faster than the BK-tree at every radius measured
+
+RULE = "─" * 80
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Types
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+F = TypeVar("F")  # a fingerprint
+T = TypeVar("T")  # a task
+R = TypeVar("R")  # its result
+
+
+class IdemError(Exception):
+    """What could not be done, to which path, and why: one line for the user. Exit status 2."""
+
+
+class Interrupted(Exception):
+    """The user stopped the run; the text says what was kept. Exit status 130."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """A file as the scan saw it. The path is absolute; names that are not UTF-8 carry surrogates."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file or folder that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a walk found. Files are in order of path."""
+
+    root: str
+    files: tuple[MediaFile, ...]
+    unreadable: tuple[Unreadable, ...]
+    application_libraries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFingerprint:
+    """What idem knows of a picture after decoding it once.
+
+    The signature is LUMA_BYTES of luma row by row, then twice CHROMA_CELLS squared of Cb and of Cr, all 0-255,
+    of the upright picture in sRGB. `stored_signature` is made from the stored numbers where a colour profile
+    changes them, else empty: a copy whose profile was stripped agrees with it. `flat_digest` is the SHA-256 of
+    the decoded pixels where the picture is too flat for hash and signature to mean anything, else empty.
+    """
+
+    width: int  # px, upright
+    height: int
+    frames: int
+    palette: bool
+    transparent: bool
+    phash: int
+    dhash: int
+    signature: bytes
+    stored_signature: bytes
+    flat_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One file of a group and its fingerprint."""
+
+    file: MediaFile
+    fingerprint: ImageFingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Replicas of one picture, best first; `distances` are theirs to the first, in the same order."""
+
+    kind: str  # "image"
+    replicas: tuple[Replica, ...]
+    distances: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How a run came by its fingerprints, in files."""
+
+    found: int
+    new: int
+    cached: int
+    forgotten: int
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a run has to say, the same for every way of saying it."""
+
+    root: str
+    mode: str
+    threshold: int
+    groups: tuple[Group, ...]
+    unreadable: tuple[Unreadable, ...]
+    tally: Tally
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Helpers: sizes, names, messages
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def readable_size(size: int) -> str:
+    """A byte count in decimal units as file managers show it: 3.2 MB is 3,200,000 bytes."""
+    if size < 1000:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KB", "MB", "GB", "TB", "PB"):
+        value /= 1000
+        if value < 999.95 or unit == "PB":
+            break
+    return f"{value:.0f} {unit}" if unit == "KB" and value >= 9.95 else f"{value:.1f} {unit}"
+
+
+SIZE_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9}
+SIZE_UNITS |= {"t": 10**12, "tb": 10**12}
+
+
+def parsed_size(text: str) -> int:
+    """Bytes meant by `100`, `50kb`, `2mb` or `1.5gb`, in decimal units. ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    if not match or match[2] not in SIZE_UNITS:
+        raise ValueError(text)
+    return int(float(match[1]) * SIZE_UNITS[match[2]])
+
+
+def printable(name: str) -> str:
+    """The name with everything escaped that could move the cursor, hide, reorder text or start a new line."""
+    if name.isascii() and name.isprintable():
+        return name
+    return "".join(map(printable_character, name))
+
+
+def printable_character(character: str) -> str:
+    """The character, or an escape for control, format, surrogate and line-separating ones."""
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return character.encode("unicode_escape").decode("ascii")
+    return character
+
+
+def say(message: str) -> None:
+    """One line on stderr. Escape names in it with `printable`."""
+    print(message, file=sys.stderr)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, in one short line, without the path that the sentence around it names."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(" ".join(text.split()))[:200] or type(error).__name__
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file`, `2 files`, with thousands separated."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether the path lies below the root; both absolute and normalised."""
+    return path.startswith(root if root.endswith(os.sep) else root + os.sep)
+
+
+def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
+    """A bar with rate and time left on stderr; nothing where that is not a terminal."""
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
+    return tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Scan: directory -> MediaFile
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def scan(directory: str, suffixes: Collection[str]) -> Scan:
+    """The media files below the directory.
+
+    Symbolic links are not followed and are no files; a file or folder that can be reached by several paths (hard
+    links, bind mounts) counts once, under the first of them in order. IdemError when the directory cannot be read.
+    """
+    root = os.path.realpath(directory)
+    walk = Walk(root, suffixes)
+    walk.folder(root)
+    walk.files.sort(key=lambda file: file.path)
+    walk.unreadable.sort(key=lambda item: item.path)
+    return Scan(root, tuple(walk.files), tuple(walk.unreadable), tuple(sorted(walk.application_libraries)))
+
+
+class Walk:
+    """The state of one scan: what was found and which inodes were seen."""
+
+    def __init__(self, root: str, suffixes: Collection[str]) -> None:
+        self.root = root
+        self.suffixes = suffixes
+        self.files: list[MediaFile] = []
+        self.unreadable: list[Unreadable] = []
+        self.application_libraries: list[str] = []
+        self.seen: set[tuple[int, int]] = set()
+
+    def folder(self, top: str) -> None:
+        """Visit every folder below, in order of name, so that which of two hard links counts never varies."""
+        pending = [top]
+        while pending:
+            path = pending.pop()
+            try:
+                if not self.is_first_sight(os.stat(path)):
+                    continue
+                with os.scandir(path) as listing:
+                    entries = sorted(listing, key=lambda entry: entry.name)
+            except OSError as error:
+                if path == self.root:
+                    raise IdemError(f"cannot read {printable(path)}: {reason_of(error)}") from None
+                self.unreadable.append(Unreadable(path, reason_of(error)))
+                continue
+            pending += reversed([entry.path for entry in entries if self.visit(entry)])
+
+    def visit(self, entry: os.DirEntry[str]) -> bool:
+        """Note a file; True for a folder to go into."""
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                return self.wants_folder(entry)
+            name = entry.name
+            if os.path.splitext(name)[1].lower() in self.suffixes and not name.startswith("._"):
+                self.file(entry)
+        except OSError as error:
+            self.unreadable.append(Unreadable(entry.path, reason_of(error)))
+        return False
+
+    def wants_folder(self, entry: os.DirEntry[str]) -> bool:
+        name = entry.name.lower()
+        if os.path.splitext(name)[1] in APPLICATION_LIBRARY_SUFFIXES:
+            self.application_libraries.append(entry.path)
+            return False
+        return name not in SKIPPED_FOLDERS and not SKIPPED_FOLDER_PATTERN.fullmatch(name)
+
+    def file(self, entry: os.DirEntry[str]) -> None:
+        # On Windows a listing carries neither inode nor device.
+        status = os.lstat(entry.path) if os.name == "nt" else entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode) or not self.is_first_sight(status):
+            return
+        if status.st_size == 0:
+            self.unreadable.append(Unreadable(entry.path, "the file is empty"))
+            return
+        self.files.append(
+            MediaFile(entry.path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino),
+        )
+
+    def is_first_sight(self, status: os.stat_result) -> bool:
+        """Whether this inode is new to the walk. File systems without inodes report 0: always new."""
+        if status.st_ino == 0:
+            return True
+        before = len(self.seen)
+        self.seen.add((status.st_dev, status.st_ino))
+        return len(self.seen) > before
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Cache: fingerprints in a CSV file that survives whatever happens to it
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFormat(Generic[F]):
+    """What tells one cache file from another: its name, its columns and how a fingerprint fills the last ones."""
+
+    file_name: str
+    identity_columns: tuple[str, ...]  # path, size and mtime, and whatever else describes the file
+    fingerprint_columns: tuple[str, ...]
+    encode: Callable[[F], list[str]]
+    decode: Callable[[list[str]], F | None]  # None: of another version; ValueError: not a row of this cache
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.identity_columns + self.fingerprint_columns
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRow:
+    """Where a row stands in the cache file, and which file it is about."""
+
+    offset: int
+    length: int
+    path: str
+    size: int
+    mtime_us: int
+    fields: tuple[str, ...]
+
+
+def microseconds(text: str) -> int:
+    """A time written as seconds with a fraction, in microseconds. ValueError when it is not a finite number."""
+    try:
+        return round(float(text) * 1_000_000)
+    except OverflowError:
+        raise ValueError(text) from None
+
+
+def cached_path(path: str) -> str:
+    """The path as caches store it: without a drive letter, so that a drive may change its letter."""
+    return os.path.splitdrive(path)[1]
+
+
+def row_fits(row: CachedRow, file: MediaFile) -> bool:
+    """Whether the row was made from the file as it is now: same size, and same mtime to the microsecond."""
+    return row.size == file.size and abs(row.mtime_us - file.mtime_ns // 1000) <= 1  # 1: tools round or truncate
+
+
+class FingerprintCache(Generic[F]):
+    """Fingerprints of files, in a CSV file that other runs and other libraries may share.
+
+    Lookups answer from memory; new rows are appended as they come and flushed every FLUSH_ROWS or FLUSH_SECONDS;
+    `close` rewrites the file when it holds rows that are torn, replaced or forgotten. Only rows of scanned files
+    are held in memory: all others are known by their place in the file. A cache that cannot be read or written
+    says so once, and the run goes on without.
+    """
+
+    def __init__(self, form: CacheFormat[F], folder: str, scanned: Scan) -> None:
+        self.form = form
+        self.path = os.path.join(folder, form.file_name)
+        self.root = scanned.root
+        self.files = {cached_path(file.path): file for file in scanned.files}
+        self.known: dict[str, F] = {}
+        self.others: list[CachedRow] = []  # rows of files that were not scanned, without their fields
+        self.moved: dict[tuple[str, int], list[CachedRow]] = {}
+        self.forgotten = 0
+        self.needs_rewrite = False
+        self.warned = False
+        self.pending: list[bytes] = []
+        self.last_flush = time.monotonic()
+        self.stream: BinaryIO | None = None
+        self.load()
+
+    # ── reading ──
+
+    def load(self) -> None:
+        try:
+            with open(self.path, "rb") as stream:
+                for row in self.rows(stream):
+                    self.take(row)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.warn("read", error)
+        self.find_moved()
+
+    def rows(self, stream: BinaryIO) -> Iterator[CachedRow]:
+        """The rows that are whole, in order. What is torn is passed over without harm to its neighbours."""
+        lines = PhysicalLines(stream)
+        header = ",".join(self.form.columns).encode()
+        first = lines.next()
+        if first is None:
+            return
+        if first[1].rstrip(b"\r\n") != header:
+            self.needs_rewrite = True
+            lines.put_back([first])
+        while (line := lines.next()) is not None:
+            row = self.row_at(line, lines)
+            if row is None:
+                self.needs_rewrite = True
+            else:
+                yield row
+
+    def row_at(self, line: tuple[int, bytes], lines: PhysicalLines) -> CachedRow | None:
+        """The row that starts on this line, taking up further lines while a quoted path goes on; None: torn."""
+        offset, raw = line
+        taken: list[tuple[int, bytes]] = []
+        while raw.count(b'"') % 2 and len(taken) < MAX_ROW_LINES:
+            following = lines.next()
+            if following is None:
+                break
+            taken.append(following)
+            raw += following[1]
+        try:
+            return self.parsed_row(offset, raw)
+        except (ValueError, csv.Error):
+            lines.put_back(taken)
+            return None
+
+    def parsed_row(self, offset: int, raw: bytes) -> CachedRow:
+        if not raw.endswith(b"\n"):
+            raise ValueError("torn")
+        text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        if '"' in text:
+            (fields,) = csv.reader([text], strict=True) if "\n" not in text else [quoted_fields(text)]
+        else:
+            fields = text.split(",")
+        if len(fields) != len(self.form.columns) or not fields[0] or "\0" in fields[0]:
+            raise ValueError("not a row")
+        size, mtime = int(fields[1]), microseconds(fields[self.form.identity_columns.index("mtime")])
+        if size < 0:
+            raise ValueError("negative size")
+        return CachedRow(offset, len(raw), fields[0], size, mtime, tuple(fields[len(self.form.identity_columns) :]))
+
+    def take(self, row: CachedRow) -> None:
+        """Hold the fingerprint of a scanned file; of any other file only where its row is."""
+        file = self.files.get(row.path)
+        if file is None:
+            self.others.append(replace(row, fields=()))
+            return
+        self.needs_rewrite |= row.path in self.known
+        self.known.pop(row.path, None)
+        fingerprint = self.decoded(row) if row_fits(row, file) else None
+        if fingerprint is None:
+            self.needs_rewrite = True
+        else:
+            self.known[row.path] = fingerprint
+
+    def decoded(self, row: CachedRow) -> F | None:
+        """The row's fingerprint; None when it is of another version or not one at all."""
+        try:
+            return self.form.decode(list(row.fields))
+        except ValueError:
+            return None
+
+    # ── files that moved, files that went ──
+
+    def find_moved(self) -> None:
+        """Index the rows whose name, size and time are those of a scanned file that has no row."""
+        homeless = {
+            (os.path.basename(path), file.size) for path, file in self.files.items() if path not in self.known
+        }
+        for row in self.others:
+            key = (os.path.basename(row.path), row.size)
+            if key in homeless:
+                self.moved.setdefault(key, []).append(row)
+
+    def lookup(self, file: MediaFile) -> F | None:
+        """The fingerprint of the file as it is now, or None. One that moved keeps the one it had."""
+        path = cached_path(file.path)
+        if path not in self.known:
+            fingerprint = self.from_old_path(file)
+            if fingerprint is not None:
+                self.store(file, fingerprint)
+        return self.known.get(path)
+
+    def from_old_path(self, file: MediaFile) -> F | None:
+        """The fingerprint under the path this file had before it moved; None unless it is certain which."""
+        rows = [row for row in self.moved.get((os.path.basename(file.path), file.size), ()) if row_fits(row, file)]
+        drive = os.path.splitdrive(self.root)[0]
+        if not rows or any(os.path.lexists(drive + row.path) for row in rows):
+            return None
+        found = {self.decoded(self.reread(row)) for row in rows}
+        return found.pop() if len(found) == 1 else None
+
+    def reread(self, row: CachedRow) -> CachedRow:
+        """The row with its fields, read from the file again."""
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(row.offset)
+                return self.parsed_row(row.offset, stream.read(row.length))
+        except (OSError, ValueError, csv.Error):
+            return row  # without fields: decodes to nothing
+
+    def is_forgotten(self, row: CachedRow, listings: dict[str, frozenset[str]]) -> bool:
+        """Whether the row's file is gone for good: inside this library, its folder there and not empty.
+
+        An empty folder may be the mount point of an unplugged drive.
+        """
+        path = os.path.splitdrive(self.root)[0] + row.path
+        if not is_inside(path, self.root):
+            return False
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = names_in(folder)
+        return bool(listings[folder]) and name not in listings[folder]
+
+    # ── writing ──
+
+    def store(self, file: MediaFile, fingerprint: F) -> None:
+        self.known[cached_path(file.path)] = fingerprint
+        self.pending.append(self.encoded_row(file, fingerprint))
+        if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def encoded_row(self, file: MediaFile, fingerprint: F) -> bytes:
+        """The CSV row of the file, as it is appended and as it is rewritten."""
+        values = {"path": cached_path(file.path), "size": str(file.size), "mtime": f"{file.mtime_ns // 1000 / 1e6:.6f}"}
+        fields = [values[column] for column in self.form.identity_columns] + self.form.encode(fingerprint)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(fields)
+        return os.fsencode(text.getvalue()) if os.name != "nt" else text.getvalue().encode("utf-8", "surrogatepass")
+
+    def flush(self) -> None:
+        """Hand the rows that wait to the operating system: a killed run keeps them."""
+        self.last_flush = time.monotonic()
+        if not self.pending or self.warned:
+            self.pending.clear()
+            return
+        try:
+            if self.stream is None:
+                self.stream = self.opened_to_append()
+            self.stream.write(b"".join(self.pending))
+            self.stream.flush()
+        except OSError as error:
+            self.warn("write", error)
+        self.pending.clear()
+
+    def opened_to_append(self) -> BinaryIO:
+        """The cache file, at the start of a line of its own, below a header."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        stream = open(self.path, "a+b")  # noqa: SIM115: kept open until close()
+        if stream.seek(0, os.SEEK_END) == 0:
+            stream.write((",".join(self.form.columns) + "\n").encode())
+        else:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        return stream
+
+    def close(self) -> None:
+        """Write what waits, forget the files that are gone, and rewrite the file if that leaves it cleaner."""
+        self.flush()
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+        listings: dict[str, frozenset[str]] = {}
+        kept = [row for row in self.others if not self.is_forgotten(row, listings)]
+        self.forgotten = len(self.others) - len(kept)
+        if (self.forgotten or self.needs_rewrite) and not self.warned:
+            self.rewrite(kept)
+
+    def rewrite(self, others: list[CachedRow]) -> None:
+        """Replace the file, atomically, by the rows of the scanned files and those of the others that parse."""
+        temporary = self.path + ".tmp"
+        try:
+            with open(temporary, "wb") as new, open(self.path, "rb") as old:
+                new.write((",".join(self.form.columns) + "\n").encode())
+                for path, fingerprint in self.known.items():
+                    new.write(self.encoded_row(self.files[path], fingerprint))
+                for row in {row.path: row for row in others}.values():
+                    old.seek(row.offset)
+                    new.write(old.read(row.length))
+                new.flush()
+                os.fsync(new.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            self.warn("write", error)
+            with suppress(OSError):  # the warning is out; a left-over temporary file is only untidy
+                os.unlink(temporary)
+
+    def warn(self, verb: str, error: OSError) -> None:
+        if not self.warned:
+            say(f"warning: cannot {verb} the cache {printable(self.path)}: {reason_of(error)}; going on without it")
+        self.warned = True
+
+
+class PhysicalLines:
+    """The lines of a file with their offsets, each bounded in length; lines can be put back."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.offset = 0
+        self.returned: deque[tuple[int, bytes]] = deque()
+
+    def next(self) -> tuple[int, bytes] | None:
+        """Offset and bytes of the next line, None at the end. The end of an over-long line is cut off."""
+        if self.returned:
+            return self.returned.popleft()
+        start, raw = self.offset, self.stream.readline(MAX_ROW_BYTES)
+        self.offset += len(raw)
+        rest = raw
+        while len(rest) == MAX_ROW_BYTES and not rest.endswith(b"\n"):
+            rest = self.stream.readline(MAX_ROW_BYTES)
+            self.offset += len(rest)
+        return (start, raw) if raw else None
+
+    def put_back(self, lines: list[tuple[int, bytes]]) -> None:
+        self.returned.extendleft(reversed(lines))
+
+
+def quoted_fields(text: str) -> list[str]:
+    """The fields of a CSV row whose first one is quoted and contains line breaks."""
+    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    if len(rows) != 1:
+        raise ValueError("not one row")
+    return rows[0]
+
+
+def names_in(folder: str) -> frozenset[str]:
+    """The names in a folder; empty when it is not there or cannot be read."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()  # the callers treat a folder they cannot see as unplugged
+
+
+def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
+    """The columns of images_perceptual_hash_db.csv after the first three."""
+    traits = ("p" if fingerprint.palette else "") + ("t" if fingerprint.transparent else "")
+    return [
+        f"{fingerprint.phash:016x}",
+        f"{fingerprint.dhash:016x}",
+        str(FINGERPRINT_VERSION),
+        str(fingerprint.width),
+        str(fingerprint.height),
+        str(fingerprint.frames),
+        traits,
+        fingerprint.flat_digest,
+        base64.b64encode(fingerprint.signature).decode(),
+        base64.b64encode(fingerprint.stored_signature).decode(),
+    ]
+
+
+def decoded_image(fields: list[str]) -> ImageFingerprint | None:
+    """The inverse of `encoded_image`; None for another version, ValueError for anything it cannot have written."""
+    phash, dhash, version, width, height, frames, traits, flat_digest, signature, stored_signature = fields
+    if version != str(FINGERPRINT_VERSION):
+        return None
+    fingerprint = ImageFingerprint(
+        width=positive(width),
+        height=positive(height),
+        frames=positive(frames),
+        palette="p" in traits,
+        transparent="t" in traits,
+        phash=hexadecimal(phash, 16),
+        dhash=hexadecimal(dhash, 16),
+        signature=binascii.a2b_base64(signature),
+        stored_signature=binascii.a2b_base64(stored_signature),
+        flat_digest=flat_digest,
+    )
+    if len(fingerprint.signature) != SIGNATURE_BYTES or len(fingerprint.stored_signature) not in (0, SIGNATURE_BYTES):
+        raise ValueError("signature")
+    if flat_digest:
+        hexadecimal(flat_digest, 64)
+    return fingerprint
+
+
+def positive(text: str) -> int:
+    """A whole number above 0. ValueError for anything else."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(text)
+    return int(text)
+
+
+def hexadecimal(text: str, digits: int) -> int:
+    """The value of exactly so many hex digits. ValueError for anything else."""
+    if len(text) != digits or not text.isalnum():
+        raise ValueError(text)
+    return int(text, 16)
+
+
+IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
+    file_name="images_perceptual_hash_db.csv",
+    identity_columns=("path", "size", "mtime"),
+    fingerprint_columns=tuple(
+        "phash,dhash,version,width,height,frames,traits,flat_digest,signature,stored_signature".split(",")
+    ),
+    encode=encoded_image,
+    decode=decoded_image,
+)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Fingerprint: MediaFile -> ImageFingerprint
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+DECODER_ERRORS += (RuntimeError, AssertionError, EOFError, MemoryError, struct.error, zlib.error)
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
+# Formats whose further frames are pictures or pages of their own. Those of an MPO are previews and gain maps.
+MULTI_FRAME_FORMATS = ("GIF", "PNG", "TIFF", "WEBP", "HEIF")
+
+EXIF_ORIENTATION = 0x0112
+# Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
+RGB_TO_YCBCR = (
+    (0.299, 0.587, 0.114),
+    (-0.168735892, -0.331264108, 0.5),
+    (0.5, -0.418687589, -0.081312411),
+)
+
+
+def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
+    """The picture's fingerprint, or why there is none. Runs in a worker process.
+
+    The picture must decode completely: a damaged copy must never pass for a whole one.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
+        try:
+            with open(file.path, "rb") as stream:
+                check_unchanged(file, os.fstat(stream.fileno()))
+                return fingerprint_of(opened_picture(stream))
+        except UnidentifiedImageError:
+            return Unreadable(file.path, unidentified_reason(file.path))
+        except Image.DecompressionBombError:
+            return Unreadable(file.path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels")
+        except MemoryError:
+            return Unreadable(file.path, "not enough memory to decode it")
+        except DECODER_ERRORS as error:
+            return Unreadable(file.path, reason_of(error))
+
+
+def check_unchanged(file: MediaFile, status: os.stat_result) -> None:
+    """ValueError unless the opened file is the one that was scanned."""
+    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise ValueError("changed while it was scanned")
+
+
+def unidentified_reason(path: str) -> str:
+    if path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
+        return "HEIC pictures need pillow-heif: python -m pip install pillow-heif"
+    return "not a picture in a format idem reads"
+
+
+def can_import(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@functools.cache
+def usable_formats() -> tuple[str, ...]:
+    """FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401: they register decoders
+
+    Image.preinit()
+    if not can_import("pillow_heif"):
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.options.DECODE_THREADS = 1  # one process per core is at work already
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def opened_picture(stream: BinaryIO) -> Image.Image:
+    """The picture in an open file, with only its header read. Raises what Pillow raises."""
+    from PIL import Image
+
+    formats = usable_formats()
+    start = stream.read(8)
+    stream.seek(0)
+    if start.startswith(b"\xff\xd8"):
+        return Image.open(io.BytesIO(jpeg_without_end(stream.read(MAX_JPEG_BYTES))), formats=formats)
+    if start == b"\x89PNG\r\n\x1a\n":
+        with Image.open(stream, formats=formats) as picture:
+            picture.verify()  # Pillow checks no checksums when it decodes
+        stream.seek(0)
+    return Image.open(stream, formats=formats)
+
+
+# ── JPEG files that end early ──
+
+
+def jpeg_without_end(data: bytes) -> bytes:
+    """The JPEG up to its end-of-image marker, which is replaced by zeros where that shows missing data.
+
+    libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
+    closed decodes "completely". Without the marker it asks for more data instead, and Pillow reports the file as
+    truncated. That works for a picture in one Huffman-coded scan; one in several is checked for having them all.
+    ValueError when the file has no end marker or lacks scans.
+    """
+    layout = jpeg_layout(data)
+    end = data.find(b"\xff\xd9", layout.scan_data)
+    if end < 0:
+        raise ValueError("truncated: a JPEG without its end")
+    if layout.one_scan:
+        return data[:end] + bytes(16)  # the decoder looks ahead by up to 8 bytes
+    if layout.progressive and not progressive_is_complete(data, layout.components):
+        raise ValueError("truncated: a progressive JPEG without its last scans")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class JpegLayout:
+    """What the markers before the first scan's data tell."""
+
+    scan_data: int  # offset of the first scan's data
+    components: tuple[int, ...]
+    progressive: bool
+    one_scan: bool  # all components in one Huffman-coded sequential scan
+
+
+def jpeg_layout(data: bytes) -> JpegLayout:
+    """The layout of a JPEG file (ITU-T T.81, annex B). ValueError when there is no scan."""
+    components: tuple[int, ...] = ()
+    frame = 0
+    for marker, start, end in jpeg_segments(data):
+        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB):
+            frame = marker
+            components = tuple(data[start + 6 + 3 * i] for i in range(data[start + 5]) if start + 8 + 3 * i < end)
+        if marker == 0xDA:
+            one_scan = frame in (0xC0, 0xC1) and data[start] == len(components)
+            return JpegLayout(end, components, frame == 0xC2, one_scan)
+    raise ValueError("truncated: a JPEG without picture data")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of the payload of every segment, up to the end-of-image marker or the end of data."""
+    position = 2
+    while 0 <= position < len(data) - 3:
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD7:
+            found = JPEG_MARKER.search(data, position + (data[position] == 0xFF and marker != 0xFF))
+            if not found:
+                return
+            position = found.start()
+            continue
+        if marker == 0xD9:
+            return
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        yield marker, position + 4, min(position + 2 + length, len(data))
+        position += 2 + max(2, length)
+
+
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+
+def progressive_is_complete(data: bytes, components: tuple[int, ...]) -> bool:
+    """Whether the scans carry every coefficient of every component down to its last bit.
+
+    A last scan that is itself cut short is not noticed: it refines the last bit of some coefficients.
+    """
+    missing = {(component, coefficient) for component in components for coefficient in range(64)}
+    for marker, start, _ in jpeg_segments(data):
+        if marker == 0xDA:
+            count = data[start]
+            first, last, approximation = data[start + 1 + 2 * count : start + 4 + 2 * count]
+            if approximation & 15 == 0:
+                scanned = [data[start + 1 + 2 * i] for i in range(count)]
+                missing -= {(component, k) for component in scanned for k in range(first, last + 1)}
+    return not missing
+
+
+# ── from a picture to its small picture ──
+
+
+def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
+    """The fingerprint of an opened picture; decodes it. Raises what Pillow raises."""
+    frames, size = frame_count(picture), picture.size
+    if picture.format in ("JPEG", "MPO"):
+        load_reduced(picture)
+    else:
+        picture.load()
+        size = picture.size  # Pillow has turned a TIFF upright by now
+    orientation = orientation_of(picture)
+    transparent = is_transparent(picture)
+    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, transparent))
+    phash, dhash = perceptual_hashes(seen)
+    return ImageFingerprint(
+        *(reversed(size) if TURNS[orientation][0] else size),
+        frames=frames,
+        palette=picture.mode in ("P", "PA"),
+        transparent=transparent,
+        phash=phash,
+        dhash=dhash,
+        signature=seen.tobytes(),
+        stored_signature=stored.tobytes() if abs(stored.astype(int) - seen).max() > 1 else b"",
+        flat_digest=pixel_digest(picture) if is_flat(seen) else "",
+    )
+
+
+def frame_count(picture: Image.Image) -> int:
+    """How many pictures or pages the file holds; 1 where the others are not the photographer's."""
+    return getattr(picture, "n_frames", 1) if picture.format in MULTI_FRAME_FORMATS else 1
+
+
+def load_reduced(picture: Image.Image) -> None:
+    """Decode a JPEG at a reduced scale, as YCbCr where it is stored so, which saves a conversion there and back."""
+    stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
+    picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
+    picture.load()
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """The EXIF orientation, 1-8; 1 where there is none or the metadata is broken."""
+    try:
+        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except DECODER_ERRORS:
+        return 1  # only the metadata is broken: the picture itself has decoded
+    return orientation if orientation in TURNS else 1
+
+
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel lets a background through."""
+    if not picture.has_transparency_data:
+        return False
+    low, _ = picture.convert("RGBA").getchannel("A").getextrema()
+    return low != 255
+
+
+def stored_and_seen_cells(picture: Image.Image, transparent: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
+
+    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
+    PROFILE_CELLS squared cells instead of every pixel: the colours within one are so much alike that the order
+    of averaging and converting does not show, and it saves a fifth of the whole time.
+    """
+    plain = in_plain_mode(picture, transparent)
+    stored = ycbcr_cells(plain)
+    source = picture if picture.mode in ("L", "CMYK") else plain
+    transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
+    if transform is None:
+        return stored, stored
+    if plain.mode == "RGBA":
+        converted = transform(plain.convert("RGB"))
+        converted.putalpha(plain.getchannel("A"))
+        return stored, ycbcr_cells(converted)
+    reduced = reduced_picture(source, PROFILE_CELLS)
+    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
+
+
+PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB", "RGBA": "RGB"}  # Pillow's to the profile's
+
+
+def in_plain_mode(picture: Image.Image, transparent: bool) -> Image.Image:
+    """The picture as L, RGB, YCbCr, or RGBA where something is transparent."""
+    if transparent:
+        return picture.convert("RGBA")
+    if picture.mode in ("L", "RGB", "YCbCr"):
+        return picture
+    if picture.mode == "1":
+        return picture.convert("L")
+    if picture.mode[0] in "IF":
+        return in_eight_bits(picture)
+    return picture.convert("RGB")
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture of 16-bit, 32-bit or float greys scaled to 8 bits: by the range its mode or its values show."""
+    import numpy as np
+    from PIL import Image
+
+    grey = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0, neginf=0)
+    brightest = float(grey.max(initial=0))
+    if picture.mode.startswith("I;16"):
+        white = 65535.0
+    else:
+        white = next((limit for limit in (1.0, 255.0, 65535.0) if brightest <= limit), brightest)
+    return Image.fromarray(np.clip(grey * (255 / white), 0, 255).round().astype(np.uint8))
+
+
+def ycbcr_cells(picture: Image.Image) -> np.ndarray:
+    """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
+    import numpy as np
+
+    if picture.mode == "RGBA":
+        channels = over_checkerboard(picture)
+    else:
+        channels = np.stack([area_cells(channel, LUMA_CELLS) for channel in picture.split()])
+    if picture.mode == "YCbCr":
+        return channels
+    if picture.mode == "L":
+        return np.concatenate([channels, np.full((2, LUMA_CELLS, LUMA_CELLS), 128, np.float32)])
+    ycbcr = np.tensordot(np.array(RGB_TO_YCBCR, np.float32), channels, axes=1)
+    ycbcr[1:] += 128
+    return ycbcr
+
+
+def over_checkerboard(picture: Image.Image) -> np.ndarray:
+    """R, G and B cells of a transparent picture over black and white squares: no one drawing vanishes on them."""
+    import numpy as np
+
+    squares = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((LUMA_CELLS // 8, LUMA_CELLS // 8)))
+    channels = np.stack([area_cells(channel, LUMA_CELLS) for channel in picture.convert("RGBa").split()])
+    return channels[:3] + (255 - channels[3]) * squares.astype(np.float32)
+
+
+def area_cells(channel: Image.Image, cells: int) -> np.ndarray:
+    """The mean of each of cells by cells equal parts of a one-channel picture, shape (cells, cells).
+
+    Exact: a pixel on a border counts for both sides by its share. Pillow's BOX filter gives such pixels to one
+    side, which alone made small copies differ from their originals by up to 8 levels.
+    """
+    import numpy as np
+
+    pixels = np.asarray(channel, dtype=np.float32)
+    height, width = pixels.shape
+    return area_weights(height, cells) @ pixels @ area_weights(width, cells).T
+
+
+@functools.lru_cache(maxsize=256)
+def area_weights(pixels: int, cells: int) -> np.ndarray:
+    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels)."""
+    import numpy as np
+
+    borders = np.arange(cells + 1) * (pixels / cells)
+    left = np.arange(pixels)
+    overlap = np.minimum(borders[1:, None], left + 1) - np.maximum(borders[:-1, None], left)
+    return (np.clip(overlap, 0, None) * (cells / pixels)).astype(np.float32)
+
+
+def reduced_picture(picture: Image.Image, cells: int) -> Image.Image:
+    """The picture as cells by cells pixels, by exact means."""
+    from PIL import Image
+
+    bands = [Image.fromarray(area_cells(band, cells).round().astype("uint8")) for band in picture.split()]
+    return Image.merge(picture.mode, bands)
+
+
+@functools.lru_cache(maxsize=64)
+def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """What converts pictures in this colour profile to sRGB; None where that changes nothing or cannot be done."""
+    from PIL import Image, ImageChops, ImageCms
+
+    if not profile or not mode:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, *DECODER_ERRORS):
+        return None  # viewers ignore a profile that is broken or of another colour space, too
+    colours = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * turn) for turn in range(3)])
+    change = ImageChops.difference(transform.apply(colours.convert(mode)), colours.convert(mode).convert("RGB"))
+    return None if max(high for _, high in change.getextrema()) <= 1 else transform.apply
+
+
+# Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
+TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def signature_of(cells: np.ndarray, orientation: int) -> np.ndarray:
+    """The signature of Y, Cb and Cr cells of a picture stored in this orientation: SIGNATURE_BYTES uint8."""
+    import numpy as np
+
+    exchanged, rows, columns = TURNS[orientation]
+    upright = cells.transpose(0, 2, 1) if exchanged else cells
+    upright = upright[:, :: -1 if rows else 1, :: -1 if columns else 1]
+    chroma = upright[1:].reshape(2, CHROMA_CELLS, 2, CHROMA_CELLS, 2).mean(axis=(2, 4))
+    levels = np.concatenate([upright[0].ravel(), chroma.ravel()])
+    return levels.round().clip(0, 255).astype(np.uint8)
+
+
+def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
+    """pHash and dHash, 64 bits each, of the signature's luma."""
+    import imagehash
+    from PIL import Image
+
+    luma = Image.fromarray(signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS))
+    return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
+
+
+def is_flat(signature: np.ndarray) -> bool:
+    """Whether the picture shows hardly anything: blank, black, one colour, or detail too fine for the cells."""
+    parts = signature[:LUMA_BYTES], *signature[LUMA_BYTES:].reshape(2, -1)
+    return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
+
+
+def pixel_digest(picture: Image.Image) -> str:
+    """SHA-256 of the decoded pixels, in hex."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+# ── the worker pool: one driver for everything that is computed per file ──
+
+
+def run_in_workers(
+    work: Callable[[T], R], tasks: Sequence[T], jobs: int, timeout: float = TASK_TIMEOUT
+) -> Iterator[tuple[T, R | str]]:
+    """Each task with its result, as they come, computed by `jobs` processes.
+
+    A task whose process dies or takes longer than `timeout` seconds comes with the reason, a str, instead: it
+    alone is lost. Close the iterator to stop all processes at once.
+    """
+    waiting = deque(tasks)
+    workers: list[Worker[T, R]] = []
+    try:
+        while waiting or any(worker.tasks for worker in workers):
+            workers = [worker for worker in workers if worker.process.is_alive() or worker.tasks]
+            while len(workers) < jobs and len(waiting) > len(workers):
+                workers.append(Worker(work, timeout))
+            for worker in workers:
+                worker.give(waiting)
+            for worker in ready_workers(workers):
+                yield from worker.results(waiting)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def ready_workers(workers: list[Worker[T, R]]) -> list[Worker[T, R]]:
+    """The workers that have something to say, have died or are overdue; waits until there are some."""
+    first_deadline = min(worker.deadline for worker in workers)
+    ready = wait([worker.connection for worker in workers], max(0, first_deadline - time.monotonic()))
+    now = time.monotonic()
+    return [worker for worker in workers if worker.connection in ready or worker.deadline <= now]
+
+
+class Worker(Generic[T, R]):
+    """A process, the connection to it, and the tasks it holds, the one at work first."""
+
+    def __init__(self, work: Callable[[T], R], timeout: float) -> None:
+        # Forking is many times faster, but safe only where the system libraries do not start threads of their own.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.timeout = timeout
+        self.tasks: deque[T] = deque()
+        self.deadline = float("inf")
+        self.connection, remote = context.Pipe()
+        self.process = context.Process(target=worker_main, args=(work, remote, os.getpid()), daemon=True)
+        with interrupts_held_back():
+            self.process.start()
+        remote.close()
+
+    def give(self, waiting: deque[T]) -> None:
+        """Hand over tasks until it holds TASKS_AHEAD."""
+        while waiting and len(self.tasks) < TASKS_AHEAD:
+            task = waiting.popleft()
+            if not self.tasks:
+                self.deadline = time.monotonic() + self.timeout
+            self.tasks.append(task)
+            try:
+                self.connection.send(task)
+            except OSError:
+                return  # it has died: results() will tell
+
+    def results(self, waiting: deque[T]) -> Iterator[tuple[T, R | str]]:
+        """What it has finished; if it has died or hangs, the task it was at, the others going back to wait."""
+        try:
+            if self.connection.poll():
+                result = self.connection.recv()
+                task = self.tasks.popleft()
+                self.deadline = time.monotonic() + self.timeout if self.tasks else float("inf")
+                yield task, result
+                return
+        except (EOFError, OSError):
+            reason = self.cause_of_death()
+        else:
+            if time.monotonic() < self.deadline:
+                return
+            reason = f"decoding took more than {self.timeout:.0f} s"
+        self.stop()
+        if self.tasks:
+            lost = self.tasks.popleft()
+            waiting.extendleft(reversed(self.tasks))
+            self.tasks.clear()
+            yield lost, reason
+
+    def cause_of_death(self) -> str:
+        self.process.join()
+        code = self.process.exitcode or 0
+        try:
+            return f"the decoder crashed ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"the decoder ended with status {code}"
+
+    def stop(self) -> None:
+        """End the process, whatever it is at."""
+        self.deadline = float("inf")
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits: one that comes while a process is being forked would end the child with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> None:
+    """Serve tasks until the connection closes. Ctrl-C is for the run that started this process, not for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is one process per core already
+    try:
+        while True:
+            connection.send(work(connection.recv()))
+    except (EOFError, OSError):
+        return  # the run is over
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when the run that started it has died, even if it could not say so."""
+    starter = multiprocessing.parent_process()
+    while os.getppid() == parent and not (starter and wait([starter.sentinel], WORKER_POLL)):
+        pass
+    os._exit(1)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Match: fingerprints -> Group. Pure: nothing here touches a disk
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# ── search: all pairs of hashes within a radius ──
+
+
+def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """All pairs of positions whose hashes differ in at most `radius` bits, as blocks of shape (n, 2), smaller first.
+
+    Exactly the set that comparing every hash with every other gives, in no particular order; `hashes` is uint64.
+    Equal hashes are searched once: a BK-tree would chain them, and a sweep compare them over and over.
+    """
+    import numpy as np
+
+    distinct, first_of, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    members = np.argsort(first_of, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    for bucket in np.flatnonzero(counts > 1):
+        yield from pairs_within(members[starts[bucket] : starts[bucket + 1]])
+    search = near_pairs_by_tree if len(distinct) <= TREE_LIMIT else near_pairs_by_sweep
+    for block in search(distinct, radius):
+        alone = (counts[block] == 1).all(axis=1)
+        yield np.sort(members[starts[block[alone]]], axis=1)
+        for one, other in block[~alone]:
+            yield from pairs_between(
+                members[starts[one] : starts[one + 1]], members[starts[other] : starts[other + 1]]
+            )
+
+
+def pairs_within(members: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs of the members, in blocks of bounded size."""
+    for position in range(1, len(members)):
+        yield from pairs_between(members[:position], members[position : position + 1])
+
+
+def pairs_between(ones: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs of one of the ones and one of the others, in blocks of bounded size."""
+    import numpy as np
+
+    rows = max(1, PAIR_BLOCK // len(others))
+    for start in range(0, len(ones), rows):
+        part = ones[start : start + rows]
+        pairs = np.stack([np.repeat(part, len(others)), np.tile(others, len(part))], axis=1)
+        yield np.sort(pairs, axis=1)
+
+
+def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """`near_pairs` of distinct hashes by a BK-tree (Burkhard and Keller 1973): best for few hashes."""
+    import numpy as np
+    import pybktree
+
+    position = {value: index for index, value in enumerate(hashes.tolist())}
+    tree = pybktree.BKTree(pybktree.hamming_distance)
+    pairs = []
+    for value, index in position.items():
+        pairs += [(position[near], index) for _, near in tree.find(value, radius)]
+        tree.add(value)
+    if pairs:
+        yield np.array(pairs)
+
+
+def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """`near_pairs` of distinct hashes by comparing all of them, or, at small radii, all that agree somewhere.
+
+    Two hashes that differ in at most r bits agree on one of any r+1 parts of them (the pigeonhole principle), so
+    it is enough to compare those that share a part. Worth it while parts are long enough to set hashes apart.
+    """
+    import numpy as np
+
+    parts = radius + 1
+    shared = len(hashes) / 2 ** (64 // parts)  # expected hashes that share a part with a given one
+    if parts <= 64 and parts * shared * BUCKET_COST < len(hashes):
+        yield from near_pairs_by_parts(hashes, radius)
+        return
+    wide, high = SWEEP_TILE
+    for top in range(0, len(hashes), high):
+        rows = hashes[top : top + high, None]
+        for left in range(top, len(hashes), wide):
+            near = np.bitwise_count(rows ^ hashes[None, left : left + wide]) <= radius
+            i, j = np.nonzero(near)
+            pairs = np.stack([i + top, j + left], axis=1)
+            yield pairs[pairs[:, 0] < pairs[:, 1]]
+
+
+SWEEP_TILE = 8192, 32  # columns and rows of hashes compared at once: stays inside the processor's cache
+BUCKET_COST = 10  # comparing a pair out of a bucket costs about so many times one of a tile
+
+
+def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """`near_pairs` of distinct hashes that share one of radius + 1 parts of their bits."""
+    import numpy as np
+
+    borders = [64 * part // (radius + 1) for part in range(radius + 2)]
+    masks = [
+        np.uint64(((1 << (high - low)) - 1) << low) for low, high in zip(borders[:-1], borders[1:], strict=True)
+    ]
+    for number, mask in enumerate(masks):
+        keys = hashes & mask
+        order = np.argsort(keys, kind="stable")
+        borders_of_runs = np.flatnonzero(np.diff(keys[order])) + 1
+        for pairs in pairs_of_runs(order, np.concatenate([[0], borders_of_runs, [len(order)]])):
+            difference = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
+            near = np.bitwise_count(difference) <= radius
+            for earlier in masks[:number]:  # found before, by an earlier part
+                near &= difference & earlier != 0
+            yield pairs[near]
+
+
+def pairs_of_runs(order: np.ndarray, borders: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs of members of the same run of `order`, smaller first, in blocks of bounded size."""
+    import numpy as np
+
+    ends = np.repeat(borders[1:], np.diff(borders))  # where the run of each position ends
+    partners = ends - np.arange(len(order)) - 1  # later members of the same run
+    totals = np.concatenate([[0], np.cumsum(partners)])
+    start = 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
+        counts = partners[start:stop]
+        ones = np.repeat(np.arange(start, stop), counts)
+        steps = np.arange(len(ones)) - np.repeat(totals[start:stop] - totals[start], counts)
+        yield np.sort(np.stack([order[ones], order[ones + 1 + steps]], axis=1), axis=1)
+        start = stop
+
+
+# ── comparison: the distance of two fingerprints ──
+
+
+class FingerprintTable:
+    """Fingerprints as arrays, one row each, to compare many pairs at once."""
+
+    def __init__(self, fingerprints: Sequence[ImageFingerprint]) -> None:
+        import numpy as np
+
+        self.fingerprints = fingerprints
+        self.phash = np.array([each.phash for each in fingerprints], np.uint64)
+        self.dhash = np.array([each.dhash for each in fingerprints], np.uint64)
+        self.width = np.array([each.width for each in fingerprints], np.float64)
+        self.height = np.array([each.height for each in fingerprints], np.float64)
+        self.palette = np.array([each.palette for each in fingerprints], bool)
+        self.profiled = np.array([bool(each.stored_signature) for each in fingerprints], bool)
+        # What must be equal for two pictures to be compared at all.
+        self.kind = np.array([2 * each.frames + each.transparent for each in fingerprints], np.int64)
+        self.flat = np.array([bool(each.flat_digest) for each in fingerprints], bool)
+
+    def distances(self, pairs: np.ndarray) -> np.ndarray:
+        """The distance of each pair, shape (n,): see `distance`."""
+        import numpy as np
+
+        i, j = pairs.T
+        hash_bits = [np.bitwise_count(each[i] ^ each[j]) for each in (self.phash, self.dhash)]
+        result = np.maximum(1, np.maximum(*hash_bits)).astype(np.int64)
+        result[(self.kind[i] != self.kind[j]) | self.flat[i] | self.flat[j]] = NEVER
+        candidates = np.flatnonzero((np.minimum(*hash_bits) <= HASH_RADIUS) & (result < NEVER) & self.same_shape(i, j))
+        result[candidates[self.same_signature(pairs[candidates])]] = 0
+        return result
+
+    def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Whether one is the other scaled, the sides of the smaller rounded either way."""
+        import numpy as np
+
+        swap = self.width[i] * self.height[i] < self.width[j] * self.height[j]
+        large, small = np.where(swap, j, i), np.where(swap, i, j)
+        across, down = self.width[small], self.height[small]
+        lowest = np.maximum((across - 1) / self.width[large], (down - 1) / self.height[large])
+        highest = np.minimum((across + 1) / self.width[large], (down + 1) / self.height[large])
+        return lowest < highest
+
+    def same_signature(self, pairs: np.ndarray) -> np.ndarray:
+        """Whether the signatures agree in every cell: as seen, or with the profile of one of the two stripped."""
+        import numpy as np
+
+        same = np.zeros(len(pairs), bool)
+        for start in range(0, len(pairs), COMPARE_BLOCK):
+            part = slice(start, start + COMPARE_BLOCK)
+            i, j = pairs[part].T
+            same[part] = self.agreeing(i, j, False, False)
+            for one, other, one_stored in ((i, j, True), (j, i, False)):
+                stripped = np.flatnonzero(~same[part] & self.profiled[one] & ~self.profiled[other])
+                same[start + stripped] = self.agreeing(i[stripped], j[stripped], one_stored, not one_stored)
+        return same
+
+    def agreeing(self, i: np.ndarray, j: np.ndarray, i_stored: bool, j_stored: bool) -> np.ndarray:
+        """Whether each i agrees with its j, for the stored signature of one of them or neither."""
+        import numpy as np
+
+        ones, others = self.signatures(i, i_stored), self.signatures(j, j_stored)
+        mixed = self.palette[i] != self.palette[j]
+        same = np.empty(len(i), bool)
+        same[~mixed] = cells_agree(ones[~mixed], others[~mixed])
+        same[mixed] = coarse_cells_agree(ones[mixed], others[mixed])
+        return same
+
+    def signatures(self, rows: np.ndarray, stored: bool) -> np.ndarray:
+        """The signatures, as seen or of the stored numbers, shape (n, SIGNATURE_BYTES), of type float32."""
+        import numpy as np
+
+        chosen = [self.fingerprints[row] for row in rows.tolist()]
+        data = b"".join(each.stored_signature if stored else each.signature for each in chosen)
+        return np.frombuffer(data, np.uint8).reshape(len(chosen), SIGNATURE_BYTES).astype(np.float32)
+
+
+def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The luma (n, 1, LUMA_CELLS, LUMA_CELLS) and chroma (n, 2, CHROMA_CELLS, CHROMA_CELLS) of signatures."""
+    luma, chroma = signatures[:, :LUMA_BYTES], signatures[:, LUMA_BYTES:]
+    return luma.reshape(-1, 1, LUMA_CELLS, LUMA_CELLS), chroma.reshape(-1, 2, CHROMA_CELLS, CHROMA_CELLS)
+
+
+def cells_agree(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether each of the signatures is within the slack of its partner in every cell."""
+    (luma, chroma), (other_luma, other_chroma) = planes_of(ones), planes_of(others)
+    return within_slack(luma, other_luma, LUMA_SLACK, CONTRAST_SLACK) & within_slack(
+        chroma, other_chroma, CHROMA_SLACK, CONTRAST_SLACK
+    )
+
+
+def coarse_cells_agree(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The same for a picture with a palette and one without, whose cells are taken four by four."""
+    same = True
+    for plane, other_plane in zip(planes_of(ones), planes_of(others), strict=True):
+        same = same & within_slack(
+            four_by_four(plane), four_by_four(other_plane), PALETTE_SLACK, PALETTE_CONTRAST_SLACK
+        )
+    return same
+
+
+def four_by_four(planes: np.ndarray) -> np.ndarray:
+    """The means of two by two cells."""
+    count, channels, rows, columns = planes.shape
+    return planes.reshape(count, channels, rows // 2, 2, columns // 2, 2).mean(axis=(3, 5))
+
+
+def within_slack(ones: np.ndarray, others: np.ndarray, slack: float, contrast_slack: float) -> np.ndarray:
+    """Whether planes differ nowhere by more than the slack plus a share of the contrast around the cell."""
+    import numpy as np
+
+    contrast = np.maximum(contrast_around(ones), contrast_around(others))
+    return (np.abs(ones - others) <= slack + contrast_slack * contrast).all(axis=(1, 2, 3))
+
+
+def contrast_around(planes: np.ndarray) -> np.ndarray:
+    """For every cell the difference between the brightest and the darkest of it and its eight neighbours."""
+    import numpy as np
+
+    padded = np.pad(planes, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]
+    high, low = (np.maximum(np.maximum(*rows[:2]), rows[2]), np.minimum(np.minimum(*rows[:2]), rows[2]))
+    high = np.maximum(np.maximum(high[..., :-2], high[..., 1:-1]), high[..., 2:])
+    low = np.minimum(np.minimum(low[..., :-2], low[..., 1:-1]), low[..., 2:])
+    return high - low
+
+
+def distance(one: ImageFingerprint, other: ImageFingerprint) -> int:
+    """0 for the same picture, else the larger Hamming distance of the two hashes but at least 1; NEVER for others.
+
+    The same picture: one of the hashes within HASH_RADIUS, the sides in the same proportion within the rounding
+    of the smaller picture, and the signatures agreeing in every cell. NEVER: pictures with different numbers of
+    frames, one transparent and the other not, or either so flat that only equal pixels are proof.
+    """
+    import numpy as np
+
+    if one.flat_digest and fingerprint_class(one) == fingerprint_class(other):
+        return 0
+    return int(FingerprintTable([one, other]).distances(np.array([[0, 1]]))[0])
+
+
+# ── groups: stars around the best replica ──
+
+
+def best_first(replica: Replica) -> tuple[int, int, str]:
+    """Sorts replicas best first: most pixels, then most bytes, then path."""
+    pixels = replica.fingerprint.width * replica.fingerprint.height
+    return -pixels, -replica.file.size, replica.file.path
+
+
+def fingerprint_class(fingerprint: ImageFingerprint) -> object:
+    """Equal for fingerprints at distance 0 of each other because they say the same; flat ones by their pixels."""
+    if fingerprint.flat_digest:
+        return fingerprint.flat_digest, fingerprint.frames, fingerprint.width, fingerprint.height
+    return fingerprint
+
+
+def image_groups(replicas: Iterable[Replica], threshold: int) -> list[Group]:
+    """The groups of replicas within the threshold of the best of their group, in order of the best.
+
+    Taken best first: a replica that no group has yet becomes the centre of one and takes every other such replica
+    within the threshold of it. The order of the input does not matter.
+    """
+    classes: dict[object, list[Replica]] = defaultdict(list)
+    for replica in sorted(replicas, key=best_first):
+        classes[fingerprint_class(replica.fingerprint)].append(replica)
+    members = list(classes.values())  # in order of their best
+    neighbours = neighbours_within(threshold, [each[0].fingerprint for each in members])
+    groups, taken = [], [False] * len(members)
+    for centre, own in enumerate(members):
+        near = [(other, bits) for other, bits in neighbours.get(centre, ()) if not taken[other]]
+        if not taken[centre] and (near or len(own) > 1):
+            found = [(replica, 0) for replica in own]
+            for other, bits in near:
+                taken[other] = True
+                found += [(replica, bits) for replica in members[other]]
+            found.sort(key=lambda pair: best_first(pair[0]))
+            groups.append(Group("image", tuple(each for each, _ in found), tuple(bits for _, bits in found)))
+    return groups
+
+
+def neighbours_within(threshold: int, fingerprints: Sequence[ImageFingerprint]) -> dict[int, list[tuple[int, int]]]:
+    """For each position the later ones within the threshold of it, with their distances, in order."""
+    import numpy as np
+
+    table = FingerprintTable(fingerprints)
+    telling = np.flatnonzero(~table.flat)
+    neighbours: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for pairs in merged(candidate_pairs(table, telling, threshold)):
+        bits = table.distances(pairs)
+        near = bits <= threshold
+        for (one, other), distance_bits in zip(pairs[near].tolist(), bits[near].tolist(), strict=True):
+            neighbours[one].append((other, distance_bits))
+    return {one: sorted(set(others)) for one, others in neighbours.items()}
+
+
+def candidate_pairs(table: FingerprintTable, rows: np.ndarray, threshold: int) -> Iterator[np.ndarray]:
+    """All pairs of these rows that may lie within the threshold; pairs may come twice."""
+    import numpy as np
+
+    phash, dhash = table.phash[rows], table.dhash[rows]
+    for hashes in (phash, dhash):
+        for pairs in near_pairs(hashes, HASH_RADIUS):
+            yield rows[pairs]
+    if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
+        for pairs in near_pairs(phash, threshold):
+            bits = np.bitwise_count(dhash[pairs[:, 0]] ^ dhash[pairs[:, 1]])
+            yield rows[pairs[bits <= threshold]]
+
+
+def merged(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same pairs in fewer blocks, each of at most about PAIR_BLOCK: small arrays cost more than they hold."""
+    import numpy as np
+
+    held: list[np.ndarray] = []
+    pairs = 0
+    for block in blocks:
+        held.append(block)
+        pairs += len(block)
+        if pairs >= PAIR_BLOCK:
+            yield np.concatenate(held)
+            held, pairs = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+def recoverable_bytes(group: Group) -> int:
+    """Bytes freed if every replica but the keeper goes."""
+    return sum(replica.file.size for replica in group.replicas[1:])
+
+
+def size_spread(group: Group) -> int:
+    """Bytes between the largest and the smallest file of the group."""
+    sizes = [replica.file.size for replica in group.replicas]
+    return max(sizes) - min(sizes)
+
+
+def chosen_groups(groups: Iterable[Group], delta: int, limit: int | None) -> tuple[Group, ...]:
+    """The first `limit` groups whose sizes differ by `delta` bytes or more; most recoverable bytes first."""
+    wanted = [group for group in groups if size_spread(group) >= delta]
+    wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
+    return tuple(wanted[:limit])
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Present: text and JSON
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def text_report(findings: Findings) -> str:
+    """What is printed for people: every group with its files, best first."""
+    if not findings.groups:
+        return "No duplicates found.\n"
+    files = sum(len(group.replicas) for group in findings.groups)
+    recoverable = readable_size(sum(map(recoverable_bytes, findings.groups)))
+    head = f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {recoverable} potentially recoverable"
+    blocks = [group_text(number, group, findings.root) for number, group in enumerate(findings.groups, 1)]
+    return "\n\n".join([head, RULE, *blocks]) + "\n"
+
+
+def group_text(number: int, group: Group, root: str) -> str:
+    lines = [f"Group {number} · {len(group.replicas):,} files"]
+    for position, replica in enumerate(group.replicas):
+        note = "  ← largest" if position == 0 else ""
+        lines.append(f"{readable_size(replica.file.size):>9}  {printable(relative(replica.file.path, root))}{note}")
+        lines.append(f"{'':9}  {printable(replica.file.path)}")
+    return "\n".join(lines)
+
+
+def relative(path: str, root: str) -> str:
+    """The path below the root."""
+    return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
+
+
+def json_report(findings: Findings) -> str:
+    """What is printed for programs; the README documents the fields. ASCII, so that every name survives."""
+    return json.dumps(
+        {
+            "version": 1,
+            "directory": findings.root,
+            "mode": findings.mode,
+            "threshold": findings.threshold,
+            "groups": [group_json(group, findings.root) for group in findings.groups],
+            "unreadable": [{"path": item.path, "reason": item.reason} for item in findings.unreadable],
+            "totals": {
+                "files": findings.tally.found,
+                "new": findings.tally.new,
+                "cached": findings.tally.cached,
+                "groups": len(findings.groups),
+                "recoverable_bytes": sum(map(recoverable_bytes, findings.groups)),
+            },
+        },
+        indent=2,
+    )
+
+
+def group_json(group: Group, root: str) -> dict[str, Any]:
+    return {
+        "kind": group.kind,
+        "recoverable_bytes": recoverable_bytes(group),
+        "files": [
+            {
+                "path": replica.file.path,
+                "relative": relative(replica.file.path, root),
+                "bytes": replica.file.size,
+                "width": replica.fingerprint.width,
+                "height": replica.fingerprint.height,
+                "modified": time_text(replica.file.mtime_ns),
+                "distance": bits,
+            }
+            for replica, bits in zip(group.replicas, group.distances, strict=True)
+        ],
+    }
+
+
+def time_text(nanoseconds: int) -> str | None:
+    """A time since the epoch as ISO 8601 in UTC; None when no calendar has it."""
+    try:
+        return (datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=nanoseconds // 1000)).isoformat()
+    except OverflowError:
+        return None
+
+
+def say_what_was_scanned(scanned: Scan, findings: Findings) -> None:
+    """What was found, cached and left out, on stderr."""
+    for path in scanned.application_libraries:
+        say(f"skipped {printable(path)}: a library of another application")
+    for item in findings.unreadable:
+        say(f"cannot read {printable(item.path)}: {item.reason}")
+    tally = findings.tally
+    counts = [f"{tally.found:,} found", f"{tally.new:,} new", f"{tally.cached:,} cached"]
+    counts += [f"{len(findings.unreadable):,} unreadable"] if findings.unreadable else []
+    counts += [f"{tally.forgotten:,} forgotten"] if tally.forgotten else []
+    say(f"Scanned {printable(scanned.root)}: {', '.join(counts)}")
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Command line
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, checked."""
+
+    directory: str
+    threshold: int
+    delta: int  # bytes
+    limit: int | None
+    cache: str | None
+    jobs: int
+    json: bool
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise IdemError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="idem",
+        usage="python idem.py DIR [options]",
+        description="Find copies of the same photo: other resolution, compression or format. Deletes nothing.",
+        epilog="example:\n  python idem.py ~/Photos --delta 500kb --limit 20",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", metavar="DIR", nargs="?", help="the library: a folder, with all folders in it")
+    what = parser.add_argument_group("what to report")
+    what.add_argument(
+        "-t",
+        "--threshold",
+        type=whole_number(0, MAX_THRESHOLD),
+        default=0,
+        metavar="N",
+        help="0 (default) finds copies; 1 to 64 also pictures whose hashes differ in up to N bits: look-alikes",
+    )
+    what.add_argument(
+        "-d",
+        "--delta",
+        type=size_argument,
+        default=0,
+        metavar="SIZE",
+        help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
+    )
+    what.add_argument(
+        "-l", "--limit", type=whole_number(1), metavar="N", help="only the N groups with most to recover"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("-c", "--cache", metavar="DIR", help=f"keep fingerprints here, not in DIR/{CACHE_FOLDER}")
+    how.add_argument(
+        "-j", "--jobs", type=whole_number(1, 256), metavar="N", help="worker processes (default: one per core)"
+    )
+    how.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+    return parser
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `low` and at most `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= (high or int(text)):
+            limits = f"from {low} to {high}" if high else f"of {low} or more"
+            raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a whole number {limits}")
+        return int(text)
+
+    return parse
+
+
+def size_argument(text: str) -> int:
+    """An argparse type: a size in bytes."""
+    try:
+        return parsed_size(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a size such as 100, 50kb, 2mb or 1.5gb") from None
+
+
+def checked_options(namespace: argparse.Namespace) -> Options:
+    """The options, when the folders they name can be used. IdemError otherwise."""
+    directory, cache = namespace.directory, namespace.cache
+    if not os.path.isdir(directory):
+        cause = "it is not a folder" if os.path.lexists(directory) else "there is no such folder"
+        raise IdemError(f"cannot scan {printable(directory)}: {cause}")
+    if cache is not None and os.path.lexists(cache) and not os.path.isdir(cache):
+        raise IdemError(f"cannot use {printable(cache)} as --cache: it is a file")
+    return Options(
+        directory=directory,
+        threshold=namespace.threshold,
+        delta=namespace.delta,
+        limit=namespace.limit,
+        cache=os.path.realpath(cache) if cache is not None else None,
+        jobs=namespace.jobs or available_cores(),
+        json=namespace.json,
+    )
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def run_lock(folder: str) -> Iterator[None]:
+    """Keep other runs away from a library or a cache folder. IdemError when one is at work in it.
+
+    A folder that cannot be written needs no lock: nothing in it can be moved, and no cache be saved.
+    """
+    from filelock import FileLock, Timeout
+
+    with ExitStack() as held:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            held.enter_context(FileLock(os.path.join(folder, LOCK_FILE), timeout=0))
+        except Timeout:
+            raise IdemError(f"another run of idem is using {printable(folder)}") from None
+        except OSError as error:
+            say(f"warning: cannot write to {printable(folder)}: {reason_of(error)}")
+        yield
+
+
+def fingerprints_of(
+    scanned: Scan, cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> tuple[list[Replica], list[Unreadable], int]:
+    """All scanned pictures with their fingerprints, the unreadable ones, and how many came from the cache."""
+    replicas, unreadable, missing = [], [], []
+    for file in scanned.files:
+        fingerprint = cache.lookup(file)
+        if fingerprint is None:
+            missing.append(file)
+        else:
+            replicas.append(Replica(file, fingerprint))
+    cached = len(replicas)
+    with closing(run_in_workers(fingerprint_image, missing, jobs)) as results:
+        bar = progress_bar(len(missing), "photo")
+        try:
+            for file, result in results:
+                bar.update()
+                if isinstance(result, ImageFingerprint):
+                    cache.store(file, result)
+                    replicas.append(Replica(file, result))
+                else:
+                    unreadable.append(result if isinstance(result, Unreadable) else Unreadable(file.path, result))
+        except KeyboardInterrupt:
+            kept = len(replicas) - cached
+            raise Interrupted(f"interrupted: {kept:,} of {plural(len(missing), 'new photo')} done and kept") from None
+        finally:
+            bar.close()
+    return replicas, unreadable, cached
+
+
+def find_copies(options: Options) -> Findings:
+    """Scan, fingerprint and match: what every mode of reporting starts from."""
+    scanned = scan(options.directory, IMAGE_SUFFIXES)
+    folder = options.cache or os.path.join(scanned.root, CACHE_FOLDER)
+    with ExitStack() as held:
+        for locked in sorted({folder, os.path.join(scanned.root, CACHE_FOLDER)}):
+            held.enter_context(run_lock(locked))
+        with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
+            replicas, unreadable, cached = fingerprints_of(scanned, cache, options.jobs)
+    groups = image_groups(replicas, options.threshold)
+    findings = Findings(
+        root=scanned.root,
+        mode="images",
+        threshold=options.threshold,
+        groups=chosen_groups(groups, options.delta, options.limit),
+        unreadable=tuple(sorted((*scanned.unreadable, *unreadable), key=lambda item: item.path)),
+        tally=Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten),
+    )
+    say_what_was_scanned(scanned, findings)
+    return findings
+
+
+def run_report(options: Options) -> int:
+    """Print the copies; the exit status."""
+    findings = find_copies(options)
+    print(json_report(findings) if options.json else text_report(findings), end="\n" if options.json else "")
+    return 0
+
+
+REQUIRED_MODULES = {"PIL": "Pillow", "numpy": "numpy", "imagehash": "ImageHash", "pybktree": "pybktree"}
+REQUIRED_MODULES |= {"tqdm": "tqdm", "filelock": "filelock"}
+
+
+def check_requirements() -> None:
+    """IdemError that says what to install when a package is missing."""
+    missing = [package for module, package in REQUIRED_MODULES.items() if not can_import(module)]
+    if missing:
+        raise IdemError(f"missing {', '.join(missing)}: python -m pip install {' '.join(missing)}")
+
+
+def stop_at_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leave through every `finally`, so that what is done is kept."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run idem with these arguments (default: those of the process) and return the exit status.
+
+    0: done; 1: something failed; 2: it could not be started as asked; 130: interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names must come out whatever the locale
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop_at_sigterm)
+    try:
+        check_requirements()
+        namespace = build_parser().parse_args(argv)
+        if namespace.directory is None:
+            build_parser().print_help()
+            return 0
+        return run_report(checked_options(namespace))
+    except IdemError as error:
+        say(f"idem: {error}")
+        return 2
+    except Interrupted as stop:
+        say(f"idem: {stop}")
+        return 130
+    except KeyboardInterrupt:
+        say("idem: interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of the output has left. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
