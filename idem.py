@@ -99,11 +99,13 @@ DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both side
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
 
 HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
-# How far two cells of the same picture may lie apart, in levels: a constant for the rounding of quantised
-# coefficients, and a share of the contrast around the cell for edges that resampling moved a fraction of a pixel.
-LUMA_SLACK = 3.0
-CHROMA_SLACK = 3.0
-CONTRAST_SLACK = 0.06
+# How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells:
+CELL_SLACK = 2.5  # levels, for rounding in every conversion
+STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
+LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
+MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more slack for it
+CONTRAST_SLACK = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
+EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
 # The same when one of the two has a palette: 256 colours shift whole areas, so four cells are taken together.
 PALETTE_SLACK = 8.0
 PALETTE_CONTRAST_SLACK = 0.1
@@ -185,6 +187,8 @@ class ImageFingerprint:
     width: int  # px, upright
     height: int
     frames: int
+    luma_step: int  # quantisers of the mean luma and chroma of a JPEG's blocks; 0 for lossless formats
+    chroma_step: int
     palette: bool
     transparent: bool
     phash: int
@@ -423,7 +427,7 @@ class CachedRow:
     path: str
     size: int
     mtime_us: int
-    fields: tuple[str, ...]
+    fields: list[str]  # of the fingerprint; empty for rows that are only remembered
 
 
 def microseconds(text: str) -> int:
@@ -456,6 +460,8 @@ class FingerprintCache(Generic[F]):
     def __init__(self, form: CacheFormat[F], folder: str, scanned: Scan) -> None:
         self.form = form
         self.path = os.path.join(folder, form.file_name)
+        self.mtime_column = form.identity_columns.index("mtime")
+        self.fingerprint_column = len(form.identity_columns)
         self.root = scanned.root
         self.files = {cached_path(file.path): file for file in scanned.files}
         self.known: dict[str, F] = {}
@@ -525,16 +531,16 @@ class FingerprintCache(Generic[F]):
             fields = text.split(",")
         if len(fields) != len(self.form.columns) or not fields[0] or "\0" in fields[0]:
             raise ValueError("not a row")
-        size, mtime = int(fields[1]), microseconds(fields[self.form.identity_columns.index("mtime")])
+        size, mtime = int(fields[1]), microseconds(fields[self.mtime_column])
         if size < 0:
             raise ValueError("negative size")
-        return CachedRow(offset, len(raw), fields[0], size, mtime, tuple(fields[len(self.form.identity_columns) :]))
+        return CachedRow(offset, len(raw), fields[0], size, mtime, fields[self.fingerprint_column :])
 
     def take(self, row: CachedRow) -> None:
         """Hold the fingerprint of a scanned file; of any other file only where its row is."""
         file = self.files.get(row.path)
         if file is None:
-            self.others.append(replace(row, fields=()))
+            self.others.append(replace(row, fields=[]))
             return
         self.needs_rewrite |= row.path in self.known
         self.known.pop(row.path, None)
@@ -547,7 +553,7 @@ class FingerprintCache(Generic[F]):
     def decoded(self, row: CachedRow) -> F | None:
         """The row's fingerprint; None when it is of another version or not one at all."""
         try:
-            return self.form.decode(list(row.fields))
+            return self.form.decode(row.fields)
         except ValueError:
             return None
 
@@ -733,6 +739,8 @@ def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
         str(fingerprint.width),
         str(fingerprint.height),
         str(fingerprint.frames),
+        str(fingerprint.luma_step),
+        str(fingerprint.chroma_step),
         traits,
         fingerprint.flat_digest,
         base64.b64encode(fingerprint.signature).decode(),
@@ -740,49 +748,46 @@ def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
     ]
 
 
+IMAGE_ROW = re.compile(
+    r"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
+    r"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<frames>[1-9][0-9]{0,6}),"
+    r"(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),(?P<traits>p?t?),(?P<flat_digest>(?:[0-9a-f]{64})?),"
+    r"(?P<signature>[^,]*),(?P<stored_signature>[^,]*)",
+    re.ASCII,
+)
+
+
 def decoded_image(fields: list[str]) -> ImageFingerprint | None:
     """The inverse of `encoded_image`; None for another version, ValueError for anything it cannot have written."""
-    phash, dhash, version, width, height, frames, traits, flat_digest, signature, stored_signature = fields
-    if version != str(FINGERPRINT_VERSION):
+    row = IMAGE_ROW.fullmatch(",".join(fields))
+    if row is None:
+        raise ValueError("not a fingerprint")
+    if row["version"] != str(FINGERPRINT_VERSION):
         return None
-    fingerprint = ImageFingerprint(
-        width=positive(width),
-        height=positive(height),
-        frames=positive(frames),
-        palette="p" in traits,
-        transparent="t" in traits,
-        phash=hexadecimal(phash, 16),
-        dhash=hexadecimal(dhash, 16),
-        signature=binascii.a2b_base64(signature),
-        stored_signature=binascii.a2b_base64(stored_signature),
-        flat_digest=flat_digest,
+    signature, stored_signature = binascii.a2b_base64(row["signature"]), binascii.a2b_base64(row["stored_signature"])
+    if len(signature) != SIGNATURE_BYTES or len(stored_signature) not in (0, SIGNATURE_BYTES):
+        raise ValueError("not a signature")
+    return ImageFingerprint(
+        width=int(row["width"]),
+        height=int(row["height"]),
+        frames=int(row["frames"]),
+        luma_step=int(row["luma_step"]),
+        chroma_step=int(row["chroma_step"]),
+        palette="p" in row["traits"],
+        transparent="t" in row["traits"],
+        phash=int(row["phash"], 16),
+        dhash=int(row["dhash"], 16),
+        signature=signature,
+        stored_signature=stored_signature,
+        flat_digest=row["flat_digest"],
     )
-    if len(fingerprint.signature) != SIGNATURE_BYTES or len(fingerprint.stored_signature) not in (0, SIGNATURE_BYTES):
-        raise ValueError("signature")
-    if flat_digest:
-        hexadecimal(flat_digest, 64)
-    return fingerprint
-
-
-def positive(text: str) -> int:
-    """A whole number above 0. ValueError for anything else."""
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ValueError(text)
-    return int(text)
-
-
-def hexadecimal(text: str, digits: int) -> int:
-    """The value of exactly so many hex digits. ValueError for anything else."""
-    if len(text) != digits or not text.isalnum():
-        raise ValueError(text)
-    return int(text, 16)
 
 
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     file_name="images_perceptual_hash_db.csv",
     identity_columns=("path", "size", "mtime"),
     fingerprint_columns=tuple(
-        "phash,dhash,version,width,height,frames,traits,flat_digest,signature,stored_signature".split(",")
+        "phash,dhash,version,width,height,frames,luma_step,chroma_step,traits,flat_digest,signature,stored_signature".split(",")
     ),
     encode=encoded_image,
     decode=decoded_image,
@@ -978,9 +983,12 @@ def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
     transparent = is_transparent(picture)
     stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, transparent))
     phash, dhash = perceptual_hashes(seen)
+    luma_step, chroma_step = quantisers(picture)
     return ImageFingerprint(
         *(reversed(size) if TURNS[orientation][0] else size),
         frames=frames,
+        luma_step=luma_step,
+        chroma_step=chroma_step,
         palette=picture.mode in ("P", "PA"),
         transparent=transparent,
         phash=phash,
@@ -1001,6 +1009,15 @@ def load_reduced(picture: Image.Image) -> None:
     stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
     picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
     picture.load()
+
+
+def quantisers(picture: Image.Image) -> tuple[int, int]:
+    """By what a JPEG's mean luma and chroma were divided and rounded, at most MAX_STEP; a guess for other formats."""
+    tables = getattr(picture, "quantization", None)
+    if not tables:
+        return (LOSSY_STEP, LOSSY_STEP) if picture.format in ("WEBP", "HEIF") else (0, 0)
+    steps = [min(MAX_STEP, tables[layer[3]][0]) for layer in picture.layer]  # type: ignore[attr-defined]
+    return steps[0], steps[min(1, len(steps) - 1)]
 
 
 def orientation_of(picture: Image.Image) -> int:
@@ -1469,6 +1486,8 @@ class FingerprintTable:
         self.dhash = np.array([each.dhash for each in fingerprints], np.uint64)
         self.width = np.array([each.width for each in fingerprints], np.float64)
         self.height = np.array([each.height for each in fingerprints], np.float64)
+        self.luma_step = np.array([each.luma_step for each in fingerprints], np.float32)
+        self.chroma_step = np.array([each.chroma_step for each in fingerprints], np.float32)
         self.palette = np.array([each.palette for each in fingerprints], bool)
         self.profiled = np.array([bool(each.stored_signature) for each in fingerprints], bool)
         # What must be equal for two pictures to be compared at all.
@@ -1516,11 +1535,17 @@ class FingerprintTable:
         """Whether each i agrees with its j, for the stored signature of one of them or neither."""
         import numpy as np
 
-        ones, others = self.signatures(i, i_stored), self.signatures(j, j_stored)
+        ones, others = planes_of(self.signatures(i, i_stored)), planes_of(self.signatures(j, j_stored))
+        side = np.minimum(np.minimum(self.width, self.height)[i], np.minimum(self.width, self.height)[j])
+        share = CONTRAST_SLACK + EDGE_SHIFT * LUMA_CELLS / side
         mixed = self.palette[i] != self.palette[j]
-        same = np.empty(len(i), bool)
-        same[~mixed] = cells_agree(ones[~mixed], others[~mixed])
-        same[mixed] = coarse_cells_agree(ones[mixed], others[mixed])
+        same = np.ones(len(i), bool)
+        for plane, other_plane, step in zip(ones, others, (self.luma_step, self.chroma_step), strict=True):
+            slack = CELL_SLACK + STEP_SHARE * (step[i] + step[j])
+            same &= mixed | within_slack(plane, other_plane, slack, share)
+        for plane, other_plane in zip(ones, others, strict=True) if mixed.any() else ():
+            coarse = within_slack(halved(plane), halved(other_plane), PALETTE_SLACK, PALETTE_CONTRAST_SLACK)
+            same &= ~mixed | coarse
         return same
 
     def signatures(self, rows: np.ndarray, stored: bool) -> np.ndarray:
@@ -1538,36 +1563,21 @@ def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return luma.reshape(-1, 1, LUMA_CELLS, LUMA_CELLS), chroma.reshape(-1, 2, CHROMA_CELLS, CHROMA_CELLS)
 
 
-def cells_agree(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether each of the signatures is within the slack of its partner in every cell."""
-    (luma, chroma), (other_luma, other_chroma) = planes_of(ones), planes_of(others)
-    return within_slack(luma, other_luma, LUMA_SLACK, CONTRAST_SLACK) & within_slack(
-        chroma, other_chroma, CHROMA_SLACK, CONTRAST_SLACK
-    )
-
-
-def coarse_cells_agree(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The same for a picture with a palette and one without, whose cells are taken four by four."""
-    same = True
-    for plane, other_plane in zip(planes_of(ones), planes_of(others), strict=True):
-        same = same & within_slack(
-            four_by_four(plane), four_by_four(other_plane), PALETTE_SLACK, PALETTE_CONTRAST_SLACK
-        )
-    return same
-
-
-def four_by_four(planes: np.ndarray) -> np.ndarray:
-    """The means of two by two cells."""
+def halved(planes: np.ndarray) -> np.ndarray:
+    """The planes with the mean of two by two cells in place of each."""
     count, channels, rows, columns = planes.shape
     return planes.reshape(count, channels, rows // 2, 2, columns // 2, 2).mean(axis=(3, 5))
 
 
-def within_slack(ones: np.ndarray, others: np.ndarray, slack: float, contrast_slack: float) -> np.ndarray:
-    """Whether planes differ nowhere by more than the slack plus a share of the contrast around the cell."""
+def within_slack(
+    ones: np.ndarray, others: np.ndarray, slack: np.ndarray | float, share: np.ndarray | float
+) -> np.ndarray:
+    """Whether planes differ in no cell by more than the slack plus that share of the contrast around it."""
     import numpy as np
 
     contrast = np.maximum(contrast_around(ones), contrast_around(others))
-    return (np.abs(ones - others) <= slack + contrast_slack * contrast).all(axis=(1, 2, 3))
+    excess = np.abs(ones - others) - np.reshape(share, (-1, 1, 1, 1)) * contrast
+    return excess.max(axis=(1, 2, 3), initial=0) <= slack
 
 
 def contrast_around(planes: np.ndarray) -> np.ndarray:
@@ -1953,8 +1963,9 @@ def find_copies(options: Options) -> Findings:
     scanned = scan(options.directory, IMAGE_SUFFIXES)
     folder = options.cache or os.path.join(scanned.root, CACHE_FOLDER)
     with ExitStack() as held:
-        for locked in sorted({folder, os.path.join(scanned.root, CACHE_FOLDER)}):
-            held.enter_context(run_lock(locked))
+        for locked in {folder, os.path.join(scanned.root, CACHE_FOLDER)}:
+            if locked == folder or os.path.isdir(locked):
+                held.enter_context(run_lock(locked))
         with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
             replicas, unreadable, cached = fingerprints_of(scanned, cache, options.jobs)
     groups = image_groups(replicas, options.threshold)
