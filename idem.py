@@ -63,11 +63,11 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar
 
 if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm run must not wait for them
     import numpy as np
@@ -303,12 +303,24 @@ def is_inside(path: str, root: str) -> bool:
     return path.startswith(root if root.endswith(os.sep) else root + os.sep)
 
 
-def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
-    """A bar with rate and time left on stderr; nothing where that is not a terminal."""
+def progress_bar(total: int, unit: str) -> tqdm[NoReturn] | SilentBar:
+    """A bar with rate and time left on stderr; nothing where that is not a terminal or there is nothing to do."""
+    if not total or not sys.stderr.isatty():
+        return SilentBar()
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
-    return tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+    return tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, leave=False)
+
+
+class SilentBar:
+    """A progress bar that shows nothing."""
+
+    def update(self, done: float = 1) -> None:
+        """Nothing to show."""
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -418,8 +430,7 @@ class CacheFormat(Generic[F]):
         return self.identity_columns + self.fingerprint_columns
 
 
-@dataclass(frozen=True, slots=True)
-class CachedRow:
+class CachedRow(NamedTuple):  # a dataclass would take a third of the time of loading
     """Where a row stands in the cache file, and which file it is about."""
 
     offset: int
@@ -480,7 +491,7 @@ class FingerprintCache(Generic[F]):
     def load(self) -> None:
         try:
             with open(self.path, "rb") as stream:
-                for row in self.rows(stream):
+                for row in self.rows(PhysicalLines(stream)):
                     self.take(row)
         except FileNotFoundError:
             return
@@ -488,14 +499,10 @@ class FingerprintCache(Generic[F]):
             self.warn("read", error)
         self.find_moved()
 
-    def rows(self, stream: BinaryIO) -> Iterator[CachedRow]:
+    def rows(self, lines: PhysicalLines) -> Iterator[CachedRow]:
         """The rows that are whole, in order. What is torn is passed over without harm to its neighbours."""
-        lines = PhysicalLines(stream)
-        header = ",".join(self.form.columns).encode()
         first = lines.next()
-        if first is None:
-            return
-        if first[1].rstrip(b"\r\n") != header:
+        if first is not None and first[1].rstrip(b"\r\n") != ",".join(self.form.columns).encode():
             self.needs_rewrite = True
             lines.put_back([first])
         while (line := lines.next()) is not None:
@@ -509,12 +516,10 @@ class FingerprintCache(Generic[F]):
         """The row that starts on this line, taking up further lines while a quoted path goes on; None: torn."""
         offset, raw = line
         taken: list[tuple[int, bytes]] = []
-        while raw.count(b'"') % 2 and len(taken) < MAX_ROW_LINES:
-            following = lines.next()
-            if following is None:
-                break
-            taken.append(following)
-            raw += following[1]
+        if b'"' in raw:
+            while raw.count(b'"') % 2 and len(taken) < MAX_ROW_LINES and (following := lines.next()) is not None:
+                taken.append(following)
+                raw += following[1]
         try:
             return self.parsed_row(offset, raw)
         except (ValueError, csv.Error):
@@ -522,11 +527,12 @@ class FingerprintCache(Generic[F]):
             return None
 
     def parsed_row(self, offset: int, raw: bytes) -> CachedRow:
+        """The row in these bytes. ValueError or csv.Error when they are not exactly one."""
         if not raw.endswith(b"\n"):
             raise ValueError("torn")
         text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
         if '"' in text:
-            (fields,) = csv.reader([text], strict=True) if "\n" not in text else [quoted_fields(text)]
+            (fields,) = csv.reader(io.StringIO(text, newline=""), strict=True)
         else:
             fields = text.split(",")
         if len(fields) != len(self.form.columns) or not fields[0] or "\0" in fields[0]:
@@ -540,14 +546,12 @@ class FingerprintCache(Generic[F]):
         """Hold the fingerprint of a scanned file; of any other file only where its row is."""
         file = self.files.get(row.path)
         if file is None:
-            self.others.append(replace(row, fields=[]))
+            self.others.append(row._replace(fields=[]))
             return
-        self.needs_rewrite |= row.path in self.known
-        self.known.pop(row.path, None)
         fingerprint = self.decoded(row) if row_fits(row, file) else None
-        if fingerprint is None:
-            self.needs_rewrite = True
-        else:
+        self.needs_rewrite |= fingerprint is None or row.path in self.known
+        self.known.pop(row.path, None)
+        if fingerprint is not None:
             self.known[row.path] = fingerprint
 
     def decoded(self, row: CachedRow) -> F | None:
@@ -711,14 +715,6 @@ class PhysicalLines:
 
     def put_back(self, lines: list[tuple[int, bytes]]) -> None:
         self.returned.extendleft(reversed(lines))
-
-
-def quoted_fields(text: str) -> list[str]:
-    """The fields of a CSV row whose first one is quoted and contains line breaks."""
-    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    if len(rows) != 1:
-        raise ValueError("not one row")
-    return rows[0]
 
 
 def names_in(folder: str) -> frozenset[str]:
@@ -897,7 +893,7 @@ def jpeg_without_end(data: bytes) -> bytes:
     ValueError when the file has no end marker or lacks scans.
     """
     layout = jpeg_layout(data)
-    end = data.find(b"\xff\xd9", layout.scan_data)
+    end = len(data) - 2 if data.endswith(END_OF_IMAGE) else data.find(END_OF_IMAGE, layout.scan_data)
     if end < 0:
         raise ValueError("truncated: a JPEG without its end")
     if layout.one_scan:
@@ -949,6 +945,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + max(2, length)
 
 
+END_OF_IMAGE = b"\xff\xd9"
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
@@ -1095,7 +1092,7 @@ def ycbcr_cells(picture: Image.Image) -> np.ndarray:
     if picture.mode == "RGBA":
         channels = over_checkerboard(picture)
     else:
-        channels = np.stack([area_cells(channel, LUMA_CELLS) for channel in picture.split()])
+        channels = area_cells(picture, LUMA_CELLS)
     if picture.mode == "YCbCr":
         return channels
     if picture.mode == "L":
@@ -1110,21 +1107,26 @@ def over_checkerboard(picture: Image.Image) -> np.ndarray:
     import numpy as np
 
     squares = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((LUMA_CELLS // 8, LUMA_CELLS // 8)))
-    channels = np.stack([area_cells(channel, LUMA_CELLS) for channel in picture.convert("RGBa").split()])
+    channels = area_cells(picture.convert("RGBa"), LUMA_CELLS)
     return channels[:3] + (255 - channels[3]) * squares.astype(np.float32)
 
 
-def area_cells(channel: Image.Image, cells: int) -> np.ndarray:
-    """The mean of each of cells by cells equal parts of a one-channel picture, shape (cells, cells).
+def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
+    """The mean of each of cells by cells equal parts of a picture, shape (bands, cells, cells).
 
     Exact: a pixel on a border counts for both sides by its share. Pillow's BOX filter gives such pixels to one
     side, which alone made small copies differ from their originals by up to 8 levels.
     """
     import numpy as np
 
-    pixels = np.asarray(channel, dtype=np.float32)
-    height, width = pixels.shape
-    return area_weights(height, cells) @ pixels @ area_weights(width, cells).T
+    width, height = picture.size
+    pixels = np.asarray(picture).reshape(height, -1)
+    rows = np.empty((cells, pixels.shape[1]), np.float32)
+    weights = area_weights(height, cells)
+    for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
+        top, bottom = height * cell // cells, -(-height * (cell + 1) // cells)
+        rows[cell] = weights[cell, top:bottom] @ pixels[top:bottom].astype(np.float32)
+    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, cells).T
 
 
 @functools.lru_cache(maxsize=256)
@@ -1142,7 +1144,7 @@ def reduced_picture(picture: Image.Image, cells: int) -> Image.Image:
     """The picture as cells by cells pixels, by exact means."""
     from PIL import Image
 
-    bands = [Image.fromarray(area_cells(band, cells).round().astype("uint8")) for band in picture.split()]
+    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(picture, cells)]
     return Image.merge(picture.mode, bands)
 
 
@@ -1421,17 +1423,20 @@ def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
     if parts <= 64 and parts * shared * BUCKET_COST < len(hashes):
         yield from near_pairs_by_parts(hashes, radius)
         return
-    wide, high = SWEEP_TILE
-    for top in range(0, len(hashes), high):
-        rows = hashes[top : top + high, None]
-        for left in range(top, len(hashes), wide):
-            near = np.bitwise_count(rows ^ hashes[None, left : left + wide]) <= radius
-            i, j = np.nonzero(near)
-            pairs = np.stack([i + top, j + left], axis=1)
-            yield pairs[pairs[:, 0] < pairs[:, 1]]
+    rows, columns = SWEEP_TILE
+    difference, bits = np.empty(SWEEP_TILE, np.uint64), np.empty(SWEEP_TILE, np.uint8)
+    for top in range(0, len(hashes), rows):
+        ones = hashes[top : top + rows, None]
+        for left in range(top, len(hashes), columns):
+            others = hashes[None, left : left + columns]
+            tile = slice(0, len(ones)), slice(0, others.shape[1])
+            np.bitwise_count(np.bitwise_xor(ones, others, out=difference[tile]), out=bits[tile])
+            near = np.argwhere(bits[tile] <= radius)
+            near += top, left
+            yield near[near[:, 0] < near[:, 1]]
 
 
-SWEEP_TILE = 8192, 32  # columns and rows of hashes compared at once: stays inside the processor's cache
+SWEEP_TILE = 16, 8192  # rows and columns of hashes compared at once: stays inside the processor's cache
 BUCKET_COST = 10  # comparing a pair out of a bucket costs about so many times one of a tile
 
 
