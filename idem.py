@@ -865,6 +865,15 @@ def usable_formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF")
 
 
+def load_decoders() -> None:
+    """Import what fingerprinting needs, so that forked workers share it instead of each importing its own."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive the fork
+    import imagehash  # noqa: F401
+    import scipy.fftpack  # noqa: F401
+
+    usable_formats()
+
+
 def opened_picture(stream: BinaryIO) -> Image.Image:
     """The picture in an open file, with only its header read. Raises what Pillow raises."""
     from PIL import Image
@@ -893,21 +902,26 @@ def jpeg_without_end(data: bytes) -> bytes:
     ValueError when the file has no end marker or lacks scans.
     """
     layout = jpeg_layout(data)
-    end = len(data) - 2 if data.endswith(END_OF_IMAGE) else data.find(END_OF_IMAGE, layout.scan_data)
+    end = len(data) - 2 if data.endswith(END_OF_IMAGE) else data.find(END_OF_IMAGE, layout.first_scan)
     if end < 0:
         raise ValueError("truncated: a JPEG without its end")
     if layout.one_scan:
         return data[:end] + bytes(16)  # the decoder looks ahead by up to 8 bytes
-    if layout.progressive and not progressive_is_complete(data, layout.components):
+    if layout.progressive and not progressive_is_complete(data, layout):
         raise ValueError("truncated: a progressive JPEG without its last scans")
     return data
 
 
+END_OF_IMAGE = b"\xff\xd9"
+START_OF_SCAN = b"\xff\xda"
+FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
+
+
 @dataclass(frozen=True, slots=True)
 class JpegLayout:
-    """What the markers before the first scan's data tell."""
+    """What the markers up to the first scan tell."""
 
-    scan_data: int  # offset of the first scan's data
+    first_scan: int  # offset of its marker
     components: tuple[int, ...]
     progressive: bool
     one_scan: bool  # all components in one Huffman-coded sequential scan
@@ -916,52 +930,42 @@ class JpegLayout:
 def jpeg_layout(data: bytes) -> JpegLayout:
     """The layout of a JPEG file (ITU-T T.81, annex B). ValueError when there is no scan."""
     components: tuple[int, ...] = ()
-    frame = 0
-    for marker, start, end in jpeg_segments(data):
-        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB):
-            frame = marker
-            components = tuple(data[start + 6 + 3 * i] for i in range(data[start + 5]) if start + 8 + 3 * i < end)
-        if marker == 0xDA:
-            one_scan = frame in (0xC0, 0xC1) and data[start] == len(components)
-            return JpegLayout(end, components, frame == 0xC2, one_scan)
+    frame, position = 0, 2
+    while position + 4 <= len(data):
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker == 0xFF:
+            position += 1  # fill bytes, or junk that decoders pass over
+            continue
+        if marker == START_OF_SCAN[1]:
+            one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
+            return JpegLayout(position, components, frame == 0xC2, one_scan)
+        if marker in FRAME_MARKERS:
+            frame, components = marker, frame_components(data, position)
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     raise ValueError("truncated: a JPEG without picture data")
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of the payload of every segment, up to the end-of-image marker or the end of data."""
-    position = 2
-    while 0 <= position < len(data) - 3:
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD7:
-            found = JPEG_MARKER.search(data, position + (data[position] == 0xFF and marker != 0xFF))
-            if not found:
-                return
-            position = found.start()
-            continue
-        if marker == 0xD9:
-            return
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        yield marker, position + 4, min(position + 2 + length, len(data))
-        position += 2 + max(2, length)
+def frame_components(data: bytes, frame: int) -> tuple[int, ...]:
+    """The identifiers of the components that the frame header at this offset names."""
+    table = data[frame + 10 : frame + 10 + 3 * data[frame + 9]] if frame + 9 < len(data) else b""
+    return tuple(table[::3])
 
 
-END_OF_IMAGE = b"\xff\xd9"
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-
-
-def progressive_is_complete(data: bytes, components: tuple[int, ...]) -> bool:
+def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
     """Whether the scans carry every coefficient of every component down to its last bit.
 
     A last scan that is itself cut short is not noticed: it refines the last bit of some coefficients.
     """
-    missing = {(component, coefficient) for component in components for coefficient in range(64)}
-    for marker, start, _ in jpeg_segments(data):
-        if marker == 0xDA:
-            count = data[start]
-            first, last, approximation = data[start + 1 + 2 * count : start + 4 + 2 * count]
+    missing = {(component, coefficient) for component in layout.components for coefficient in range(64)}
+    scan_at = layout.first_scan
+    while scan_at >= 0:
+        count = data[scan_at + 4] if scan_at + 4 < len(data) else 0
+        header = data[scan_at + 5 : scan_at + 8 + 2 * count]
+        if len(header) == 2 * count + 3:
+            first, last, approximation = header[-3:]
             if approximation & 15 == 0:
-                scanned = [data[start + 1 + 2 * i] for i in range(count)]
-                missing -= {(component, k) for component in scanned for k in range(first, last + 1)}
+                missing -= {(component, k) for component in header[:-3:2] for k in range(first, last + 1)}
+        scan_at = data.find(START_OF_SCAN, scan_at + 2)  # the data of a scan never contains it
     return not missing
 
 
@@ -1251,8 +1255,7 @@ class Worker(Generic[T, R]):
     """A process, the connection to it, and the tasks it holds, the one at work first."""
 
     def __init__(self, work: Callable[[T], R], timeout: float) -> None:
-        # Forking is many times faster, but safe only where the system libraries do not start threads of their own.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self.timeout = timeout
         self.tasks: deque[T] = deque()
         self.deadline = float("inf")
@@ -1310,6 +1313,10 @@ class Worker(Generic[T, R]):
         self.connection.close()
         self.process.kill()
         self.process.join()
+
+
+# Forking is many times faster, but safe only where the system libraries start no threads of their own.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 @contextmanager
@@ -1945,6 +1952,8 @@ def fingerprints_of(
         else:
             replicas.append(Replica(file, fingerprint))
     cached = len(replicas)
+    if missing and START_METHOD == "fork":
+        load_decoders()
     with closing(run_in_workers(fingerprint_image, missing, jobs)) as results:
         bar = progress_bar(len(missing), "photo")
         try:
