@@ -41,9 +41,9 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import csv
 import functools
+import gc
 import hashlib
 import importlib.util
 import io
@@ -94,6 +94,7 @@ LUMA_CELLS = 32  # per side, of the small picture that decides what is the same
 CHROMA_CELLS = LUMA_CELLS // 2
 LUMA_BYTES = LUMA_CELLS**2
 SIGNATURE_BYTES = LUMA_BYTES + 2 * CHROMA_CELLS**2
+SIGNATURE_TEXT = SIGNATURE_BYTES // 3 * 4  # characters of base64: the bytes are a multiple of 3
 PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see seen_planes
 DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
@@ -179,7 +180,8 @@ class ImageFingerprint:
     """What idem knows of a picture after decoding it once.
 
     The signature is LUMA_BYTES of luma row by row, then twice CHROMA_CELLS squared of Cb and of Cr, all 0-255,
-    of the upright picture in sRGB. `stored_signature` is made from the stored numbers where a colour profile
+    of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
+    all other loading. `stored_signature` is made from the stored numbers where a colour profile
     changes them, else empty: a copy whose profile was stripped agrees with it. `flat_digest` is the SHA-256 of
     the decoded pixels where the picture is too flat for hash and signature to mean anything, else empty.
     """
@@ -423,7 +425,7 @@ class CacheFormat(Generic[F]):
     identity_columns: tuple[str, ...]  # path, size and mtime, and whatever else describes the file
     fingerprint_columns: tuple[str, ...]
     encode: Callable[[F], list[str]]
-    decode: Callable[[list[str]], F | None]  # None: of another version; ValueError: not a row of this cache
+    decode: Callable[[list[bytes]], F | None]  # None: of another version; ValueError: not a row of this cache
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -438,15 +440,15 @@ class CachedRow(NamedTuple):  # a dataclass would take a third of the time of lo
     path: str
     size: int
     mtime_us: int
-    fields: list[str]  # of the fingerprint; empty for rows that are only remembered
+    fields: list[bytes]  # of the fingerprint; empty for rows that are only remembered
 
 
-def microseconds(text: str) -> int:
+def microseconds(text: bytes) -> int:
     """A time written as seconds with a fraction, in microseconds. ValueError when it is not a finite number."""
     try:
         return round(float(text) * 1_000_000)
     except OverflowError:
-        raise ValueError(text) from None
+        raise ValueError("not a time") from None
 
 
 def cached_path(path: str) -> str:
@@ -530,17 +532,18 @@ class FingerprintCache(Generic[F]):
         """The row in these bytes. ValueError or csv.Error when they are not exactly one."""
         if not raw.endswith(b"\n"):
             raise ValueError("torn")
-        text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
-        if '"' in text:
-            (fields,) = csv.reader(io.StringIO(text, newline=""), strict=True)
+        if b'"' in raw:
+            (texts,) = csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+            fields = [text.encode("utf-8", "surrogateescape") for text in texts]
         else:
-            fields = text.split(",")
-        if len(fields) != len(self.form.columns) or not fields[0] or "\0" in fields[0]:
+            fields = raw.split(b",")
+            fields[-1] = fields[-1].rstrip(b"\r\n")
+        if len(fields) != len(self.form.columns) or not fields[0] or b"\0" in fields[0]:
             raise ValueError("not a row")
-        size, mtime = int(fields[1]), microseconds(fields[self.mtime_column])
+        path, size, mtime_us = fields[0].decode("utf-8", "surrogateescape"), int(fields[1]), microseconds(fields[self.mtime_column])
         if size < 0:
             raise ValueError("negative size")
-        return CachedRow(offset, len(raw), fields[0], size, mtime, fields[self.fingerprint_column :])
+        return CachedRow(offset, len(raw), path, size, mtime_us, fields[self.fingerprint_column :])
 
     def take(self, row: CachedRow) -> None:
         """Hold the fingerprint of a scanned file; of any other file only where its row is."""
@@ -739,29 +742,30 @@ def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
         str(fingerprint.chroma_step),
         traits,
         fingerprint.flat_digest,
-        base64.b64encode(fingerprint.signature).decode(),
-        base64.b64encode(fingerprint.stored_signature).decode(),
+        fingerprint.signature.decode(),
+        fingerprint.stored_signature.decode(),
     ]
 
 
-IMAGE_ROW = re.compile(
-    r"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
-    r"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<frames>[1-9][0-9]{0,6}),"
-    r"(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),(?P<traits>p?t?),(?P<flat_digest>(?:[0-9a-f]{64})?),"
-    r"(?P<signature>[^,]*),(?P<stored_signature>[^,]*)",
-    re.ASCII,
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+IMAGE_TRAITS = re.compile(  # all columns but the signatures
+    rb"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
+    rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<frames>[1-9][0-9]{0,6}),"
+    rb"(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),(?P<traits>p?t?),(?P<flat_digest>([0-9a-f]{64})?)"
 )
 
 
-def decoded_image(fields: list[str]) -> ImageFingerprint | None:
+def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
     """The inverse of `encoded_image`; None for another version, ValueError for anything it cannot have written."""
-    row = IMAGE_ROW.fullmatch(",".join(fields))
+    row = IMAGE_TRAITS.fullmatch(b",".join(fields[:-2]))
     if row is None:
         raise ValueError("not a fingerprint")
-    if row["version"] != str(FINGERPRINT_VERSION):
+    if int(row["version"]) != FINGERPRINT_VERSION:
         return None
-    signature, stored_signature = binascii.a2b_base64(row["signature"]), binascii.a2b_base64(row["stored_signature"])
-    if len(signature) != SIGNATURE_BYTES or len(stored_signature) not in (0, SIGNATURE_BYTES):
+    signature, stored_signature = fields[-2:]
+    if len(signature) != SIGNATURE_TEXT or len(stored_signature) not in (0, SIGNATURE_TEXT):
+        raise ValueError("not a signature")
+    if signature.translate(None, BASE64) or stored_signature.translate(None, BASE64):
         raise ValueError("not a signature")
     return ImageFingerprint(
         width=int(row["width"]),
@@ -769,13 +773,13 @@ def decoded_image(fields: list[str]) -> ImageFingerprint | None:
         frames=int(row["frames"]),
         luma_step=int(row["luma_step"]),
         chroma_step=int(row["chroma_step"]),
-        palette="p" in row["traits"],
-        transparent="t" in row["traits"],
+        palette=b"p" in row["traits"],
+        transparent=b"t" in row["traits"],
         phash=int(row["phash"], 16),
         dhash=int(row["dhash"], 16),
         signature=signature,
         stored_signature=stored_signature,
-        flat_digest=row["flat_digest"],
+        flat_digest=row["flat_digest"].decode(),
     )
 
 
@@ -994,8 +998,8 @@ def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
         transparent=transparent,
         phash=phash,
         dhash=dhash,
-        signature=seen.tobytes(),
-        stored_signature=stored.tobytes() if abs(stored.astype(int) - seen).max() > 1 else b"",
+        signature=base64.b64encode(seen.tobytes()),
+        stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
         flat_digest=pixel_digest(picture) if is_flat(seen) else "",
     )
 
@@ -1565,8 +1569,8 @@ class FingerprintTable:
         import numpy as np
 
         chosen = [self.fingerprints[row] for row in rows.tolist()]
-        data = b"".join(each.stored_signature if stored else each.signature for each in chosen)
-        return np.frombuffer(data, np.uint8).reshape(len(chosen), SIGNATURE_BYTES).astype(np.float32)
+        text = b"".join(each.stored_signature if stored else each.signature for each in chosen)
+        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(len(chosen), SIGNATURE_BYTES).astype(np.float32)
 
 
 def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -2028,6 +2032,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop_at_sigterm)
+    gc.set_threshold(100_000)  # a large library is millions of small objects in no cycles: looking for some is slow
     try:
         check_requirements()
         namespace = build_parser().parse_args(argv)
