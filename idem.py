@@ -61,10 +61,11 @@ import unicodedata
 import warnings
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar
@@ -142,7 +143,7 @@ class IdemError(Exception):
     """What could not be done, to which path, and why: one line for the user. Exit status 2."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The user stopped the run; the text says what was kept. Exit status 130."""
 
 
@@ -540,7 +541,11 @@ class FingerprintCache(Generic[F]):
             fields[-1] = fields[-1].rstrip(b"\r\n")
         if len(fields) != len(self.form.columns) or not fields[0] or b"\0" in fields[0]:
             raise ValueError("not a row")
-        path, size, mtime_us = fields[0].decode("utf-8", "surrogateescape"), int(fields[1]), microseconds(fields[self.mtime_column])
+        path, size, mtime_us = (
+            fields[0].decode("utf-8", "surrogateescape"),
+            int(fields[1]),
+            microseconds(fields[self.mtime_column]),
+        )
         if size < 0:
             raise ValueError("negative size")
         return CachedRow(offset, len(raw), path, size, mtime_us, fields[self.fingerprint_column :])
@@ -568,9 +573,7 @@ class FingerprintCache(Generic[F]):
 
     def find_moved(self) -> None:
         """Index the rows whose name, size and time are those of a scanned file that has no row."""
-        homeless = {
-            (os.path.basename(path), file.size) for path, file in self.files.items() if path not in self.known
-        }
+        homeless = {(os.path.basename(path), file.size) for path, file in self.files.items() if path not in self.known}
         for row in self.others:
             key = (os.path.basename(row.path), row.size)
             if key in homeless:
@@ -650,7 +653,7 @@ class FingerprintCache(Generic[F]):
     def opened_to_append(self) -> BinaryIO:
         """The cache file, at the start of a line of its own, below a header."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        stream = open(self.path, "a+b")  # noqa: SIM115: kept open until close()
+        stream = open(self.path, "a+b")  # noqa: SIM115 (open until close)
         if stream.seek(0, os.SEEK_END) == 0:
             stream.write((",".join(self.form.columns) + "\n").encode())
         else:
@@ -786,8 +789,9 @@ def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     file_name="images_perceptual_hash_db.csv",
     identity_columns=("path", "size", "mtime"),
-    fingerprint_columns=tuple(
-        "phash,dhash,version,width,height,frames,luma_step,chroma_step,traits,flat_digest,signature,stored_signature".split(",")
+    fingerprint_columns=(
+        *("phash", "dhash", "version", "width", "height", "frames", "luma_step", "chroma_step"),
+        *("traits", "flat_digest", "signature", "stored_signature"),
     ),
     encode=encoded_image,
     decode=decoded_image,
@@ -799,8 +803,10 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-DECODER_ERRORS += (RuntimeError, AssertionError, EOFError, MemoryError, struct.error, zlib.error)
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
+    *(AssertionError, EOFError, MemoryError, struct.error, zlib.error),
+)
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
 # Formats whose further frames are pictures or pages of their own. Those of an MPO are previews and gain maps.
@@ -857,7 +863,7 @@ def can_import(module: str) -> bool:
 @functools.cache
 def usable_formats() -> tuple[str, ...]:
     """FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
-    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401: they register decoders
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register decoders)
 
     Image.preinit()
     if not can_import("pillow_heif"):
@@ -989,8 +995,10 @@ def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
     stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, transparent))
     phash, dhash = perceptual_hashes(seen)
     luma_step, chroma_step = quantisers(picture)
+    width, height = reversed(size) if TURNS[orientation][0] else size
     return ImageFingerprint(
-        *(reversed(size) if TURNS[orientation][0] else size),
+        width=width,
+        height=height,
         frames=frames,
         luma_step=luma_step,
         chroma_step=chroma_step,
@@ -1038,8 +1046,7 @@ def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel lets a background through."""
     if not picture.has_transparency_data:
         return False
-    low, _ = picture.convert("RGBA").getchannel("A").getextrema()
-    return low != 255
+    return picture.convert("RGBA").getchannel("A").histogram()[255] < picture.width * picture.height
 
 
 def stored_and_seen_cells(picture: Image.Image, transparent: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -1097,10 +1104,7 @@ def ycbcr_cells(picture: Image.Image) -> np.ndarray:
     """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
     import numpy as np
 
-    if picture.mode == "RGBA":
-        channels = over_checkerboard(picture)
-    else:
-        channels = area_cells(picture, LUMA_CELLS)
+    channels = over_checkerboard(picture) if picture.mode == "RGBA" else area_cells(picture, LUMA_CELLS)
     if picture.mode == "YCbCr":
         return channels
     if picture.mode == "L":
@@ -1166,11 +1170,14 @@ def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Imag
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, *DECODER_ERRORS):
+    except ImageCms.PyCMSError:
         return None  # viewers ignore a profile that is broken or of another colour space, too
+    except DECODER_ERRORS:
+        return None  # so broken that LittleCMS does not get to see it
     colours = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * turn) for turn in range(3)])
     change = ImageChops.difference(transform.apply(colours.convert(mode)), colours.convert(mode).convert("RGB"))
-    return None if max(high for _, high in change.getextrema()) <= 1 else transform.apply
+    unchanged = sum(change.histogram()[channel * 256 + level] for channel in range(3) for level in (0, 1))
+    return None if unchanged == 3 * change.width * change.height else transform.apply
 
 
 # Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
@@ -1225,7 +1232,7 @@ def pixel_digest(picture: Image.Image) -> str:
 
 def run_in_workers(
     work: Callable[[T], R], tasks: Sequence[T], jobs: int, timeout: float = TASK_TIMEOUT
-) -> Iterator[tuple[T, R | str]]:
+) -> Generator[tuple[T, R | str], None, None]:
     """Each task with its result, as they come, computed by `jobs` processes.
 
     A task whose process dies or takes longer than `timeout` seconds comes with the reason, a str, instead: it
@@ -1259,7 +1266,7 @@ class Worker(Generic[T, R]):
     """A process, the connection to it, and the tasks it holds, the one at work first."""
 
     def __init__(self, work: Callable[[T], R], timeout: float) -> None:
-        context = multiprocessing.get_context(START_METHOD)
+        context: Any = multiprocessing.get_context(START_METHOD)
         self.timeout = timeout
         self.tasks: deque[T] = deque()
         self.deadline = float("inf")
@@ -1384,9 +1391,7 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
         alone = (counts[block] == 1).all(axis=1)
         yield np.sort(members[starts[block[alone]]], axis=1)
         for one, other in block[~alone]:
-            yield from pairs_between(
-                members[starts[one] : starts[one + 1]], members[starts[other] : starts[other + 1]]
-            )
+            yield from pairs_between(members[starts[one] : starts[one + 1]], members[starts[other] : starts[other + 1]])
 
 
 def pairs_within(members: np.ndarray) -> Iterator[np.ndarray]:
@@ -1456,9 +1461,7 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
     import numpy as np
 
     borders = [64 * part // (radius + 1) for part in range(radius + 2)]
-    masks = [
-        np.uint64(((1 << (high - low)) - 1) << low) for low, high in zip(borders[:-1], borders[1:], strict=True)
-    ]
+    masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
     for number, mask in enumerate(masks):
         keys = hashes & mask
         order = np.argsort(keys, kind="stable")
@@ -1736,7 +1739,9 @@ def text_report(findings: Findings) -> str:
         return "No duplicates found.\n"
     files = sum(len(group.replicas) for group in findings.groups)
     recoverable = readable_size(sum(map(recoverable_bytes, findings.groups)))
-    head = f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {recoverable} potentially recoverable"
+    head = (
+        f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {recoverable} potentially recoverable"
+    )
     blocks = [group_text(number, group, findings.root) for number, group in enumerate(findings.groups, 1)]
     return "\n\n".join([head, RULE, *blocks]) + "\n"
 
@@ -1869,9 +1874,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
     )
-    what.add_argument(
-        "-l", "--limit", type=whole_number(1), metavar="N", help="only the N groups with most to recover"
-    )
+    what.add_argument("-l", "--limit", type=whole_number(1), metavar="N", help="only the N groups with most to recover")
     how = parser.add_argument_group("how")
     how.add_argument("-c", "--cache", metavar="DIR", help=f"keep fingerprints here, not in DIR/{CACHE_FOLDER}")
     how.add_argument(
