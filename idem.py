@@ -63,7 +63,7 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
@@ -119,6 +119,8 @@ TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
 TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
 
+CONTENT_PARTS = 64  # parts of a file that are told apart to see whether another is the same with some bits flipped
+
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
 MAX_ROW_BYTES = 1 << 16  # a longer line in a cache is junk
@@ -167,6 +169,13 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """What comes of a task whose process died or hung."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     """What a walk found. Files are in order of path."""
 
@@ -182,9 +191,10 @@ class ImageFingerprint:
 
     The signature is LUMA_BYTES of luma row by row, then twice CHROMA_CELLS squared of Cb and of Cr, all 0-255,
     of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
-    all other loading. `stored_signature` is made from the stored numbers where a colour profile
-    changes them, else empty: a copy whose profile was stripped agrees with it. `flat_digest` is the SHA-256 of
-    the decoded pixels where the picture is too flat for hash and signature to mean anything, else empty.
+    all other loading. `stored_signature` is made from the stored numbers where a colour profile changes them,
+    else empty: a copy whose profile was stripped agrees with it. `whole` and `part_sums` are found out by a
+    closer look, only for files that are in a group and need one. `flat_digest` is the SHA-256 of the decoded
+    pixels where the picture is too flat for hash and signature to mean anything, else empty.
     """
 
     width: int  # px, upright
@@ -194,6 +204,10 @@ class ImageFingerprint:
     chroma_step: int
     palette: bool
     transparent: bool
+    several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
+    whole: bool  # that it is not has been looked at
+    content_bytes: int  # of the file without a JPEG's metadata
+    part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of those, in hex, where they were needed, else empty
     phash: int
     dhash: int
     signature: bytes
@@ -539,7 +553,7 @@ class FingerprintCache(Generic[F]):
         else:
             fields = raw.split(b",")
             fields[-1] = fields[-1].rstrip(b"\r\n")
-        if len(fields) != len(self.form.columns) or not fields[0] or b"\0" in fields[0]:
+        if len(fields) != len(self.form.columns) or fields[0][:1] not in (b"/", b"\\") or b"\0" in fields[0]:
             raise ValueError("not a row")
         path, size, mtime_us = (
             fields[0].decode("utf-8", "surrogateescape"),
@@ -622,6 +636,8 @@ class FingerprintCache(Generic[F]):
     # ── writing ──
 
     def store(self, file: MediaFile, fingerprint: F) -> None:
+        """Keep the fingerprint of the file, in place of any it had."""
+        self.needs_rewrite |= cached_path(file.path) in self.known
         self.known[cached_path(file.path)] = fingerprint
         self.pending.append(self.encoded_row(file, fingerprint))
         if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
@@ -733,7 +749,8 @@ def names_in(folder: str) -> frozenset[str]:
 
 def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
     """The columns of images_perceptual_hash_db.csv after the first three."""
-    traits = ("p" if fingerprint.palette else "") + ("t" if fingerprint.transparent else "")
+    flags = fingerprint.palette, fingerprint.transparent, fingerprint.several_scans, fingerprint.whole
+    traits = "".join(letter for letter, flag in zip(TRAITS, flags, strict=True) if flag)
     return [
         f"{fingerprint.phash:016x}",
         f"{fingerprint.dhash:016x}",
@@ -744,17 +761,21 @@ def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
         str(fingerprint.luma_step),
         str(fingerprint.chroma_step),
         traits,
+        str(fingerprint.content_bytes),
+        fingerprint.part_sums,
         fingerprint.flat_digest,
         fingerprint.signature.decode(),
         fingerprint.stored_signature.decode(),
     ]
 
 
+TRAITS = "ptsw"  # palette, transparent, several scans, whole
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 IMAGE_TRAITS = re.compile(  # all columns but the signatures
     rb"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
     rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<frames>[1-9][0-9]{0,6}),"
-    rb"(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),(?P<traits>p?t?),(?P<flat_digest>([0-9a-f]{64})?)"
+    rb"(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),(?P<traits>p?t?s?w?),"
+    rb"(?P<content_bytes>[0-9]{1,18}),(?P<part_sums>([0-9a-f]{512})?),(?P<flat_digest>([0-9a-f]{64})?)"
 )
 
 
@@ -778,6 +799,10 @@ def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
         chroma_step=int(row["chroma_step"]),
         palette=b"p" in row["traits"],
         transparent=b"t" in row["traits"],
+        several_scans=b"s" in row["traits"],
+        whole=b"w" in row["traits"],
+        content_bytes=int(row["content_bytes"]),
+        part_sums=row["part_sums"].decode(),
         phash=int(row["phash"], 16),
         dhash=int(row["dhash"], 16),
         signature=signature,
@@ -791,7 +816,7 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     identity_columns=("path", "size", "mtime"),
     fingerprint_columns=(
         *("phash", "dhash", "version", "width", "height", "frames", "luma_step", "chroma_step"),
-        *("traits", "flat_digest", "signature", "stored_signature"),
+        *("traits", "content_bytes", "part_sums", "flat_digest", "signature", "stored_signature"),
     ),
     encode=encoded_image,
     decode=decoded_image,
@@ -831,9 +856,10 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
         try:
-            with open(file.path, "rb") as stream:
-                check_unchanged(file, os.fstat(stream.fileno()))
-                return fingerprint_of(opened_picture(stream))
+            with opened_unchanged(file) as stream:
+                if (jpeg := jpeg_in(stream)) is None:
+                    return fingerprint_of(opened_picture(stream), file.size, several_scans=False)
+                return fingerprint_of(picture_in(jpeg.data), jpeg.content_bytes, jpeg.several_scans)
         except UnidentifiedImageError:
             return Unreadable(file.path, unidentified_reason(file.path))
         except Image.DecompressionBombError:
@@ -844,10 +870,14 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
             return Unreadable(file.path, reason_of(error))
 
 
-def check_unchanged(file: MediaFile, status: os.stat_result) -> None:
-    """ValueError unless the opened file is the one that was scanned."""
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-        raise ValueError("changed while it was scanned")
+@contextmanager
+def opened_unchanged(file: MediaFile) -> Iterator[BinaryIO]:
+    """The file, opened to read. ValueError unless it is still the one that was scanned."""
+    with open(file.path, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            raise ValueError("changed while it was scanned")
+        yield stream
 
 
 def unidentified_reason(path: str) -> str:
@@ -888,40 +918,63 @@ def opened_picture(stream: BinaryIO) -> Image.Image:
     """The picture in an open file, with only its header read. Raises what Pillow raises."""
     from PIL import Image
 
-    formats = usable_formats()
-    start = stream.read(8)
-    stream.seek(0)
-    if start.startswith(b"\xff\xd8"):
-        return Image.open(io.BytesIO(jpeg_without_end(stream.read(MAX_JPEG_BYTES))), formats=formats)
-    if start == b"\x89PNG\r\n\x1a\n":
-        with Image.open(stream, formats=formats) as picture:
-            picture.verify()  # Pillow checks no checksums when it decodes
+    if stream.read(8) == b"\x89PNG\r\n\x1a\n":
         stream.seek(0)
-    return Image.open(stream, formats=formats)
+        with Image.open(stream, formats=usable_formats()) as picture:
+            picture.verify()  # Pillow looks at no checksums when it decodes
+    stream.seek(0)
+    return Image.open(stream, formats=usable_formats())
+
+
+def picture_in(data: bytes) -> Image.Image:
+    """The JPEG picture in these bytes, with only its header read. Raises what Pillow raises."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data), formats=usable_formats())
 
 
 # ── JPEG files that end early ──
 
 
-def jpeg_without_end(data: bytes) -> bytes:
-    """The JPEG up to its end-of-image marker, which is replaced by zeros where that shows missing data.
+@dataclass(frozen=True, slots=True)
+class Jpeg:
+    """A JPEG file as it is handed to the decoder, so that missing data shows."""
+
+    data: bytes
+    content: slice  # of the data: from the first scan up to the end-of-image marker
+    several_scans: bool
+
+    @property
+    def content_bytes(self) -> int:
+        return self.content.stop - self.content.start
+
+
+def jpeg_in(stream: BinaryIO) -> Jpeg | None:
+    """The JPEG in an open file, None if it is none; the end-of-image marker gives way to zeros where that helps.
 
     libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
     closed decodes "completely". Without the marker it asks for more data instead, and Pillow reports the file as
-    truncated. That works for a picture in one Huffman-coded scan; one in several is checked for having them all.
-    ValueError when the file has no end marker or lacks scans.
+    truncated. That works for a picture in one Huffman-coded scan; one in several is checked for having them all,
+    and once more by `is_cut_short` when it matters. ValueError when the file has no end marker or lacks scans.
     """
+    if stream.read(2) != b"\xff\xd8":
+        stream.seek(0)
+        return None
+    stream.seek(0)
+    data = stream.read(MAX_JPEG_BYTES)
     layout = jpeg_layout(data)
     end = len(data) - 2 if data.endswith(END_OF_IMAGE) else data.find(END_OF_IMAGE, layout.first_scan)
     if end < 0:
         raise ValueError("truncated: a JPEG without its end")
+    content = slice(layout.first_scan, end)
     if layout.one_scan:
-        return data[:end] + bytes(16)  # the decoder looks ahead by up to 8 bytes
+        return Jpeg(data[:end] + bytes(DECODER_LOOKAHEAD), content, several_scans=False)
     if layout.progressive and not progressive_is_complete(data, layout):
         raise ValueError("truncated: a progressive JPEG without its last scans")
-    return data
+    return Jpeg(data, content, several_scans=True)
 
 
+DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
 END_OF_IMAGE = b"\xff\xd9"
 START_OF_SCAN = b"\xff\xda"
 FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
@@ -964,7 +1017,7 @@ def frame_components(data: bytes, frame: int) -> tuple[int, ...]:
 def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
     """Whether the scans carry every coefficient of every component down to its last bit.
 
-    A last scan that is itself cut short is not noticed: it refines the last bit of some coefficients.
+    A last scan that is itself cut short is not noticed here.
     """
     missing = {(component, coefficient) for component in layout.components for coefficient in range(64)}
     scan_at = layout.first_scan
@@ -979,10 +1032,52 @@ def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
     return not missing
 
 
+# ── the closer look at files in a group ──
+
+
+def content_part_sums(file: MediaFile) -> str | Unreadable:
+    """CRC-32 of each of CONTENT_PARTS equal parts of the file without a JPEG's metadata, 8 hex digits each.
+
+    Or why there are none. Runs in a worker process.
+    """
+    try:
+        with opened_unchanged(file) as stream:
+            jpeg = jpeg_in(stream)
+            start, length = (jpeg.content.start, jpeg.content_bytes) if jpeg else (0, file.size)
+            stream.seek(start)
+            borders = [length * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
+            return "".join(f"{zlib.crc32(stream.read(end - begin)):08x}" for begin, end in pairwise(borders))
+    except (OSError, ValueError) as error:
+        return Unreadable(file.path, reason_of(error))
+
+
+def is_cut_short(file: MediaFile) -> bool | Unreadable:
+    """Whether a JPEG in several scans lacks the end of its last one. Runs in a worker process.
+
+    Such a file shows the whole picture, only coarser from some line on. More data before the end marker changes
+    what the decoder makes of it, while a whole file has no use for more.
+    """
+    try:
+        with opened_unchanged(file) as stream:
+            jpeg = jpeg_in(stream)
+            assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
+            end = jpeg.content.stop
+            filled = jpeg.data[:end] + CUT_SHORT_FILLER + jpeg.data[end:]
+            pictures = [picture_in(data) for data in (jpeg.data, filled)]
+            for picture in pictures:
+                load_reduced(picture)
+            return pictures[0].tobytes() != pictures[1].tobytes()
+    except DECODER_ERRORS as error:
+        return Unreadable(file.path, reason_of(error))
+
+
+CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
+
+
 # ── from a picture to its small picture ──
 
 
-def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
+def fingerprint_of(picture: Image.Image, content_bytes: int, several_scans: bool) -> ImageFingerprint:
     """The fingerprint of an opened picture; decodes it. Raises what Pillow raises."""
     frames, size = frame_count(picture), picture.size
     if picture.format in ("JPEG", "MPO"):
@@ -1004,6 +1099,10 @@ def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
         chroma_step=chroma_step,
         palette=picture.mode in ("P", "PA"),
         transparent=transparent,
+        several_scans=several_scans,
+        whole=False,
+        content_bytes=content_bytes,
+        part_sums="",
         phash=phash,
         dhash=dhash,
         signature=base64.b64encode(seen.tobytes()),
@@ -1232,11 +1331,11 @@ def pixel_digest(picture: Image.Image) -> str:
 
 def run_in_workers(
     work: Callable[[T], R], tasks: Sequence[T], jobs: int, timeout: float = TASK_TIMEOUT
-) -> Generator[tuple[T, R | str], None, None]:
+) -> Generator[tuple[T, R | Lost], None, None]:
     """Each task with its result, as they come, computed by `jobs` processes.
 
-    A task whose process dies or takes longer than `timeout` seconds comes with the reason, a str, instead: it
-    alone is lost. Close the iterator to stop all processes at once.
+    A task whose process dies or takes longer than `timeout` seconds is Lost, and it alone. Close the iterator to
+    stop all processes at once.
     """
     waiting = deque(tasks)
     workers: list[Worker[T, R]] = []
@@ -1288,7 +1387,7 @@ class Worker(Generic[T, R]):
             except OSError:
                 return  # it has died: results() will tell
 
-    def results(self, waiting: deque[T]) -> Iterator[tuple[T, R | str]]:
+    def results(self, waiting: deque[T]) -> Iterator[tuple[T, R | Lost]]:
         """What it has finished; if it has died or hangs, the task it was at, the others going back to wait."""
         try:
             if self.connection.poll():
@@ -1308,7 +1407,7 @@ class Worker(Generic[T, R]):
             lost = self.tasks.popleft()
             waiting.extendleft(reversed(self.tasks))
             self.tasks.clear()
-            yield lost, reason
+            yield lost, Lost(reason)
 
     def cause_of_death(self) -> str:
         self.process.join()
@@ -1635,10 +1734,12 @@ def best_first(replica: Replica) -> tuple[int, int, str]:
 
 
 def fingerprint_class(fingerprint: ImageFingerprint) -> object:
-    """Equal for fingerprints at distance 0 of each other because they say the same; flat ones by their pixels."""
-    if fingerprint.flat_digest:
-        return fingerprint.flat_digest, fingerprint.frames, fingerprint.width, fingerprint.height
-    return fingerprint
+    """Equal for fingerprints at distance 0 of each other because they show the same; flat ones by their pixels."""
+    each = fingerprint
+    if each.flat_digest:
+        return each.flat_digest, each.frames, each.width, each.height
+    traits = each.frames, each.transparent, each.palette, each.luma_step, each.chroma_step
+    return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
 
 
 def image_groups(replicas: Iterable[Replica], threshold: int) -> list[Group]:
@@ -1708,6 +1809,70 @@ def merged(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             held, pairs = [], 0
     if held:
         yield np.concatenate(held)
+
+
+# ── which files need a closer look ──
+
+
+def wanting_part_sums(groups: Iterable[Group]) -> list[Replica]:
+    """The replicas whose content is as long as that of another of their group, when it has not been summed yet."""
+    return [
+        replica
+        for group in groups
+        for alike in by_length(group)
+        if len(alike) > 1
+        for replica in alike
+        if not replica.fingerprint.part_sums
+    ]
+
+
+def wanting_decoding(groups: Iterable[Group]) -> list[Replica]:
+    """The replicas that may be cut short, in groups where not all have the very same content."""
+    return [
+        replica
+        for group in groups
+        if len({content_of(replica) for replica in group.replicas}) > 1
+        for replica in group.replicas
+        if replica.fingerprint.several_scans and not replica.fingerprint.whole
+    ]
+
+
+def contradicting(groups: Iterable[Group]) -> list[Unreadable]:
+    """The replicas that have just the length and some parts of another of their group, but not all of them.
+
+    Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
+    of the two is damaged cannot be told, so neither may stand for the other.
+    """
+    found = []
+    for group in groups:
+        for alike in by_length(group):
+            for replica in alike:
+                double = next((other for other in alike if is_damaged_double(replica, other)), None)
+                if double:
+                    reason = f"the same as {printable(double.file.path)} but for some bytes: one of them is damaged"
+                    found.append(Unreadable(replica.file.path, reason))
+    return found
+
+
+def is_damaged_double(one: Replica, other: Replica) -> bool:
+    """Whether some but not all parts of two contents of the same length are equal."""
+    sums, other_sums = one.fingerprint.part_sums, other.fingerprint.part_sums
+    if sums == other_sums:
+        return False
+    return any(sums[at : at + 8] == other_sums[at : at + 8] for at in range(0, len(sums), 8))
+
+
+def by_length(group: Group) -> list[list[Replica]]:
+    """The replicas by the length of their content."""
+    alike: dict[int, list[Replica]] = defaultdict(list)
+    for replica in group.replicas:
+        alike[replica.fingerprint.content_bytes].append(replica)
+    return list(alike.values())
+
+
+def content_of(replica: Replica) -> tuple[int, str]:
+    """Equal for replicas of the same content, once the parts of those of the same length are summed."""
+    return replica.fingerprint.content_bytes, replica.fingerprint.part_sums
 
 
 def recoverable_bytes(group: Group) -> int:
@@ -1947,6 +2112,25 @@ def run_lock(folder: str) -> Iterator[None]:
         yield
 
 
+def computed(
+    work: Callable[[MediaFile], R | Unreadable], files: Sequence[MediaFile], jobs: int
+) -> Iterator[tuple[MediaFile, R | Unreadable]]:
+    """The files with their results, as they come, under a progress bar. Interrupted on Ctrl-C."""
+    if files and START_METHOD == "fork":
+        load_decoders()
+    done, bar = 0, progress_bar(len(files), "photo")
+    with closing(run_in_workers(work, files, jobs)) as results:
+        try:
+            for file, result in results:
+                yield file, Unreadable(file.path, result.reason) if isinstance(result, Lost) else result
+                done += 1
+                bar.update()
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), 'photo')} done and kept") from None
+        finally:
+            bar.close()
+
+
 def fingerprints_of(
     scanned: Scan, cache: FingerprintCache[ImageFingerprint], jobs: int
 ) -> tuple[list[Replica], list[Unreadable], int]:
@@ -1959,28 +2143,74 @@ def fingerprints_of(
         else:
             replicas.append(Replica(file, fingerprint))
     cached = len(replicas)
-    if missing and START_METHOD == "fork":
-        load_decoders()
-    with closing(run_in_workers(fingerprint_image, missing, jobs)) as results:
-        bar = progress_bar(len(missing), "photo")
-        try:
-            for file, result in results:
-                bar.update()
-                if isinstance(result, ImageFingerprint):
-                    cache.store(file, result)
-                    replicas.append(Replica(file, result))
-                else:
-                    unreadable.append(result if isinstance(result, Unreadable) else Unreadable(file.path, result))
-        except KeyboardInterrupt:
-            kept = len(replicas) - cached
-            raise Interrupted(f"interrupted: {kept:,} of {plural(len(missing), 'new photo')} done and kept") from None
-        finally:
-            bar.close()
+    for file, result in computed(fingerprint_image, missing, jobs):
+        if isinstance(result, Unreadable):
+            unreadable.append(result)
+        else:
+            cache.store(file, result)
+            replicas.append(Replica(file, result))
     return replicas, unreadable, cached
 
 
+def groups_proven(
+    replicas: Iterable[Replica], threshold: int, cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> tuple[list[Group], list[Unreadable]]:
+    """The groups that stand up to a closer look at their files, and the files that did not."""
+    standing = {replica.file.path: replica for replica in replicas}
+    rejected: list[Unreadable] = []
+    while True:
+        groups = image_groups(standing.values(), threshold)
+        doubts = []
+        for wanting, look in ((wanting_part_sums, with_part_sums), (wanting_decoding, with_proof_of_end)):
+            proven, failed = look(wanting(groups), cache, jobs)
+            doubts += failed
+            standing |= proven
+            groups = [
+                replace(group, replicas=tuple(proven.get(each.file.path, each) for each in group.replicas))
+                for group in groups
+            ]
+        doubts += contradicting(groups)
+        if not doubts:
+            return groups, rejected
+        for path in {doubt.path: doubt for doubt in doubts}:
+            del standing[path]
+        rejected += {doubt.path: doubt for doubt in doubts}.values()
+
+
+def with_part_sums(
+    replicas: Sequence[Replica], cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> tuple[dict[str, Replica], list[Unreadable]]:
+    """The replicas with the sums of their content, by path, and those that could not be read."""
+    fingerprints = {replica.file: replica.fingerprint for replica in replicas}
+    proven, failed = {}, []
+    for file, result in computed(content_part_sums, list(fingerprints), jobs):
+        if isinstance(result, Unreadable):
+            failed.append(result)
+        else:
+            proven[file.path] = Replica(file, replace(fingerprints[file], part_sums=result))
+            cache.store(file, proven[file.path].fingerprint)
+    return proven, failed
+
+
+def with_proof_of_end(
+    replicas: Sequence[Replica], cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> tuple[dict[str, Replica], list[Unreadable]]:
+    """The replicas that are not cut short, by path, and those that are."""
+    fingerprints = {replica.file: replica.fingerprint for replica in replicas}
+    proven, failed = {}, []
+    for file, result in computed(is_cut_short, list(fingerprints), jobs):
+        if isinstance(result, Unreadable):
+            failed.append(result)
+        elif result:
+            failed.append(Unreadable(file.path, "truncated: a progressive JPEG whose last scan is cut short"))
+        else:
+            proven[file.path] = Replica(file, replace(fingerprints[file], whole=True))
+            cache.store(file, proven[file.path].fingerprint)
+    return proven, failed
+
+
 def find_copies(options: Options) -> Findings:
-    """Scan, fingerprint and match: what every mode of reporting starts from."""
+    """Scan, fingerprint, match and look closer: what every mode of reporting starts from."""
     scanned = scan(options.directory, IMAGE_SUFFIXES)
     folder = options.cache or os.path.join(scanned.root, CACHE_FOLDER)
     with ExitStack() as held:
@@ -1989,13 +2219,13 @@ def find_copies(options: Options) -> Findings:
                 held.enter_context(run_lock(locked))
         with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
             replicas, unreadable, cached = fingerprints_of(scanned, cache, options.jobs)
-    groups = image_groups(replicas, options.threshold)
+            groups, rejected = groups_proven(replicas, options.threshold, cache, options.jobs)
     findings = Findings(
         root=scanned.root,
         mode="images",
         threshold=options.threshold,
         groups=chosen_groups(groups, options.delta, options.limit),
-        unreadable=tuple(sorted((*scanned.unreadable, *unreadable), key=lambda item: item.path)),
+        unreadable=tuple(sorted((*scanned.unreadable, *unreadable, *rejected), key=lambda item: item.path)),
         tally=Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten),
     )
     say_what_was_scanned(scanned, findings)

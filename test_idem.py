@@ -1,0 +1,1572 @@
+"""The tests of idem, in the order of idem.py. They make their own pictures and run the real thing on them.
+
+python -m pytest test_idem.py -q            everything but the benchmark
+python -m pytest test_idem.py -m bench -s   the benchmark: prints timings, asserts nothing about them
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idem forks workers; threads would not survive that
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageEnhance, ImageOps
+
+import idem
+from idem import ImageFingerprint, MediaFile, Replica, main
+
+pillow_heif.register_heif_opener()
+
+HERE = Path(__file__).parent
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's own files and signals")
+AS_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may do this")
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Made pictures and ways to run idem on them
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def photo(seed: int = 1, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """A picture unlike that of any other seed: coarse colours under a finer texture."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    return Image.blend(coarse, fine, 0.2)
+
+
+def save(picture: Image.Image, path: Path, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, "HEIF" if path.suffix.lower() in (".heic", ".heif") else None, **options)
+    return path
+
+
+def report(directory: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The JSON that idem prints for the library."""
+    capsys.readouterr()
+    assert main([str(directory), "--json", *arguments]) == 0
+    parsed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return parsed
+
+
+def groups(directory: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """The groups of relative paths that idem finds, each best first."""
+    found = report(directory, *arguments, capsys=capsys)
+    return [[file["relative"].replace(os.sep, "/") for file in group["files"]] for group in found["groups"]]
+
+
+def unreadable(directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The reasons idem gives, by file name."""
+    found = report(directory, capsys=capsys)["unreadable"]
+    return {Path(item["path"]).name: item["reason"] for item in found}
+
+
+def fingerprint(path: Path) -> ImageFingerprint:
+    status = path.stat()
+    result = idem.fingerprint_image(
+        MediaFile(str(path), status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+    )
+    assert isinstance(result, ImageFingerprint), result
+    return result
+
+
+def idem_process(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+    """idem as a user starts it."""
+    command = [sys.executable, str(HERE / "idem.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def cache_file(library: Path) -> Path:
+    return library / "__databases" / "images_perceptual_hash_db.csv"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike tmp_path."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Helpers
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KB"),
+        (592_000, "592 KB"),
+        (999_960, "1.0 MB"),
+        (3_200_000, "3.2 MB"),
+        (7_840_000_000, "7.8 GB"),
+        (5 * 10**15, "5.0 PB"),
+    ],
+)
+def test_sizes_are_shown_in_decimal_units(size: int, text: str) -> None:
+    assert idem.readable_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("100", 100), ("50kb", 50_000), ("2MB", 2_000_000), ("1.5 gb", 1_500_000_000), ("0", 0), ("7k", 7000)],
+)
+def test_sizes_can_be_given_with_and_without_units(text: str, size: int) -> None:
+    assert idem.parsed_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "kb", "-1", "1..5mb", "1e9", "2 mbit", "٣", "1_000", "nan", "9" * 40])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        idem.parsed_size(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("beach.jpg", "beach.jpg"),
+        ("Zürich 東京 🏖.jpg", "Zürich 東京 🏖.jpg"),
+        ("two\nlines\r.jpg", "two\\nlines\\r.jpg"),
+        ("\x1b[2Jcleared.jpg", "\\x1b[2Jcleared.jpg"),
+        ("\u202egpj.exe", "\\u202egpj.exe"),
+        ("zero\u200bwidth\u2028.jpg", "zero\\u200bwidth\\u2028.jpg"),
+        ("\udcff.jpg", "\\xff.jpg"),
+        ("csi\x9b0m.jpg", "csi\\x9b0m.jpg"),
+    ],
+)
+def test_a_printed_name_cannot_move_the_cursor_or_start_a_line(name: str, shown: str) -> None:
+    assert idem.printable(name) == shown
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Scan
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def scanned(library: Path) -> list[str]:
+    """Relative paths of what a scan finds."""
+    found = idem.scan(str(library), idem.IMAGE_SUFFIXES)
+    return [os.path.relpath(file.path, found.root).replace(os.sep, "/") for file in found.files]
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_a_scan_finds_every_image_type_in_any_case_and_nothing_else(tmp_path: Path) -> None:
+    images = ["a.jpg", "b.JPEG", "c.Png", "d.gif", "e.bmp", "f.TIF", "g.tiff", "h.webp", "i.HEIC", "sub/deep/j.heif"]
+    touch(*(tmp_path / name for name in images))
+    touch(*(tmp_path / name for name in ["k.cr2", "l.dng", "m.mp4", "n.jpg.xmp", "o.txt", "jpg", "._a.jpg"]))
+    assert scanned(tmp_path) == images
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("__duplicate_files_trash", "__databases", "@eaDir", ".thumbnails", "Old.lrdata", "$RECYCLE.BIN", "#recycle"),
+        *(".Trash-1000", "Photos Library.photoslibrary"),
+    ],
+)
+def test_folders_that_hold_no_pictures_of_the_users_own_are_skipped_at_any_depth(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path / "a.jpg", tmp_path / folder / "b.jpg", tmp_path / "2021" / "07" / folder / "sub" / "c.jpg")
+    assert scanned(tmp_path) == ["a.jpg"]
+
+
+def test_application_libraries_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path / "Mine.photoslibrary" / "originals" / "0" / "a.jpg", tmp_path / "Mine.photoslibrary" / "b.jpg")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"skipped {tmp_path / 'Mine.photoslibrary'}: a library of another application",
+        f"Scanned {tmp_path}: 0 found, 0 new, 0 cached",
+    ]
+
+
+def test_symbolic_links_are_neither_files_nor_followed_and_loops_end(tmp_path: Path) -> None:
+    touch(tmp_path / "lib" / "sub" / "a.jpg", tmp_path / "outside" / "b.jpg")
+    (tmp_path / "lib" / "link.jpg").symlink_to(tmp_path / "lib" / "sub" / "a.jpg")
+    (tmp_path / "lib" / "loop").symlink_to(tmp_path / "lib")
+    (tmp_path / "lib" / "out").symlink_to(tmp_path / "outside")
+    assert scanned(tmp_path / "lib") == ["sub/a.jpg"]
+
+
+def test_hard_links_are_one_file_under_the_first_of_their_paths(tmp_path: Path) -> None:
+    touch(tmp_path / "m" / "a.jpg")
+    (tmp_path / "b").mkdir()
+    for name in ("b/z.jpg", "z.jpg"):
+        os.link(tmp_path / "m" / "a.jpg", tmp_path / name)
+    assert scanned(tmp_path) == ["z.jpg"]
+
+
+@ON_LINUX
+@AS_ROOT
+def test_a_folder_mounted_twice_is_one_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "photo.jpg")
+    (tmp_path / "b").mkdir()
+    mounted = subprocess.run(["mount", "--bind", tmp_path / "a", tmp_path / "b"], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        assert scanned(tmp_path) == ["a/photo.jpg"]
+    finally:
+        subprocess.run(["umount", tmp_path / "b"], check=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_special_files_are_passed_over_at_once_and_empty_ones_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with socket.socket(socket.AF_UNIX) as server, tempfile.TemporaryDirectory() as short:
+        server.bind(f"{short}/s.jpg")  # a socket's path must be short
+        os.rename(f"{short}/s.jpg", tmp_path / "socket.jpg")
+    (tmp_path / "empty.jpg").touch()
+    save(photo(), tmp_path / "a.jpg")
+    assert scanned(tmp_path) == ["a.jpg"]
+    assert unreadable(tmp_path, capsys) == {"empty.jpg": "the file is empty"}
+
+
+@ON_LINUX
+@AS_ROOT
+def test_an_unreadable_folder_is_named_and_the_rest_is_done(open_folder: Path) -> None:
+    save(photo(), open_folder / "open" / "a.jpg")
+    save(photo(), open_folder / "open" / "b.png")
+    save(photo(), open_folder / "locked" / "c.jpg")
+    (open_folder / "locked").chmod(0)
+    status, out, _ = main_as_nobody(open_folder, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["unreadable"] == [{"path": str(open_folder / "locked"), "reason": "Permission denied"}]
+    assert [len(group["files"]) for group in found["groups"]] == [2]
+
+
+def main_as_nobody(library: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of idem run by a user without privileges.
+
+    In a forked copy of this process, because such a user may be unable to start this interpreter.
+    """
+    from PIL import ImageCms  # noqa: F401 (and so on: what is loaded now need not be read later)
+
+    idem.load_decoders()
+    with idem.run_lock(tempfile.mkdtemp()):
+        pass
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            status = main([str(library), *arguments])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0)
+        err.seek(0)
+        return status, out.read().decode(), err.read().decode()
+
+
+@pytest.mark.parametrize("form", ["relative", "trailing slash", "link"])
+def test_the_library_may_be_named_in_any_way(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "lib"
+    save(photo(), library / "a.jpg")
+    save(photo(), library / "b.png")
+    (tmp_path / "link").symlink_to(library)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(library), "--json"]) == 0
+    plain = capsys.readouterr().out
+    name = {"relative": "lib", "trailing slash": f"{library}{os.sep}", "link": str(tmp_path / "link")}[form]
+    assert main([name, "--json"]) == 0
+    assert capsys.readouterr().out == plain.replace('"new": 2', '"new": 0').replace('"cached": 0', '"cached": 2')
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Cache
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def made_library(folder: Path, pictures: int = 3) -> Path:
+    """Each picture twice, as a.jpg and a small b.webp in a folder of its own."""
+    for seed in range(pictures):
+        save(photo(seed), folder / f"{seed}" / "a.jpg")
+        save(photo(seed).resize((320, 240)), folder / f"{seed}" / "b.webp")
+    return folder
+
+
+def counts(directory: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, int, int]:
+    """Files found, fingerprinted anew and taken from the cache; the groups must be those of `made_library`."""
+    found = report(directory, *arguments, capsys=capsys)
+    for group in found["groups"]:
+        assert len({Path(file["relative"]).parent for file in group["files"]}) == 1
+    totals = found["totals"]
+    assert totals["groups"] == totals["files"] // 2
+    return totals["files"], totals["new"], totals["cached"]
+
+
+def test_a_second_run_fingerprints_nothing_and_leaves_the_cache_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_library(tmp_path)
+    assert counts(tmp_path, capsys=capsys) == (6, 6, 0)
+    before = cache_file(tmp_path).read_bytes(), cache_file(tmp_path).stat().st_mtime_ns
+    assert counts(tmp_path, capsys=capsys) == (6, 0, 6)
+    assert (cache_file(tmp_path).read_bytes(), cache_file(tmp_path).stat().st_mtime_ns) == before
+
+
+def test_the_cache_has_the_documented_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = save(photo(), tmp_path / "a.jpg")
+    report(tmp_path, capsys=capsys)
+    rows = list(csv.DictReader(cache_file(tmp_path).read_text("utf-8").splitlines()))
+    assert list(rows[0])[:5] == ["path", "size", "mtime", "phash", "dhash"]
+    assert rows[0]["path"] == os.path.splitdrive(str(picture))[1]
+    assert rows[0]["size"] == str(picture.stat().st_size)
+    assert rows[0]["mtime"] == f"{picture.stat().st_mtime_ns // 1000 / 1e6:.6f}"
+    assert rows[0]["phash"] == f"{fingerprint(picture).phash:016x}"
+    assert rows[0]["dhash"] == f"{fingerprint(picture).dhash:016x}"
+
+
+def test_a_changed_file_is_fingerprinted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_library(tmp_path)
+    counts(tmp_path, capsys=capsys)
+    changed = save(photo(0), tmp_path / "0" / "a.jpg", quality=80)
+    assert counts(tmp_path, capsys=capsys) == (6, 1, 5)
+    status = changed.stat()
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 2000))
+    assert counts(tmp_path, capsys=capsys) == (6, 1, 5)
+    assert len(cache_file(tmp_path).read_bytes().splitlines()) == 7
+
+
+@pytest.fixture
+def cached_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    made_library(tmp_path)
+    counts(tmp_path, capsys=capsys)
+    return tmp_path
+
+
+def loaded(library: Path) -> idem.FingerprintCache[ImageFingerprint]:
+    """The library's cache as a run would load it."""
+    found = idem.scan(str(library), idem.IMAGE_SUFFIXES)
+    return idem.FingerprintCache(idem.IMAGE_CACHE, str(library / "__databases"), found)
+
+
+def test_a_cache_cut_at_any_byte_of_its_last_rows_loses_only_those(cached_library: Path) -> None:
+    whole = cache_file(cached_library).read_bytes()
+    intact = loaded(cached_library).known
+    starts = [match.end() for match in re.finditer(b"\n", whole)][-3:]
+    for cut in range(starts[0], len(whole)):
+        cache_file(cached_library).write_bytes(whole[:cut])
+        complete = whole[:cut].count(b"\n") - 1
+        assert list(loaded(cached_library).known.items()) == list(intact.items())[:complete]
+
+
+def test_after_a_torn_row_the_next_run_heals_the_cache(
+    cached_library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = cache_file(cached_library).read_bytes()
+    for cut in (len(whole) - 1, len(whole) - 700, len(whole) - len(whole) // 12, 3):
+        cache_file(cached_library).write_bytes(whole[:cut])
+        assert counts(cached_library, capsys=capsys)[0] == 6
+        assert sorted(cache_file(cached_library).read_bytes().splitlines()) == sorted(whole.splitlines())
+        assert counts(cached_library, capsys=capsys) == (6, 0, 6)
+
+
+HOSTILE_ROWS: dict[str, Callable[[bytes], bytes]] = {
+    "NUL bytes": lambda row: row[:40] + b"\0\0" + row[40:],
+    "unclosed quote": lambda row: b'"' + row,
+    "quote inside": lambda row: row.replace(b"/a.jpg", b'/"a.jpg'),
+    "missing field": lambda row: row.rsplit(b",", 1)[0] + b"\n",
+    "extra field": lambda row: b"x," + row,
+    "10 MB field": lambda row: row.rstrip(b"\n") + b"A" * 10_000_000 + b"\n",
+    "10 MB path": lambda row: b"A" * 10_000_000 + row,
+    "short hash": lambda row: re.sub(rb",([0-9a-f]{15})[0-9a-f],", rb",\1,", row, count=1),
+    "not hexadecimal": lambda row: re.sub(rb",[0-9a-f]{16},", b",zzzzzzzzzzzzzzzz,", row, count=1),
+    "binary junk": lambda row: bytes(range(256)) * 20 + b"\n",
+    "empty": lambda row: b"\n",
+    "negative size": lambda row: re.sub(rb",(\d+),", rb",-\1,", row, count=1),
+    "mtime that is no number": lambda row: re.sub(rb",\d+\.\d{6},", b",nan,", row, count=1),
+    "infinite mtime": lambda row: re.sub(rb",\d+\.\d{6},", b",inf,", row, count=1),
+    "size that is no number": lambda row: re.sub(rb",\d+,", b",many,", row, count=1),
+    "zero width": lambda row: row.replace(b",640,", b",0,"),
+    "wrong frame count": lambda row: row.replace(b",480,1,", b",480,one,"),
+    "signature cut": lambda row: row.replace(row.split(b",")[-2], row.split(b",")[-2][:-8]),
+    "signature with other characters": lambda row: row.replace(row.split(b",")[-2], b"?" * 2048),
+    "not UTF-8": lambda row: b"\xff\xfe" + row,
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE_ROWS)
+def test_a_hostile_row_is_dropped_and_its_neighbours_are_kept(
+    cached_library: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = cache_file(cached_library).read_bytes().splitlines(keepends=True)
+    position = next(number for number, line in enumerate(lines) if b"/1/a.jpg" in line)
+    hostile = HOSTILE_ROWS[fault](lines[position])
+    assert hostile != lines[position]
+    cache_file(cached_library).write_bytes(b"".join([*lines[:position], hostile, *lines[position + 1 :]]))
+    assert counts(cached_library, capsys=capsys) == (6, 1, 5)
+    assert sorted(cache_file(cached_library).read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"no header at all", bytes(range(256)) * 100, b"path,size,mtime\n"])
+def test_a_cache_that_is_none_is_replaced(
+    cached_library: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache_file(cached_library).write_bytes(content)
+    assert counts(cached_library, capsys=capsys) == (6, 6, 0)
+    assert counts(cached_library, capsys=capsys) == (6, 0, 6)
+
+
+def test_rows_without_a_header_are_still_rows(cached_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = cache_file(cached_library).read_bytes()
+    cache_file(cached_library).write_bytes(content.split(b"\n", 1)[1])
+    assert counts(cached_library, capsys=capsys) == (6, 0, 6)
+    assert sorted(cache_file(cached_library).read_bytes().splitlines()) == sorted(content.splitlines())
+
+
+def test_a_row_of_another_version_is_stale(
+    cached_library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idem, "FINGERPRINT_VERSION", idem.FINGERPRINT_VERSION + 1)
+    assert counts(cached_library, capsys=capsys) == (6, 6, 0)
+    assert counts(cached_library, capsys=capsys) == (6, 0, 6)
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff.jpg", b"two\nlines\n.jpg", b"cr\r.jpg", b'quo"te".jpg', b"comma,.jpg", b"=cmd.jpg", b" .jpg", b"-t.jpg"],
+)
+def test_names_of_any_kind_are_scanned_cached_and_reported(
+    tmp_path: Path, name: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(), tmp_path / "plain.png")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    try:
+        save(photo().resize((320, 240)), odd)
+    except OSError:
+        pytest.skip("this file system does not take such names")
+    assert groups(tmp_path, capsys=capsys) == [["plain.png", os.fsdecode(name)]]
+    again = report(tmp_path, capsys=capsys)
+    assert again["totals"]["cached"] == 2
+    assert os.fsencode(again["groups"][0]["files"][1]["path"]) == os.fsencode(odd)
+
+
+def test_a_file_that_moved_keeps_its_fingerprint(cached_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cached_library / "0").rename(cached_library / "renamed folder")
+    assert counts(cached_library, capsys=capsys) == (6, 0, 6)
+
+
+def test_a_copied_or_renamed_file_is_fingerprinted_anew(
+    cached_library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cached_library / "9").mkdir()
+    shutil.copy2(cached_library / "0" / "a.jpg", cached_library / "9" / "a.jpg")
+    (cached_library / "1" / "a.jpg").rename(cached_library / "1" / "c.jpg")
+    assert report(cached_library, capsys=capsys)["totals"]["new"] == 2
+
+
+def test_a_deleted_file_is_forgotten(cached_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cached_library / "0" / "a.jpg").unlink()
+    assert main([str(cached_library)]) == 0
+    assert capsys.readouterr().err == f"Scanned {cached_library}: 5 found, 0 new, 5 cached, 1 forgotten\n"
+    assert b"/0/a.jpg" not in cache_file(cached_library).read_bytes()
+
+
+@pytest.mark.parametrize("empty_mount_point", [False, True])
+def test_an_unplugged_drive_keeps_its_rows(
+    cached_library: Path, empty_mount_point: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cached_library / "0").rename(cached_library.parent / "unplugged")
+    if empty_mount_point:
+        (cached_library / "0").mkdir()
+    (cached_library / "1" / "a.jpg").unlink()  # something to forget, so that the cache is rewritten
+    report(cached_library, capsys=capsys)
+    shutil.rmtree(cached_library / "0", ignore_errors=True)
+    (cached_library.parent / "unplugged").rename(cached_library / "0")
+    assert report(cached_library, capsys=capsys)["totals"] | {"recoverable_bytes": 0} == {
+        "files": 5,
+        "new": 0,
+        "cached": 5,
+        "groups": 2,
+        "recoverable_bytes": 0,
+    }
+
+
+def test_libraries_that_share_a_cache_keep_each_others_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = made_library(tmp_path / "one"), made_library(tmp_path / "other")
+    shared = "--cache", str(tmp_path / "new" / "cache")
+    assert counts(one, *shared, capsys=capsys) == (6, 6, 0)
+    assert counts(other, *shared, capsys=capsys) == (6, 6, 0)
+    (other / "0" / "a.jpg").unlink()
+    (other / "0" / "b.webp").unlink()
+    assert counts(other, *shared, capsys=capsys) == (4, 0, 4)
+    assert counts(one, *shared, capsys=capsys) == (6, 0, 6)
+    assert sorted(path.name for path in one.iterdir()) == ["0", "1", "2"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes to set")
+def test_a_full_disk_is_warned_of_once_and_the_results_are_right(tmp_path: Path) -> None:
+    made_library(tmp_path)
+    process = idem_process(
+        tmp_path, "--json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    )
+    out, err = process.communicate()
+    assert process.returncode == 0
+    assert len(json.loads(out)["groups"]) == 3
+    assert err.decode().splitlines() == [
+        f"warning: cannot write the cache {cache_file(tmp_path)}: File too large; going on without it",
+        f"Scanned {tmp_path}: 6 found, 6 new, 0 cached",
+    ]
+
+
+def test_a_cache_that_cannot_be_a_file_is_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_library(tmp_path)
+    cache_file(tmp_path).mkdir(parents=True)
+    assert main([str(tmp_path)]) == 0
+    assert re.fullmatch(
+        r"warning: cannot read the cache .*: Is a directory; going on without it\nScanned .*\n", capsys.readouterr().err
+    )
+
+
+@ON_LINUX
+@AS_ROOT
+def test_a_read_only_library_is_reported_all_the_same(open_folder: Path) -> None:
+    library = made_library(open_folder / "lib")
+    library.chmod(0o555)
+    status, out, err = main_as_nobody(library, "--json")
+    assert status == 0
+    assert len(json.loads(out)["groups"]) == 3
+    assert err.splitlines() == [
+        f"warning: cannot write to {library / '__databases'}: Permission denied",
+        f"warning: cannot write the cache {cache_file(library)}: Permission denied; going on without it",
+        f"Scanned {library}: 6 found, 6 new, 0 cached",
+    ]
+
+
+def test_a_run_killed_half_way_resumes_and_finds_the_same_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_library(tmp_path / "lib", 400)
+    for kill_at in (1, 250, 500):
+        cache = tmp_path / f"cache{kill_at}"
+        process = idem_process(library, "--cache", cache, "--jobs", "2")
+        while rows_in(cache) < kill_at and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()
+        process.communicate()
+        kept = rows_in(cache)
+        assert kept >= kill_at
+        files, new, cached = counts(library, "--cache", str(cache), capsys=capsys)
+        assert (files, new) == (800, 800 - cached)
+        assert kept - 1 <= cached <= kept  # at most the last row is torn
+    assert counts(library, "--cache", str(cache), capsys=capsys) == (800, 0, 800)
+
+
+def rows_in(cache: Path) -> int:
+    path = cache / "images_perceptual_hash_db.csv"
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+
+def test_a_run_killed_while_it_rewrites_the_cache_harms_nothing(
+    cached_library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cache_file(cached_library).read_bytes()
+    (cached_library / "0" / "a.jpg").rename(cached_library.parent / "away.jpg")
+    for step in ("fsync", "replace"):
+        killed = os.fork()
+        if killed == 0:
+            monkeypatch.setattr(os, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            main([str(cached_library)])
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -signal.SIGKILL
+        assert cache_file(cached_library).read_bytes() == before
+    assert report(cached_library, capsys=capsys)["totals"]["cached"] == 5
+    assert sorted(path.name for path in cache_file(cached_library).parent.iterdir()) == [
+        "idem.lock",
+        "images_perceptual_hash_db.csv",
+    ]
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Fingerprint
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> None:
+    """Guards the algorithm against an upgrade of a library: if this fails, raise FINGERPRINT_VERSION."""
+    down, across = np.mgrid[0:300, 0:400]
+    channels = across * down // 300 % 256, abs(across - 200) + abs(down - 90) // 2, (across * 7 + down * 13) % 256
+    picture = save(Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)), tmp_path / "known.png")
+    found = fingerprint(picture)
+    assert replace(found, signature=b"") == ImageFingerprint(
+        width=400,
+        height=300,
+        frames=1,
+        luma_step=0,
+        chroma_step=0,
+        palette=False,
+        transparent=False,
+        several_scans=False,
+        whole=False,
+        content_bytes=picture.stat().st_size,
+        part_sums="",
+        phash=0xB06E50BECB54AF0A,
+        dhash=0xF0F0F0F0F0E8C8A,
+        signature=b"",
+        stored_signature=b"",
+        flat_digest="",
+    )
+    assert (
+        hashlib.sha256(found.signature).hexdigest()
+        == "0007533173c5204123db0c3d9dd6d44abc17af1b35a825619e43283b58bab01e"
+    )
+
+
+def fitted(picture: Image.Image, side: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    scale = side / max(picture.size)
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), how)
+
+
+def in_deep_colour(picture: Image.Image, path: Path) -> Path:
+    """The picture's greys as a 16-bit TIFF."""
+    grey = np.asarray(picture.convert("L"), np.uint16) * 257
+    return save(Image.fromarray(grey), path)
+
+
+def display_p3() -> bytes:
+    """The ICC profile of Display P3, made here: its primaries in the place of sRGB's."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {
+        bytes(profile[132 + 12 * i : 136 + 12 * i]): int.from_bytes(profile[136 + 12 * i : 140 + 12 * i], "big")
+        for i in range(int.from_bytes(profile[128:132], "big"))
+    }
+    primaries = {b"rXYZ": (0.515, 0.241, -0.001), b"gXYZ": (0.292, 0.692, 0.042), b"bXYZ": (0.157, 0.067, 0.784)}
+    for tag, values in primaries.items():
+        for number, value in enumerate(values):
+            at = tags[tag] + 8 + 4 * number
+            profile[at : at + 4] = round(value * 65536).to_bytes(4, "big", signed=True)
+    return bytes(profile)
+
+
+def test_copies_of_every_kind_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = photo(1, (1600, 1200))
+    save(original, tmp_path / "original.jpg", quality=95)
+    for quality in (20, 30, 50, 75, 90):
+        save(original, tmp_path / f"quality{quality}.jpg", quality=quality)
+    for side in (1280, 800, 640, 333, 320):
+        save(fitted(original, side), tmp_path / f"side{side}.jpg", quality=80)
+    save(fitted(original, 800, Image.Resampling.NEAREST), tmp_path / "nearest.png")
+    save(fitted(original, 500, Image.Resampling.BILINEAR), tmp_path / "bilinear.bmp")
+    save(fitted(original, 2000, Image.Resampling.BICUBIC), tmp_path / "enlarged.jpg", quality=85)
+    save(original, tmp_path / "progressive.jpg", quality=80, progressive=True)
+    save(original, tmp_path / "full chroma.jpg", quality=80, subsampling=0)
+    save(original, tmp_path / "restarts.jpg", quality=85, restart_marker_blocks=7)
+    save(original.convert("CMYK"), tmp_path / "cmyk.jpg", quality=90)
+    save(original, tmp_path / "rgb.jpg", quality=90, keep_rgb=True)
+    save(original, tmp_path / "lossy.webp", quality=60)
+    save(original, tmp_path / "lossless.webp", lossless=True, method=0)
+    save(original, tmp_path / "heic.heic", quality=60)
+    save(original, tmp_path / "tiff.tif", compression="tiff_lzw")
+    save(original.convert("RGBA"), tmp_path / "opaque.png", compress_level=1)
+    save(original.quantize(256), tmp_path / "palette.png")
+    save(fitted(original, 640).quantize(256), tmp_path / "palette.gif")
+    (found,) = groups(tmp_path, capsys=capsys)
+    assert sorted(found) == sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    assert found[0] == "enlarged.jpg"
+
+
+def test_grey_pictures_are_found_in_every_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = photo(2).convert("L")
+    save(grey, tmp_path / "grey.jpg", quality=92)
+    save(grey.convert("RGB"), tmp_path / "three channels.png")
+    save(grey.convert("LA"), tmp_path / "with alpha.png")
+    in_deep_colour(grey, tmp_path / "deep.tif")
+    in_deep_colour(grey, tmp_path / "deep.png")
+    save(Image.fromarray(np.asarray(grey, np.float32) / 255), tmp_path / "float.tif")
+    (found,) = groups(tmp_path, capsys=capsys)
+    assert sorted(found) == ["deep.png", "deep.tif", "float.tif", "grey.jpg", "three channels.png", "with alpha.png"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".png", ".webp"])
+def test_every_exif_orientation_is_seen_upright(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = save(photo(), tmp_path / "original.png")
+    stored_for = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation: how Pillow undoes it
+    for orientation, method in stored_for.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = photo().transpose(Image.Transpose(method))
+        path = save(stored, tmp_path / f"{orientation}{suffix}", exif=exif)
+        found = fingerprint(path)
+        assert (found.width, found.height) == (640, 480)
+        assert idem.distance(fingerprint(original), found) == 0, orientation
+    assert [len(group) for group in groups(tmp_path, capsys=capsys)] == [8]
+
+
+def test_a_copy_may_have_its_colour_profile_converted_or_stripped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = display_p3()
+    original = photo(5, (1200, 900))
+    save(original, tmp_path / "original.jpg", icc_profile=profile, quality=95)
+    save(fitted(original, 600), tmp_path / "smaller.jpg", icc_profile=profile, quality=85)
+    save(fitted(original, 800), tmp_path / "stripped.jpg", quality=85)
+    converted = ImageCms.profileToProfile(
+        original, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert converted is not None
+    save(fitted(converted, 700), tmp_path / "converted.jpg", quality=85)
+    assert np.abs(np.asarray(original, int) - np.asarray(converted, int)).max() > 20
+    assert groups(tmp_path, capsys=capsys) == [["original.jpg", "stripped.jpg", "converted.jpg", "smaller.jpg"]]
+
+
+def test_stripped_and_converted_copies_without_the_original_are_two_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = display_p3()
+    original = photo(5, (1200, 900))
+    converted = ImageCms.profileToProfile(
+        original, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert converted is not None
+    save(original, tmp_path / "stripped.jpg", quality=85)
+    save(converted, tmp_path / "converted.jpg", quality=85)
+    assert groups(tmp_path, capsys=capsys) == []
+
+
+WARMER: list[list[int]] = [[min(255, round(level * factor)) for level in range(256)] for factor in (1.06, 1.0, 0.94)]
+EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "black and white": ImageOps.grayscale,
+    "brighter": lambda im: ImageEnhance.Brightness(im).enhance(1.1),
+    "more contrast": lambda im: ImageEnhance.Contrast(im).enhance(1.12),
+    "more saturated": lambda im: ImageEnhance.Color(im).enhance(1.25),
+    "warmer": lambda im: Image.merge(
+        "RGB", [band.point(table) for band, table in zip(im.split(), WARMER, strict=True)]
+    ),
+    "cropped on one side": lambda im: im.crop((im.width // 50, 0, *im.size)),
+    "cropped all round": lambda im: im.crop((20, 15, im.width - 20, im.height - 15)),
+    "cropped and enlarged": lambda im: im.crop((16, 12, im.width - 16, im.height - 12)).resize(im.size),
+    "mirrored": ImageOps.mirror,
+    "upside down": lambda im: im.transpose(Image.Transpose.ROTATE_180),
+    "rotated by a degree": lambda im: im.rotate(1, Image.Resampling.BICUBIC),
+    "stretched": lambda im: im.resize((im.width * 103 // 100, im.height)),
+    "framed": lambda im: ImageOps.expand(im, 20, "white").resize(im.size),
+    "date stamp": lambda im: drawn_on(im, (0.7, 0.9, 0.95, 0.94), (255, 160, 0)),
+    "one percent retouched": lambda im: drawn_on(im, (0.4, 0.5, 0.5, 0.6), im.getpixel((10, 10))),
+    "a spot removed": lambda im: drawn_on(im, (0.31, 0.31, 0.35, 0.36), im.getpixel((im.width // 2, 10))),
+}
+
+
+def drawn_on(picture: Image.Image, box: tuple[float, ...], colour: Any) -> Image.Image:
+    """The picture with a rectangle, its corners in shares of the sides."""
+    drawn = picture.copy()
+    corners = [share * side for share, side in zip(box, picture.size * 2, strict=True)]
+    ImageDraw.Draw(drawn).rectangle(corners, fill=colour)
+    return drawn
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_version_is_not_a_copy(tmp_path: Path, edit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 2, 3):
+        original = photo(seed, (1200, 900))
+        save(original, tmp_path / f"{seed}.jpg", quality=95)
+        save(EDITS[edit](original), tmp_path / f"{seed} edited.jpg", quality=92)
+    assert groups(tmp_path, capsys=capsys) == []
+
+
+def test_the_next_shot_of_a_burst_is_not_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, person = photo(1, (1600, 1200)), photo(2, (160, 200))
+    for shot in range(4):
+        frame = scene.copy()
+        frame.paste(person, (600 + 25 * shot, 500))
+        save(frame, tmp_path / f"IMG_{shot}.jpg", quality=92)
+    assert groups(tmp_path, capsys=capsys) == []
+
+
+def test_an_animation_is_not_a_copy_of_its_first_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [photo(seed, (320, 240)) for seed in (1, 2, 3)]
+    for suffix in ("gif", "webp", "png", "tif"):
+        save(frames[0], tmp_path / f"{suffix} still.{suffix}")
+        save(frames[0], tmp_path / f"{suffix} moving.{suffix}", save_all=True, append_images=frames[1:])
+        save(frames[0], tmp_path / f"{suffix} shorter.{suffix}", save_all=True, append_images=frames[1:2])
+    for threshold in ("0", "64"):
+        for found in groups(tmp_path, "--threshold", threshold, capsys=capsys):
+            assert len({name.split()[1].split(".")[0] for name in found}) == 1
+
+
+def test_a_preview_inside_a_camera_file_is_no_second_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(), tmp_path / "camera.mpo", save_all=True, append_images=[photo().resize((160, 120))])
+    (tmp_path / "camera.mpo").rename(tmp_path / "camera.jpg")
+    with Image.open(tmp_path / "camera.jpg") as picture:
+        assert (picture.format, picture.n_frames) == ("MPO", 2)  # type: ignore[attr-defined]
+    save(photo(), tmp_path / "plain.jpg")
+    assert groups(tmp_path, capsys=capsys) == [["camera.jpg", "plain.jpg"]]
+
+
+def test_transparency_is_part_of_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def logo(letter: int, ink: str) -> Image.Image:
+        drawing = Image.new("RGBA", (400, 400), (0, 0, 0, 0))
+        ImageDraw.Draw(drawing).ellipse((40 + 100 * letter, 40, 200 + 100 * letter, 300), fill=ink)
+        return drawing
+
+    for letter, ink in itertools.product((0, 1), ("black", "white", "gray")):
+        save(logo(letter, ink), tmp_path / f"{ink}{letter}.png")
+        save(logo(letter, ink).resize((200, 200)), tmp_path / f"{ink}{letter} small.webp", lossless=True)
+        for paper in ("black", "white"):
+            flattened = Image.new("RGBA", (400, 400), paper)
+            flattened.alpha_composite(logo(letter, ink))
+            if paper != ink:
+                save(flattened.convert("RGB"), tmp_path / f"{ink}{letter} on {paper}.png")
+    found = [sorted(group) for group in groups(tmp_path, capsys=capsys)]
+    assert sorted(found) == sorted(
+        [f"{ink}{letter} small.webp", f"{ink}{letter}.png"] for letter in (0, 1) for ink in ("black", "white", "gray")
+    )
+
+
+def test_flat_pictures_are_copies_only_when_every_pixel_is_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for level in (0, 2, 4, 128, 130, 252, 255):
+        save(Image.new("RGB", (400, 300), (level, level, level)), tmp_path / f"flat{level}.png")
+        save(Image.new("RGB", (400, 300), (level, 0, 0)), tmp_path / f"red{level}.png")
+    for page in range(3):  # blank but for a page number
+        paper = Image.new("L", (1000, 1400), 250)
+        ImageDraw.Draw(paper).text((500, 1370), str(page), fill=60)
+        save(paper, tmp_path / f"page{page}.jpg")
+    noise = np.random.default_rng(1).integers(0, 4, (2, 300, 400), dtype=np.uint8)
+    save(Image.fromarray(noise[0]), tmp_path / "lens cap 1.png")
+    save(Image.fromarray(noise[1]), tmp_path / "lens cap 2.png")
+    shutil.copy(tmp_path / "page1.jpg", tmp_path / "page1 again.jpg")
+    save(Image.new("RGB", (200, 150), (255, 255, 255)), tmp_path / "white but smaller.png")
+    for threshold in ("0", "10"):
+        found = [sorted(group) for group in groups(tmp_path, "--threshold", threshold, capsys=capsys)]
+        assert sorted(found) == [["flat0.png", "red0.png"], ["page1 again.jpg", "page1.jpg"]]
+
+
+# ── damaged and hostile files ──
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jpeg": (".jpg", {"quality": 90}),
+    "progressive": (".jpg", {"quality": 90, "progressive": True}),
+    "png": (".png", {}),
+    "gif": (".gif", {}),
+    "bmp": (".bmp", {}),
+    "tiff": (".tif", {}),
+    "lzw": (".tiff", {"compression": "tiff_lzw"}),
+    "webp": (".webp", {"quality": 80}),
+    "heic": (".heic", {"quality": 70}),
+}
+
+
+def decoded_as_well(intact: Path, damaged: Path) -> bool:
+    """Whether the damaged file shows, everywhere, what the intact one does."""
+    with Image.open(intact) as one, Image.open(damaged) as other:
+        difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+    return max(high for _, high in difference.getextrema()) <= 16  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("damage", ["cut", "cut and closed", "zeros", "flipped bits"])
+def test_a_damaged_file_is_never_grouped_with_an_intact_one(
+    tmp_path: Path, form: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suffix, options = FORMATS[form]
+    intact = save(photo(4), tmp_path / f"intact{suffix}", **options)
+    content = intact.read_bytes()
+    rng = random.Random(7)
+    for percent in (2, 10, 30, 50, 70, 90, 98):
+        keep = len(content) * percent // 100
+        if damage == "cut":
+            damaged = content[:keep]
+        elif damage == "cut and closed":
+            damaged = content[:keep] + content[-2:]
+        elif damage == "zeros":
+            damaged = content[:keep] + bytes(len(content) - keep)
+        else:
+            flipped = bytearray(content)
+            for _ in range(40):
+                flipped[rng.randrange(keep, len(content))] ^= 1 << rng.randrange(8)
+            damaged = bytes(flipped)
+        (tmp_path / f"{percent}{suffix}").write_bytes(damaged)
+    for found in groups(tmp_path, capsys=capsys):
+        assert found[0] == intact.name
+        for name in found[1:]:
+            assert decoded_as_well(intact, tmp_path / name), name
+
+
+@pytest.mark.parametrize("form", ["jpeg", "progressive", "png", "webp", "heic", "lzw"])
+def test_a_cut_file_is_named_with_the_reason(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    suffix, options = FORMATS[form]
+    content = save(photo(4), tmp_path / f"whole{suffix}", **options).read_bytes()
+    names = [f"{percent}{suffix}" for percent in (30, 60, 95)]
+    for name in names:
+        (tmp_path / name).write_bytes(content[: len(content) * int(name.split(".")[0]) // 100])
+    found = unreadable(tmp_path, capsys)
+    assert sorted(found) == sorted(names)
+    assert all(found.values())
+
+
+def test_a_jpeg_with_data_after_its_end_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = save(photo(), tmp_path / "plain.jpg").read_bytes()
+    (tmp_path / "motion.jpg").write_bytes(content + b"MotionPhoto_Data" + bytes(5000))
+    assert groups(tmp_path, capsys=capsys) == [["motion.jpg", "plain.jpg"]]
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "not a picture in a format idem reads"
+    contents = {
+        "svg.jpg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+        "page.png": b"<!doctype html><script>alert(1)</script>",
+        "postscript.tif": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "playlist.webp": b"#EXTM3U\nfile:///etc/passwd\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert unreadable(tmp_path, capsys) == dict.fromkeys(contents, reason)
+
+
+def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = save(Image.new("1", (8, 8)), tmp_path / "bomb.png").read_bytes()
+    header = small[12:16] + (50_000).to_bytes(4, "big") * 2 + small[24:29]
+    import zlib
+
+    (tmp_path / "bomb.png").write_bytes(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:])
+    assert unreadable(tmp_path, capsys) == {"bomb.png": "more than 178 megapixels"}
+
+
+def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    panorama = photo(3, (17_000, 8_800))  # 150 megapixels: above Pillow's warning, below its error
+    save(panorama, tmp_path / "panorama.jpg", quality=60)
+    save(panorama.resize((1700, 880)), tmp_path / "small.jpg")
+    assert groups(tmp_path, capsys=capsys) == [["panorama.jpg", "small.jpg"]]
+
+
+def test_a_file_that_changes_while_it_is_scanned_is_left_out(tmp_path: Path) -> None:
+    status = save(photo(), tmp_path / "a.png").stat()
+    seen = MediaFile(str(tmp_path / "a.png"), status.st_size - 1, status.st_mtime_ns, status.st_dev, status.st_ino)
+    assert idem.fingerprint_image(seen) == idem.Unreadable(seen.path, "changed while it was scanned")
+
+
+# ── the worker pool ──
+
+
+def crash_on_odd(number: int) -> int:
+    if number % 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number
+
+
+def hang_on_three(number: int) -> int:
+    if number == 3:
+        time.sleep(600)
+    return number
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSEGV to send")
+def test_a_task_that_crashes_its_process_is_lost_alone() -> None:
+    results = dict(idem.run_in_workers(crash_on_odd, range(10), 2))
+    assert results == {n: idem.Lost("the decoder crashed (SIGSEGV)") if n % 2 else n for n in range(10)}
+
+
+def test_a_task_that_hangs_is_lost_alone() -> None:
+    results = dict(idem.run_in_workers(hang_on_three, range(8), 2, timeout=1))
+    assert results == {n: idem.Lost("decoding took more than 1 s") if n == 3 else n for n in range(8)}
+
+
+def test_workers_started_afresh_work_like_forked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idem, "START_METHOD", "spawn")
+    assert dict(idem.run_in_workers(abs, [-1, -2, -3], 2)) == {-1: 1, -2: 2, -3: 3}
+
+
+@ON_LINUX
+def test_a_file_that_crashes_the_decoder_is_named_and_the_others_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_library(tmp_path)
+    fatal = save(photo(9), tmp_path / "fatal.jpg")
+    original = idem.fingerprint_image
+
+    def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Unreadable:
+        if file.path == str(fatal):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return original(file)
+
+    monkeypatch.setattr(idem, "fingerprint_image", fingerprint_or_crash)
+    for new in (7, 1):
+        found = report(tmp_path, capsys=capsys)
+        assert found["unreadable"] == [{"path": str(fatal), "reason": "the decoder crashed (SIGSEGV)"}]
+        assert (found["totals"]["new"], found["totals"]["groups"]) == (new, 3)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that this one has started and that still run."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listing.splitlines()]
+    return [int(child) for child, parent, state in rows if int(parent) == pid and not state.startswith("Z")]
+
+
+def still_running(processes: Sequence[int]) -> list[int]:
+    listing = subprocess.run(["ps", "-eo", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    alive = {int(row.split()[0]) for row in listing.splitlines() if "Z" not in row.split()[1]}
+    return [process for process in processes if process in alive]
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["int", "term", "kill"]
+)
+def test_a_stopped_run_keeps_what_is_done_and_leaves_no_worker(
+    tmp_path: Path, sent: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_library(tmp_path / "lib", 300)
+    process = idem_process(library, "--cache", tmp_path / "cache", "--jobs", "2")
+    while rows_in(tmp_path / "cache") < 50:
+        time.sleep(0.01)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    began = time.monotonic()
+    process.send_signal(sent)
+    err = process.communicate()[1].decode()
+    took = time.monotonic() - began
+    assert process.returncode == status
+    assert took < 1.5  # generous: the promise is a second
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 5
+    while still_running(workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert still_running(workers) == []
+    kept = rows_in(tmp_path / "cache")
+    if sent == signal.SIGINT:
+        assert re.fullmatch(rf"idem: interrupted: {kept} of 600 photos done and kept\n", err)
+    assert counts(library, "--cache", str(tmp_path / "cache"), capsys=capsys) == (600, 600 - kept, kept)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Match
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def clustered_hashes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Hashes with many near and some equal ones among them."""
+    centres = rng.integers(0, 2**64, max(1, count // 8), dtype=np.uint64)
+    hashes = rng.choice(centres, count)
+    for _ in range(6):
+        hashes = hashes ^ np.where(rng.random(count) < 0.5, np.uint64(1) << rng.integers(0, 64, count, np.uint64), 0)
+    return np.concatenate([hashes, hashes[: count // 10]])
+
+
+def all_near_pairs(hashes: np.ndarray, radius: int) -> list[tuple[int, int]]:
+    values = hashes.tolist()
+    return [
+        (i, j)
+        for i, j in itertools.combinations(range(len(values)), 2)
+        if (values[i] ^ values[j]).bit_count() <= radius
+    ]
+
+
+@pytest.mark.parametrize("search", ["chosen", "tree", "sweep", "parts", "small blocks"])
+@pytest.mark.parametrize("radius", [0, 1, 4, 5, 10, 20, 63, 64])
+def test_every_search_finds_exactly_the_pairs_of_brute_force(
+    search: str, radius: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idem, "TREE_LIMIT", {"tree": 10**9, "chosen": idem.TREE_LIMIT}.get(search, 0))
+    monkeypatch.setattr(idem, "BUCKET_COST", {"parts": 0, "sweep": 10**9}.get(search, idem.BUCKET_COST))
+    if search == "small blocks":
+        monkeypatch.setattr(idem, "PAIR_BLOCK", 7)
+        monkeypatch.setattr(idem, "SWEEP_TILE", (5, 3))
+    for seed, count in enumerate([0, 1, 2, 9, 70, 300]):
+        hashes = clustered_hashes(np.random.default_rng(seed), count)
+        blocks = [block.tolist() for block in idem.near_pairs(hashes, radius)]
+        found = [tuple(pair) for block in blocks for pair in block]
+        assert len(found) == len(set(found))
+        assert sorted(found) == all_near_pairs(hashes, radius)
+
+
+def fingerprints_of_kin(count: int) -> list[ImageFingerprint]:
+    """Fingerprints at all sorts of distances: a few pictures, with some bits and cells changed."""
+    rng = np.random.default_rng(count)
+    families = [random_fingerprint(rng) for _ in range(max(1, count // 6))]
+    kin = []
+    for number in range(count):
+        parent = families[int(rng.integers(len(families)))]
+        bits = sum(1 << int(bit) for bit in set(rng.integers(0, 64, rng.integers(0, 8))))
+        noisy = np.frombuffer(base64.b64decode(parent.signature), np.uint8).astype(int)
+        noisy = noisy + rng.integers(-3, 4, len(noisy)) * int(rng.integers(0, 2))
+        kin.append(
+            replace(
+                parent,
+                phash=parent.phash ^ bits,
+                dhash=parent.dhash ^ (bits >> 1),
+                width=parent.width * int(rng.integers(1, 4)),
+                frames=int(rng.integers(1, 3)) if number % 7 == 0 else 1,
+                signature=base64.b64encode(noisy.clip(0, 255).astype(np.uint8).tobytes()),
+            )
+        )
+    return kin
+
+
+def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
+    return ImageFingerprint(
+        width=400,
+        height=300,
+        frames=1,
+        luma_step=int(rng.integers(0, 20)),
+        chroma_step=int(rng.integers(0, 20)),
+        palette=bool(rng.integers(0, 2)),
+        transparent=False,
+        several_scans=False,
+        whole=False,
+        content_bytes=int(rng.integers(1, 2**40)),
+        part_sums="",
+        phash=int(rng.integers(0, 2**63)),
+        dhash=int(rng.integers(0, 2**63)),
+        signature=base64.b64encode(rng.integers(0, 256, idem.SIGNATURE_BYTES, dtype=np.uint8).tobytes()),
+        stored_signature=b"",
+        flat_digest="",
+    )
+
+
+def as_replicas(fingerprints: Sequence[ImageFingerprint]) -> list[Replica]:
+    return [
+        Replica(MediaFile(f"/lib/{number:03}.jpg", 1000 - number % 5, 0, 1, number), each)
+        for number, each in enumerate(fingerprints)
+    ]
+
+
+def star_groups(replicas: list[Replica], threshold: int) -> list[tuple[tuple[str, int], ...]]:
+    """The definition of groups, comparing every replica with every other."""
+    waiting = sorted(replicas, key=idem.best_first)
+    found = []
+    while waiting:
+        centre = waiting.pop(0)
+        bits = {each: idem.distance(centre.fingerprint, each.fingerprint) for each in waiting}
+        near = [each for each in waiting if bits[each] <= threshold]
+        waiting = [each for each in waiting if bits[each] > threshold]
+        if near:
+            found.append(((centre.file.path, 0), *((each.file.path, bits[each]) for each in near)))
+    return found
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 5, 10, 64])
+def test_groups_are_stars_around_the_best_whatever_the_order(threshold: int) -> None:
+    for count in (1, 2, 30, 90):
+        replicas = as_replicas(fingerprints_of_kin(count))
+        replicas += [replace(replicas[0], file=replace(replicas[0].file, path="/lib/same.jpg"))]
+        expected = star_groups(replicas, threshold)
+        for seed in (1, 2):
+            random.Random(seed).shuffle(replicas)
+            found = idem.image_groups(replicas, threshold)
+            shown = [
+                tuple((each.file.path, bits) for each, bits in zip(group.replicas, group.distances, strict=True))
+                for group in found
+            ]
+            assert shown == expected
+
+
+def test_a_chain_of_look_alikes_is_not_one_group() -> None:
+    base = random_fingerprint(np.random.default_rng(3))
+    chain = [
+        replace(base, phash=(1 << 4 * step) - 1, dhash=0, width=400 - step, signature=b"A" * idem.SIGNATURE_TEXT)
+        for step in range(4)
+    ]
+    chain = [replace(each, signature=bytes([65 + i]) * idem.SIGNATURE_TEXT) for i, each in enumerate(chain)]
+    found = idem.image_groups(as_replicas(chain), threshold=4)
+    assert [[Path(each.file.path).stem for each in group.replicas] for group in found] == [
+        ["000", "001"],
+        ["002", "003"],
+    ]
+
+
+def test_the_threshold_widens_copies_to_look_alikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(1), tmp_path / "colour.png")
+    save(photo(1).convert("L"), tmp_path / "grey.png")
+    save(photo(1).resize((320, 240)), tmp_path / "small.png")
+    save(photo(2), tmp_path / "other.png")
+    assert groups(tmp_path, capsys=capsys) == [["colour.png", "small.png"]]
+    found = report(tmp_path, "--threshold", "8", capsys=capsys)["groups"]
+    assert [(file["relative"], file["distance"] > 0) for group in found for file in group["files"]] == [
+        ("colour.png", False),
+        ("grey.png", True),
+        ("small.png", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((4000, 3000), (640, 480), True),
+        ((4032, 3024), (320, 240), True),
+        ((4000, 2667), (300, 200), True),
+        ((4000, 2667), (300, 201), True),
+        ((4000, 2667), (300, 203), False),
+        ((4000, 3000), (3920, 3000), False),
+        ((400, 300), (300, 400), False),
+        ((1, 1), (1000, 999), True),
+    ],
+)
+def test_sides_must_be_in_proportion_within_the_rounding_of_the_smaller(
+    one: tuple[int, int], other: tuple[int, int], same: bool
+) -> None:
+    base = random_fingerprint(np.random.default_rng(1))
+    pair = [replace(base, width=width, height=height) for width, height in (one, other)]
+    assert (idem.distance(pair[0], pair[1]) == 0) == same
+    assert idem.distance(pair[0], pair[1]) == idem.distance(pair[1], pair[0])
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Present
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def padded(path: Path, size: int) -> None:
+    """Make a JPEG as large as wanted; decoders ignore what follows its end."""
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+
+
+@pytest.fixture
+def beach_library(tmp_path: Path) -> Path:
+    library = tmp_path / "Photos"
+    save(photo(1, (1200, 900)), library / "vacation" / "beach.jpg")
+    save(photo(1, (1200, 900)).resize((600, 450)), library / "backup" / "beach_compressed.jpg")
+    save(photo(2, (1200, 900)), library / "backup" / "hut.jpg")
+    save(photo(2, (1200, 900)), library / "hut.jpg", quality=60)
+    save(photo(3), library / "alone.jpg")
+    for name, size in [("vacation/beach.jpg", 3_200_000), ("backup/beach_compressed.jpg", 1_800_000)]:
+        padded(library / name, size)
+    for name, size in [("backup/hut.jpg", 700_000), ("hut.jpg", 592_000)]:
+        padded(library / name, size)
+    return library
+
+
+def test_the_report_has_exactly_the_documented_form(beach_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(beach_library)]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        out
+        == f"""\
+Found 2 duplicate group(s) · 4 files · 2.4 MB potentially recoverable
+
+{"─" * 80}
+
+Group 1 · 2 files
+   3.2 MB  vacation/beach.jpg  ← largest
+           {beach_library}/vacation/beach.jpg
+   1.8 MB  backup/beach_compressed.jpg
+           {beach_library}/backup/beach_compressed.jpg
+
+Group 2 · 2 files
+   700 KB  backup/hut.jpg  ← largest
+           {beach_library}/backup/hut.jpg
+   592 KB  hut.jpg
+           {beach_library}/hut.jpg
+""".replace("/", os.sep).replace(os.sep, "/" if os.sep == "/" else os.sep)
+    )
+    assert err == f"Scanned {beach_library}: 5 found, 5 new, 0 cached\n"
+
+
+def test_the_json_report_has_exactly_the_documented_fields(
+    beach_library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (beach_library / "broken.jpg").write_bytes(b"no picture")
+    os.utime(beach_library / "hut.jpg", (1_600_000_000, 1_600_000_000.5))
+    found = report(beach_library, "--limit", "1", "--delta", "100kb", capsys=capsys)
+    beach = found["groups"][0]["files"][0]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?\+00:00", beach.pop("modified"))
+    small = found["groups"][0]["files"][1]
+    small.pop("modified")
+    assert found == {
+        "version": 1,
+        "directory": str(beach_library),
+        "mode": "images",
+        "threshold": 0,
+        "groups": [
+            {
+                "kind": "image",
+                "recoverable_bytes": 1_800_000,
+                "files": [
+                    {
+                        "path": str(beach_library / "vacation" / "beach.jpg"),
+                        "relative": os.path.join("vacation", "beach.jpg"),
+                        "bytes": 3_200_000,
+                        "width": 1200,
+                        "height": 900,
+                        "distance": 0,
+                    },
+                    {
+                        "path": str(beach_library / "backup" / "beach_compressed.jpg"),
+                        "relative": os.path.join("backup", "beach_compressed.jpg"),
+                        "bytes": 1_800_000,
+                        "width": 600,
+                        "height": 450,
+                        "distance": 0,
+                    },
+                ],
+            }
+        ],
+        "unreadable": [
+            {"path": str(beach_library / "broken.jpg"), "reason": "not a picture in a format idem reads"},
+        ],
+        "totals": {"files": 6, "new": 6, "cached": 0, "groups": 1, "recoverable_bytes": 1_800_000},
+    }
+
+
+def test_delta_keeps_groups_whose_sizes_differ_by_that_much(
+    beach_library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {
+        delta: [group[0] for group in groups(beach_library, "--delta", delta, capsys=capsys)]
+        for delta in ("108kb", "108001", "1.4mb", "1.5mb")
+    }
+    assert kept == {
+        "108kb": ["vacation/beach.jpg", "backup/hut.jpg"],
+        "108001": ["vacation/beach.jpg"],
+        "1.4mb": ["vacation/beach.jpg"],
+        "1.5mb": [],
+    }
+
+
+def test_nothing_found_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr() == ("No duplicates found.\n", f"Scanned {tmp_path}: 0 found, 0 new, 0 cached\n")
+
+
+@ON_LINUX
+def test_no_file_name_can_forge_a_line_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "a\n\nGroup 9 · 2 files\n   1 B  x\x1b[1A\x1b[2K.jpg"
+    save(photo(), tmp_path / forged)
+    save(photo(), tmp_path / "b.png")
+    (tmp_path / "bad\x1b[2J.jpg").write_bytes(b"x")
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert out.count("\nGroup ") == 1
+    assert len(out.splitlines()) == 9
+    assert "a\\n\\nGroup 9 · 2 files\\n   1 B  x\\x1b[1A\\x1b[2K.jpg" in out
+
+
+def test_a_run_with_unreadable_files_still_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_library(tmp_path)
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Found 3 duplicate group(s)")
+    assert err == (
+        f"cannot read {tmp_path / 'bad.jpg'}: not a picture in a format idem reads\n"
+        f"Scanned {tmp_path}: 7 found, 7 new, 0 cached, 1 unreadable\n"
+    )
+
+
+def test_output_that_nobody_reads_ends_the_run_quietly(tmp_path: Path) -> None:
+    made_library(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(HERE / "idem.py"), str(tmp_path)]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr.decode()) == (1, f"Scanned {tmp_path}: 6 found, 6 new, 0 cached\n")
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Command line
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threshold", "65"], "argument -t/--threshold: '65' is not a whole number from 0 to 64"),
+        (["-t", "1.5"], "argument -t/--threshold: '1.5' is not a whole number from 0 to 64"),
+        (["--limit", "0"], "argument -l/--limit: '0' is not a whole number of 1 or more"),
+        (["--jobs", "-1"], "argument -j/--jobs: '-1' is not a whole number from 1 to 256"),
+        (["--delta", "lots"], "argument -d/--delta: 'lots' is not a size such as 100, 50kb, 2mb or 1.5gb"),
+        (["--thresh", "1"], "unrecognized arguments: --thresh 1"),
+        (["--cache"], "argument -c/--cache: expected one argument"),
+    ],
+)
+def test_a_wrong_value_gets_one_clear_line(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr() == ("", f"idem: {message}\n")
+
+
+def test_a_directory_that_cannot_be_used_gets_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path / "file")
+    for arguments, message in [
+        ([str(tmp_path / "none")], f"cannot scan {tmp_path / 'none'}: there is no such folder"),
+        ([str(tmp_path / "file")], f"cannot scan {tmp_path / 'file'}: it is not a folder"),
+        ([""], "cannot scan : there is no such folder"),
+        ([str(tmp_path), "-c", str(tmp_path / "file")], f"cannot use {tmp_path / 'file'} as --cache: it is a file"),
+    ]:
+        assert main(arguments) == 2
+        assert capsys.readouterr() == ("", f"idem: {message}\n")
+
+
+def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for text in ("usage: python idem.py DIR", "example:", "--threshold", "--delta", "--limit", "--cache", "--jobs"):
+        assert text in out
+
+
+def test_a_second_run_on_the_same_library_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_library(tmp_path)
+    with idem.run_lock(str(tmp_path / "__databases")):
+        process = idem_process(tmp_path)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (2, b"")
+    assert err.decode() == f"idem: another run of idem is using {tmp_path / '__databases'}\n"
+    assert main([str(tmp_path)]) == 0
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(idem.REQUIRED_MODULES, "no_such_module", "No-Such-Package")
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "idem: missing No-Such-Package: python -m pip install No-Such-Package\n"
+
+
+@ON_LINUX
+def test_without_pillow_heif_heic_files_are_named_and_the_rest_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(photo(), tmp_path / "a.heic")
+    save(photo(), tmp_path / "b.jpg")
+    save(photo(), tmp_path / "c.png")
+    original = idem.can_import
+    monkeypatch.setattr(idem, "can_import", lambda module: module != "pillow_heif" and original(module))
+    idem.usable_formats.cache_clear()
+    try:
+        found = report(tmp_path, capsys=capsys)
+    finally:
+        idem.usable_formats.cache_clear()
+    assert found["unreadable"] == [
+        {
+            "path": str(tmp_path / "a.heic"),
+            "reason": "HEIC pictures need pillow-heif: python -m pip install pillow-heif",
+        }
+    ]
+    assert found["totals"]["groups"] == 1
+
+
+def test_the_script_metadata_and_requirements_name_the_same_packages() -> None:
+    script = (HERE / "idem.py").read_text("utf-8")
+    block = re.search(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", script)
+    assert block is not None
+    metadata = re.findall(r'"([^"]+)",', block[1])
+    required = (HERE / "requirements.txt").read_text("utf-8").split("# To test it")[0]
+    assert metadata == [line for line in required.splitlines() if line and not line.startswith("#")]
+    assert '# requires-python = ">=3.10"' in block[1]
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Benchmark
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def decode_only(path: str) -> None:
+    """The least that a program on Pillow must do per picture."""
+    with Image.open(path) as picture:
+        picture.draft("YCbCr", (512, 512))
+        picture.load()
+
+
+def timed(command: Sequence[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+@pytest.mark.bench
+def test_benchmark_of_scanning_and_fingerprinting(tmp_path: Path) -> None:
+    library = tmp_path / "lib"
+    made = [photo(seed, (4000, 3000)) for seed in range(12)]
+    for number in range(240):
+        save(made[number % 12], library / f"{number}.jpg", quality=80 + number // 12 % 15)
+    paths = [str(path) for path in sorted(library.iterdir())]
+    command = [sys.executable, str(HERE / "idem.py"), str(library), "--cache", str(tmp_path / "cache")]
+    colds, floors = [], []
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        colds.append(timed(command))
+        began = time.perf_counter()
+        with ProcessPoolExecutor() as pool:
+            list(pool.map(decode_only, paths, chunksize=4))
+        floors.append(time.perf_counter() - began)
+    ratio = sorted(cold / floor for cold, floor in zip(colds, floors, strict=True))[1]
+    over = (min(colds) - min(floors)) / len(paths)
+    print(
+        f"\n{len(paths)} photos of 12 MP: cold {min(colds):.2f} s, decode floor {min(floors):.2f} s, ratio {ratio:.2f}"
+    )
+    print(f"per file over the floor {over * 1000:.1f} ms; warm {timed(command):.2f} s")
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("threshold", [0, 5, 10])
+def test_benchmark_of_matching(threshold: int) -> None:
+    rng = np.random.default_rng(1)
+    base = random_fingerprint(rng)
+    hashes = rng.integers(0, 2**63, (100_000, 2)).tolist()
+    replicas = as_replicas([replace(base, phash=phash, dhash=dhash) for phash, dhash in hashes])
+    began = time.perf_counter()
+    found = idem.image_groups(replicas, threshold)
+    print(
+        f"\n100,000 fingerprints at threshold {threshold:2}: {time.perf_counter() - began:.2f} s, {len(found)} groups"
+    )
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("count", [16, 64, 256, 1024])
+def test_benchmark_of_tree_and_sweep(count: int) -> None:
+    hashes = np.unique(np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64))
+    for radius in (0, 4, 10):
+        times = []
+        for search in (idem.near_pairs_by_tree, idem.near_pairs_by_sweep):
+            began = time.perf_counter()
+            for _ in range(5):
+                list(search(hashes, radius))
+            times.append((time.perf_counter() - began) / 5 * 1000)
+        print(f"\n{count} hashes, radius {radius:2}: tree {times[0]:.2f} ms, sweep {times[1]:.2f} ms", end="")
