@@ -837,7 +837,7 @@ def test_a_preview_inside_a_camera_file_is_no_second_frame(tmp_path: Path, capsy
     save(photo(), tmp_path / "camera.mpo", save_all=True, append_images=[photo().resize((160, 120))])
     (tmp_path / "camera.mpo").rename(tmp_path / "camera.jpg")
     with Image.open(tmp_path / "camera.jpg") as picture:
-        assert (picture.format, picture.n_frames) == ("MPO", 2)  # type: ignore[attr-defined]
+        assert (picture.format, picture.n_frames) == ("MPO", 2)
     save(photo(), tmp_path / "plain.jpg")
     assert groups(tmp_path, capsys=capsys) == [["camera.jpg", "plain.jpg"]]
 
