@@ -42,6 +42,7 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
+import errno
 import functools
 import gc
 import hashlib
@@ -68,7 +69,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm run must not wait for them
     import numpy as np
@@ -85,6 +86,7 @@ LOCK_FILE = "idem.lock"
 SKIPPED_FOLDERS = frozenset({TRASH_FOLDER, CACHE_FOLDER, "@eadir", ".thumbnails", "$recycle.bin", "#recycle"})
 SKIPPED_FOLDERS |= {"@recycle", ".trash", ".trashes", ".dtrash", "#snapshot", ".snapshot", ".snapshots", ".zfs"}
 SKIPPED_FOLDER_PATTERN = re.compile(r".*\.lrdata|\.trash-\d+", re.IGNORECASE | re.DOTALL)
+WINDOWS_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 # Folders that an application keeps a database about: moving a file inside breaks the application's library.
 APPLICATION_LIBRARY_SUFFIXES = frozenset(
     {".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary", ".migratedaplibrary", ".lrlibrary"}
@@ -105,11 +107,12 @@ HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two has
 CELL_SLACK = 2.5  # levels, for rounding in every conversion
 STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
 LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
+RANGE_SLACK = 1 / 8  # of the picture's own range of luma at most: a faint drawing must not fall within the slack
 MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more slack for it
 CONTRAST_SLACK = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
 EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
-# The same when one of the two has a palette: 256 colours shift whole areas, so four cells are taken together.
-PALETTE_SLACK = 8.0
+# The same when one of the two has a palette: 256 colours shift whole areas, single cells twice as far as four.
+PALETTE_SLACK = 8.0  # levels, of four cells together
 PALETTE_CONTRAST_SLACK = 0.1
 MAX_THRESHOLD = 64  # bits in a hash
 NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may group
@@ -119,15 +122,16 @@ TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
 TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
 
+READ_BLOCK = 1 << 20  # bytes
 CONTENT_PARTS = 64  # parts of a file that are told apart to see whether another is the same with some bits flipped
 
+ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-MAX_ROW_BYTES = 1 << 16  # a longer line in a cache is junk
-MAX_ROW_LINES = 8  # a path may contain line breaks; more than this is an unclosed quote
+MAX_ROW_BYTES = 1 << 16  # a longer row in a cache is junk, or starts with a quote that nothing closes
 PAIR_BLOCK = 1 << 18  # candidate pairs handled at once: bounds memory at about 100 MB
-COMPARE_BLOCK = 1 << 11  # signature pairs compared at once: stays inside the processor's cache
-TREE_LIMIT = 64  # hashes; above, the sweep was faster than the BK-tree at every radius measured
+COMPARE_BLOCK = 1 << 10  # signature pairs compared at once: some megabytes for each step
+TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
 
 RULE = "─" * 80
 
@@ -193,26 +197,24 @@ class ImageFingerprint:
     of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
     all other loading. `stored_signature` is made from the stored numbers where a colour profile changes them,
     else empty: a copy whose profile was stripped agrees with it. `whole` and `part_sums` are found out by a
-    closer look, only for files that are in a group and need one. `flat_digest` is the SHA-256 of the decoded
-    pixels where the picture is too flat for hash and signature to mean anything, else empty.
+    closer look, only for files that are in a group and need one. `content_digest` is the SHA-256 of the content
+    where hashes and signature say too little of it and only equal content is a copy, else empty.
     """
 
     width: int  # px, upright
     height: int
-    frames: int
     luma_step: int  # quantisers of the mean luma and chroma of a JPEG's blocks; 0 for lossless formats
     chroma_step: int
     palette: bool
-    transparent: bool
     several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
     whole: bool  # that it is not has been looked at
     content_bytes: int  # of the file without a JPEG's metadata
     part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of those, in hex, where they were needed, else empty
+    content_digest: str
     phash: int
     dhash: int
-    signature: bytes
     stored_signature: bytes
-    flat_digest: str
+    signature: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,8 @@ def printable_character(character: str) -> str:
 
 def say(message: str) -> None:
     """One line on stderr. Escape names in it with `printable`."""
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # nobody reads it, and nothing else could be told
+        print(message, file=sys.stderr)
 
 
 def reason_of(error: BaseException) -> str:
@@ -401,6 +404,8 @@ class Walk:
 
     def wants_folder(self, entry: os.DirEntry[str]) -> bool:
         name = entry.name.lower()
+        if getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0) == WINDOWS_JUNCTION:
+            return False  # a link by another name
         if os.path.splitext(name)[1] in APPLICATION_LIBRARY_SUFFIXES:
             self.application_libraries.append(entry.path)
             return False
@@ -507,6 +512,8 @@ class FingerprintCache(Generic[F]):
 
     def load(self) -> None:
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise OSError(errno.EINVAL, "it is not a file")
             with open(self.path, "rb") as stream:
                 for row in self.rows(PhysicalLines(stream)):
                     self.take(row)
@@ -534,7 +541,7 @@ class FingerprintCache(Generic[F]):
         offset, raw = line
         taken: list[tuple[int, bytes]] = []
         if b'"' in raw:
-            while raw.count(b'"') % 2 and len(taken) < MAX_ROW_LINES and (following := lines.next()) is not None:
+            while raw.count(b'"') % 2 and len(raw) < MAX_ROW_BYTES and (following := lines.next()) is not None:
                 taken.append(following)
                 raw += following[1]
         try:
@@ -548,15 +555,15 @@ class FingerprintCache(Generic[F]):
         if not raw.endswith(b"\n"):
             raise ValueError("torn")
         if b'"' in raw:
-            (texts,) = csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline=""), strict=True)
-            fields = [text.encode("utf-8", "surrogateescape") for text in texts]
+            (texts,) = csv.reader(io.StringIO(raw.decode("utf-8", ODD_NAMES), newline=""), strict=True)
+            fields = [text.encode("utf-8", ODD_NAMES) for text in texts]
         else:
             fields = raw.split(b",")
             fields[-1] = fields[-1].rstrip(b"\r\n")
         if len(fields) != len(self.form.columns) or fields[0][:1] not in (b"/", b"\\") or b"\0" in fields[0]:
             raise ValueError("not a row")
         path, size, mtime_us = (
-            fields[0].decode("utf-8", "surrogateescape"),
+            fields[0].decode("utf-8", ODD_NAMES),
             int(fields[1]),
             microseconds(fields[self.mtime_column]),
         )
@@ -649,7 +656,7 @@ class FingerprintCache(Generic[F]):
         fields = [values[column] for column in self.form.identity_columns] + self.form.encode(fingerprint)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(fields)
-        return os.fsencode(text.getvalue()) if os.name != "nt" else text.getvalue().encode("utf-8", "surrogatepass")
+        return text.getvalue().encode("utf-8", ODD_NAMES)
 
     def flush(self) -> None:
         """Hand the rows that wait to the operating system: a killed run keeps them."""
@@ -682,7 +689,10 @@ class FingerprintCache(Generic[F]):
         """Write what waits, forget the files that are gone, and rewrite the file if that leaves it cleaner."""
         self.flush()
         if self.stream is not None:
-            self.stream.close()
+            try:
+                self.stream.close()
+            except OSError as error:
+                self.warn("write", error)
             self.stream = None
         listings: dict[str, frozenset[str]] = {}
         kept = [row for row in self.others if not self.is_forgotten(row, listings)]
@@ -749,7 +759,7 @@ def names_in(folder: str) -> frozenset[str]:
 
 def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
     """The columns of images_perceptual_hash_db.csv after the first three."""
-    flags = fingerprint.palette, fingerprint.transparent, fingerprint.several_scans, fingerprint.whole
+    flags = fingerprint.palette, fingerprint.several_scans, fingerprint.whole
     traits = "".join(letter for letter, flag in zip(TRAITS, flags, strict=True) if flag)
     return [
         f"{fingerprint.phash:016x}",
@@ -757,25 +767,24 @@ def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
         str(FINGERPRINT_VERSION),
         str(fingerprint.width),
         str(fingerprint.height),
-        str(fingerprint.frames),
         str(fingerprint.luma_step),
         str(fingerprint.chroma_step),
         traits,
         str(fingerprint.content_bytes),
         fingerprint.part_sums,
-        fingerprint.flat_digest,
-        fingerprint.signature.decode(),
+        fingerprint.content_digest,
         fingerprint.stored_signature.decode(),
+        fingerprint.signature.decode(),  # the last and never empty, so that a row cut short is seen to be
     ]
 
 
-TRAITS = "ptsw"  # palette, transparent, several scans, whole
+TRAITS = "psw"  # palette, several scans, whole
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 IMAGE_TRAITS = re.compile(  # all columns but the signatures
     rb"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
-    rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<frames>[1-9][0-9]{0,6}),"
-    rb"(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),(?P<traits>p?t?s?w?),"
-    rb"(?P<content_bytes>[0-9]{1,18}),(?P<part_sums>([0-9a-f]{512})?),(?P<flat_digest>([0-9a-f]{64})?)"
+    rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),"
+    rb"(?P<traits>p?s?w?),(?P<content_bytes>[0-9]{1,18}),(?P<part_sums>([0-9a-f]{512})?),"
+    rb"(?P<content_digest>([0-9a-f]{64})?)"
 )
 
 
@@ -786,7 +795,7 @@ def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
         raise ValueError("not a fingerprint")
     if int(row["version"]) != FINGERPRINT_VERSION:
         return None
-    signature, stored_signature = fields[-2:]
+    stored_signature, signature = fields[-2:]
     if len(signature) != SIGNATURE_TEXT or len(stored_signature) not in (0, SIGNATURE_TEXT):
         raise ValueError("not a signature")
     if signature.translate(None, BASE64) or stored_signature.translate(None, BASE64):
@@ -794,20 +803,18 @@ def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
     return ImageFingerprint(
         width=int(row["width"]),
         height=int(row["height"]),
-        frames=int(row["frames"]),
         luma_step=int(row["luma_step"]),
         chroma_step=int(row["chroma_step"]),
         palette=b"p" in row["traits"],
-        transparent=b"t" in row["traits"],
         several_scans=b"s" in row["traits"],
         whole=b"w" in row["traits"],
         content_bytes=int(row["content_bytes"]),
         part_sums=row["part_sums"].decode(),
+        content_digest=row["content_digest"].decode(),
         phash=int(row["phash"], 16),
         dhash=int(row["dhash"], 16),
-        signature=signature,
         stored_signature=stored_signature,
-        flat_digest=row["flat_digest"].decode(),
+        signature=signature,
     )
 
 
@@ -815,8 +822,8 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     file_name="images_perceptual_hash_db.csv",
     identity_columns=("path", "size", "mtime"),
     fingerprint_columns=(
-        *("phash", "dhash", "version", "width", "height", "frames", "luma_step", "chroma_step"),
-        *("traits", "content_bytes", "part_sums", "flat_digest", "signature", "stored_signature"),
+        *("phash", "dhash", "version", "width", "height", "luma_step", "chroma_step", "traits"),
+        *("content_bytes", "part_sums", "content_digest", "stored_signature", "signature"),
     ),
     encode=encoded_image,
     decode=decoded_image,
@@ -834,9 +841,6 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 )
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
-# Formats whose further frames are pictures or pages of their own. Those of an MPO are previews and gain maps.
-MULTI_FRAME_FORMATS = ("GIF", "PNG", "TIFF", "WEBP", "HEIF")
-
 EXIF_ORIENTATION = 0x0112
 # Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
 RGB_TO_YCBCR = (
@@ -857,9 +861,15 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
         try:
             with opened_unchanged(file) as stream:
-                if (jpeg := jpeg_in(stream)) is None:
-                    return fingerprint_of(opened_picture(stream), file.size, several_scans=False)
-                return fingerprint_of(picture_in(jpeg.data), jpeg.content_bytes, jpeg.several_scans)
+                jpeg = jpeg_in(stream)
+                fingerprint = fingerprint_of(picture_in(jpeg.data) if jpeg else opened_picture(stream))
+                content = content_range(file, jpeg)
+                return replace(
+                    fingerprint,
+                    several_scans=bool(jpeg and jpeg.several_scans),
+                    content_bytes=len(content),
+                    content_digest=digest_of(stream, content) if fingerprint.content_digest else "",
+                )
         except UnidentifiedImageError:
             return Unreadable(file.path, unidentified_reason(file.path))
         except Image.DecompressionBombError:
@@ -908,10 +918,10 @@ def usable_formats() -> tuple[str, ...]:
 def load_decoders() -> None:
     """Import what fingerprinting needs, so that forked workers share it instead of each importing its own."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive the fork
-    import imagehash  # noqa: F401
-    import scipy.fftpack  # noqa: F401
+    import numpy as np
 
     usable_formats()
+    perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
 
 
 def opened_picture(stream: BinaryIO) -> Image.Image:
@@ -963,7 +973,8 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
     stream.seek(0)
     data = stream.read(MAX_JPEG_BYTES)
     layout = jpeg_layout(data)
-    end = len(data) - 2 if data.endswith(END_OF_IMAGE) else data.find(END_OF_IMAGE, layout.first_scan)
+    # The first marker ends a single scan; more scans come with tables that may contain its bytes.
+    end = (data.find if layout.one_scan else data.rfind)(END_OF_IMAGE, layout.first_scan)
     if end < 0:
         raise ValueError("truncated: a JPEG without its end")
     content = slice(layout.first_scan, end)
@@ -977,6 +988,7 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
 DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
 END_OF_IMAGE = b"\xff\xd9"
 START_OF_SCAN = b"\xff\xda"
+MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
 FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
 
 
@@ -996,7 +1008,7 @@ def jpeg_layout(data: bytes) -> JpegLayout:
     frame, position = 0, 2
     while position + 4 <= len(data):
         marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0xFF:
+        if data[position] != 0xFF or marker in MARKERS_WITHOUT_LENGTH:
             position += 1  # fill bytes, or junk that decoders pass over
             continue
         if marker == START_OF_SCAN[1]:
@@ -1028,24 +1040,38 @@ def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
             first, last, approximation = header[-3:]
             if approximation & 15 == 0:
                 missing -= {(component, k) for component in header[:-3:2] for k in range(first, last + 1)}
-        scan_at = data.find(START_OF_SCAN, scan_at + 2)  # the data of a scan never contains it
+        scan_at = data.find(START_OF_SCAN, scan_at + 2)  # escaped where the data of a scan would contain it
     return not missing
 
 
 # ── the closer look at files in a group ──
 
 
-def content_part_sums(file: MediaFile) -> str | Unreadable:
-    """CRC-32 of each of CONTENT_PARTS equal parts of the file without a JPEG's metadata, 8 hex digits each.
+def content_range(file: MediaFile, jpeg: Jpeg | None) -> range:
+    """Where the file's content lies: all of it, but for a JPEG what lies between metadata and end marker."""
+    return range(jpeg.content.start, jpeg.content.stop) if jpeg else range(file.size)
 
-    Or why there are none. Runs in a worker process.
+
+def digest_of(stream: BinaryIO, content: range) -> str:
+    """SHA-256 of this range of the file, in hex."""
+    stream.seek(content.start)
+    digest, left = hashlib.sha256(), len(content)
+    while left and (block := stream.read(min(left, READ_BLOCK))):
+        digest.update(block)
+        left -= len(block)
+    return digest.hexdigest()
+
+
+def content_part_sums(file: MediaFile) -> str | Unreadable:
+    """CRC-32 of each of CONTENT_PARTS equal parts of the file's content, 8 hex digits each, or why there are none.
+
+    Runs in a worker process.
     """
     try:
         with opened_unchanged(file) as stream:
-            jpeg = jpeg_in(stream)
-            start, length = (jpeg.content.start, jpeg.content_bytes) if jpeg else (0, file.size)
-            stream.seek(start)
-            borders = [length * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
+            content = content_range(file, jpeg_in(stream))
+            stream.seek(content.start)
+            borders = [len(content) * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
             return "".join(f"{zlib.crc32(stream.read(end - begin)):08x}" for begin, end in pairwise(borders))
     except (OSError, ValueError) as error:
         return Unreadable(file.path, reason_of(error))
@@ -1077,48 +1103,49 @@ CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
 # ── from a picture to its small picture ──
 
 
-def fingerprint_of(picture: Image.Image, content_bytes: int, several_scans: bool) -> ImageFingerprint:
-    """The fingerprint of an opened picture; decodes it. Raises what Pillow raises."""
-    frames, size = frame_count(picture), picture.size
+def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
+    """The fingerprint of an opened picture, without what its file tells; decodes it. Raises what Pillow raises."""
+    size = picture.size
     if picture.format in ("JPEG", "MPO"):
         load_reduced(picture)
     else:
         picture.load()
         size = picture.size  # Pillow has turned a TIFF upright by now
     orientation = orientation_of(picture)
-    transparent = is_transparent(picture)
-    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, transparent))
+    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
     phash, dhash = perceptual_hashes(seen)
     luma_step, chroma_step = quantisers(picture)
     width, height = reversed(size) if TURNS[orientation][0] else size
     return ImageFingerprint(
         width=width,
         height=height,
-        frames=frames,
         luma_step=luma_step,
         chroma_step=chroma_step,
         palette=picture.mode in ("P", "PA"),
-        transparent=transparent,
-        several_scans=several_scans,
+        several_scans=False,
         whole=False,
-        content_bytes=content_bytes,
+        content_bytes=0,
         part_sums="",
+        content_digest=WANTED if has_frames(picture) or is_transparent(picture) or is_flat(seen) else "",
         phash=phash,
         dhash=dhash,
-        signature=base64.b64encode(seen.tobytes()),
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
-        flat_digest=pixel_digest(picture) if is_flat(seen) else "",
+        signature=base64.b64encode(seen.tobytes()),
     )
 
 
-def frame_count(picture: Image.Image) -> int:
-    """How many pictures or pages the file holds; 1 where the others are not the photographer's."""
-    return getattr(picture, "n_frames", 1) if picture.format in MULTI_FRAME_FORMATS else 1
+WANTED = "wanted"  # in place of a digest that is still to be made
+
+
+def has_frames(picture: Image.Image) -> bool:
+    """Whether there are further frames or pages. Those of an MPO are previews and gain maps, no pictures."""
+    return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
 
 
 def load_reduced(picture: Image.Image) -> None:
     """Decode a JPEG at a reduced scale, as YCbCr where it is stored so, which saves a conversion there and back."""
-    stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
+    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
+    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
     picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
     picture.load()
 
@@ -1128,7 +1155,8 @@ def quantisers(picture: Image.Image) -> tuple[int, int]:
     tables = getattr(picture, "quantization", None)
     if not tables:
         return (LOSSY_STEP, LOSSY_STEP) if picture.format in ("WEBP", "HEIF") else (0, 0)
-    steps = [min(MAX_STEP, tables[layer[3]][0]) for layer in picture.layer]  # type: ignore[attr-defined]
+    tables = [tables.get(layer[3], [LOSSY_STEP]) for layer in picture.layer]  # type: ignore[attr-defined]
+    steps = [min(MAX_STEP, table[0]) for table in tables]
     return steps[0], steps[min(1, len(steps) - 1)]
 
 
@@ -1142,40 +1170,34 @@ def orientation_of(picture: Image.Image) -> int:
 
 
 def is_transparent(picture: Image.Image) -> bool:
-    """Whether any pixel lets a background through."""
+    """Whether any pixel lets a background through, on which a drawing may show or vanish."""
     if not picture.has_transparency_data:
         return False
     return picture.convert("RGBA").getchannel("A").histogram()[255] < picture.width * picture.height
 
 
-def stored_and_seen_cells(picture: Image.Image, transparent: bool) -> tuple[np.ndarray, np.ndarray]:
+def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
 
     One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
     PROFILE_CELLS squared cells instead of every pixel: the colours within one are so much alike that the order
     of averaging and converting does not show, and it saves a fifth of the whole time.
     """
-    plain = in_plain_mode(picture, transparent)
+    plain = in_plain_mode(picture)
     stored = ycbcr_cells(plain)
     source = picture if picture.mode in ("L", "CMYK") else plain
     transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
     if transform is None:
         return stored, stored
-    if plain.mode == "RGBA":
-        converted = transform(plain.convert("RGB"))
-        converted.putalpha(plain.getchannel("A"))
-        return stored, ycbcr_cells(converted)
     reduced = reduced_picture(source, PROFILE_CELLS)
     return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
 
 
-PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB", "RGBA": "RGB"}  # Pillow's to the profile's
+PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
 
 
-def in_plain_mode(picture: Image.Image, transparent: bool) -> Image.Image:
-    """The picture as L, RGB, YCbCr, or RGBA where something is transparent."""
-    if transparent:
-        return picture.convert("RGBA")
+def in_plain_mode(picture: Image.Image) -> Image.Image:
+    """The picture as L, RGB or YCbCr; what is transparent is left as stored, see `is_transparent`."""
     if picture.mode in ("L", "RGB", "YCbCr"):
         return picture
     if picture.mode == "1":
@@ -1203,7 +1225,7 @@ def ycbcr_cells(picture: Image.Image) -> np.ndarray:
     """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
     import numpy as np
 
-    channels = over_checkerboard(picture) if picture.mode == "RGBA" else area_cells(picture, LUMA_CELLS)
+    channels = area_cells(picture, LUMA_CELLS)
     if picture.mode == "YCbCr":
         return channels
     if picture.mode == "L":
@@ -1211,15 +1233,6 @@ def ycbcr_cells(picture: Image.Image) -> np.ndarray:
     ycbcr = np.tensordot(np.array(RGB_TO_YCBCR, np.float32), channels, axes=1)
     ycbcr[1:] += 128
     return ycbcr
-
-
-def over_checkerboard(picture: Image.Image) -> np.ndarray:
-    """R, G and B cells of a transparent picture over black and white squares: no one drawing vanishes on them."""
-    import numpy as np
-
-    squares = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((LUMA_CELLS // 8, LUMA_CELLS // 8)))
-    channels = area_cells(picture.convert("RGBa"), LUMA_CELLS)
-    return channels[:3] + (255 - channels[3]) * squares.astype(np.float32)
 
 
 def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
@@ -1319,13 +1332,6 @@ def is_flat(signature: np.ndarray) -> bool:
     return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
 
 
-def pixel_digest(picture: Image.Image) -> str:
-    """SHA-256 of the decoded pixels, in hex."""
-    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
-    digest.update(picture.tobytes())
-    return digest.hexdigest()
-
-
 # ── the worker pool: one driver for everything that is computed per file ──
 
 
@@ -1343,7 +1349,12 @@ def run_in_workers(
         while waiting or any(worker.tasks for worker in workers):
             workers = [worker for worker in workers if worker.process.is_alive() or worker.tasks]
             while len(workers) < jobs and len(waiting) > len(workers):
-                workers.append(Worker(work, timeout))
+                try:
+                    workers.append(Worker(work, timeout))
+                except OSError as error:  # out of processes, memory or open files: those there are must do
+                    if not workers:
+                        raise IdemError(f"cannot start a worker process: {reason_of(error)}") from None
+                    jobs = len(workers)
             for worker in workers:
                 worker.give(waiting)
             for worker in ready_workers(workers):
@@ -1365,15 +1376,17 @@ class Worker(Generic[T, R]):
     """A process, the connection to it, and the tasks it holds, the one at work first."""
 
     def __init__(self, work: Callable[[T], R], timeout: float) -> None:
-        context: Any = multiprocessing.get_context(START_METHOD)
         self.timeout = timeout
         self.tasks: deque[T] = deque()
         self.deadline = float("inf")
+        context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, remote = context.Pipe()
         self.process = context.Process(target=worker_main, args=(work, remote, os.getpid()), daemon=True)
-        with interrupts_held_back():
-            self.process.start()
-        remote.close()
+        try:
+            with interrupts_held_back():
+                self.process.start()
+        finally:
+            remote.close()
 
     def give(self, waiting: deque[T]) -> None:
         """Hand over tasks until it holds TASKS_AHEAD."""
@@ -1449,6 +1462,8 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # codecs write there what the file's own reason says better
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is one process per core already
     try:
         while True:
@@ -1476,57 +1491,30 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     """All pairs of positions whose hashes differ in at most `radius` bits, as blocks of shape (n, 2), smaller first.
 
     Exactly the set that comparing every hash with every other gives, in no particular order; `hashes` is uint64.
-    Equal hashes are searched once: a BK-tree would chain them, and a sweep compare them over and over.
+    Many equal hashes make as many pairs as their number squared: pass each once where that is enough.
     """
-    import numpy as np
-
-    distinct, first_of, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    members = np.argsort(first_of, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    for bucket in np.flatnonzero(counts > 1):
-        yield from pairs_within(members[starts[bucket] : starts[bucket + 1]])
-    search = near_pairs_by_tree if len(distinct) <= TREE_LIMIT else near_pairs_by_sweep
-    for block in search(distinct, radius):
-        alone = (counts[block] == 1).all(axis=1)
-        yield np.sort(members[starts[block[alone]]], axis=1)
-        for one, other in block[~alone]:
-            yield from pairs_between(members[starts[one] : starts[one + 1]], members[starts[other] : starts[other + 1]])
-
-
-def pairs_within(members: np.ndarray) -> Iterator[np.ndarray]:
-    """All pairs of the members, in blocks of bounded size."""
-    for position in range(1, len(members)):
-        yield from pairs_between(members[:position], members[position : position + 1])
-
-
-def pairs_between(ones: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
-    """All pairs of one of the ones and one of the others, in blocks of bounded size."""
-    import numpy as np
-
-    rows = max(1, PAIR_BLOCK // len(others))
-    for start in range(0, len(ones), rows):
-        part = ones[start : start + rows]
-        pairs = np.stack([np.repeat(part, len(others)), np.tile(others, len(part))], axis=1)
-        yield np.sort(pairs, axis=1)
+    return (near_pairs_by_tree if len(hashes) <= TREE_LIMIT else near_pairs_by_sweep)(hashes, radius)
 
 
 def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` of distinct hashes by a BK-tree (Burkhard and Keller 1973): best for few hashes."""
+    """`near_pairs` by a BK-tree (Burkhard and Keller 1973): best for few hashes."""
     import numpy as np
     import pybktree
 
-    position = {value: index for index, value in enumerate(hashes.tolist())}
+    positions: dict[int, list[int]] = defaultdict(list)  # equal hashes are one node: the tree would chain them
     tree = pybktree.BKTree(pybktree.hamming_distance)
     pairs = []
-    for value, index in position.items():
-        pairs += [(position[near], index) for _, near in tree.find(value, radius)]
-        tree.add(value)
+    for position, value in enumerate(hashes.tolist()):
+        pairs += [(other, position) for _, near in tree.find(value, radius) for other in positions[near]]
+        if value not in positions:
+            tree.add(value)
+        positions[value].append(position)
     if pairs:
         yield np.array(pairs)
 
 
 def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` of distinct hashes by comparing all of them, or, at small radii, all that agree somewhere.
+    """`near_pairs` by comparing all of them, or, at small radii, all that agree somewhere.
 
     Two hashes that differ in at most r bits agree on one of any r+1 parts of them (the pigeonhole principle), so
     it is enough to compare those that share a part. Worth it while parts are long enough to set hashes apart.
@@ -1556,7 +1544,7 @@ BUCKET_COST = 10  # comparing a pair out of a bucket costs about so many times o
 
 
 def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` of distinct hashes that share one of radius + 1 parts of their bits."""
+    """`near_pairs` of the hashes that share one of radius + 1 parts of their bits."""
     import numpy as np
 
     borders = [64 * part // (radius + 1) for part in range(radius + 2)]
@@ -1608,9 +1596,7 @@ class FingerprintTable:
         self.chroma_step = np.array([each.chroma_step for each in fingerprints], np.float32)
         self.palette = np.array([each.palette for each in fingerprints], bool)
         self.profiled = np.array([bool(each.stored_signature) for each in fingerprints], bool)
-        # What must be equal for two pictures to be compared at all.
-        self.kind = np.array([2 * each.frames + each.transparent for each in fingerprints], np.int64)
-        self.flat = np.array([bool(each.flat_digest) for each in fingerprints], bool)
+        self.by_content = np.array([bool(each.content_digest) for each in fingerprints], bool)
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
         """The distance of each pair, shape (n,): see `distance`."""
@@ -1619,9 +1605,11 @@ class FingerprintTable:
         i, j = pairs.T
         hash_bits = [np.bitwise_count(each[i] ^ each[j]) for each in (self.phash, self.dhash)]
         result = np.maximum(1, np.maximum(*hash_bits)).astype(np.int64)
-        result[(self.kind[i] != self.kind[j]) | self.flat[i] | self.flat[j]] = NEVER
+        result[self.by_content[i] | self.by_content[j]] = NEVER
         candidates = np.flatnonzero((np.minimum(*hash_bits) <= HASH_RADIUS) & (result < NEVER) & self.same_shape(i, j))
-        result[candidates[self.same_signature(pairs[candidates])]] = 0
+        for start in range(0, len(candidates), COMPARE_BLOCK):
+            part = candidates[start : start + COMPARE_BLOCK]
+            result[part[self.same_signature(i[part], j[part])]] = 0
         return result
 
     def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -1635,49 +1623,50 @@ class FingerprintTable:
         highest = np.minimum((across + 1) / self.width[large], (down + 1) / self.height[large])
         return lowest < highest
 
-    def same_signature(self, pairs: np.ndarray) -> np.ndarray:
+    def same_signature(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether the signatures agree in every cell: as seen, or with the profile of one of the two stripped."""
         import numpy as np
 
-        same = np.zeros(len(pairs), bool)
-        for start in range(0, len(pairs), COMPARE_BLOCK):
-            part = slice(start, start + COMPARE_BLOCK)
-            i, j = pairs[part].T
-            same[part] = self.agreeing(i, j, False, False)
-            for one, other, one_stored in ((i, j, True), (j, i, False)):
-                stripped = np.flatnonzero(~same[part] & self.profiled[one] & ~self.profiled[other])
-                same[start + stripped] = self.agreeing(i[stripped], j[stripped], one_stored, not one_stored)
+        same = self.agreeing(i, j)
+        for one, other in ((i, j), (j, i)):
+            stripped = np.flatnonzero(~same & self.profiled[one] & ~self.profiled[other])
+            same[stripped] = self.agreeing(one[stripped], other[stripped], stored=True)
         return same
 
-    def agreeing(self, i: np.ndarray, j: np.ndarray, i_stored: bool, j_stored: bool) -> np.ndarray:
-        """Whether each i agrees with its j, for the stored signature of one of them or neither."""
+    def agreeing(self, i: np.ndarray, j: np.ndarray, stored: bool = False) -> np.ndarray:
+        """Whether each i agrees with its j in every cell; `stored` takes the stored signature of each i."""
         import numpy as np
 
-        ones, others = planes_of(self.signatures(i, i_stored)), planes_of(self.signatures(j, j_stored))
-        side = np.minimum(np.minimum(self.width, self.height)[i], np.minimum(self.width, self.height)[j])
-        share = CONTRAST_SLACK + EDGE_SHIFT * LUMA_CELLS / side
+        ones, others = self.planes(i, stored), self.planes(j)
+        shorter = np.minimum(self.width, self.height)
+        share = CONTRAST_SLACK + EDGE_SHIFT * LUMA_CELLS / np.minimum(shorter[i], shorter[j])
+        drawn = np.minimum(*(luma.max(axis=(1, 2, 3)) - luma.min(axis=(1, 2, 3)) for luma in (ones[0], others[0])))
+        most = np.maximum(CELL_SLACK, RANGE_SLACK * drawn)
         mixed = self.palette[i] != self.palette[j]
         same = np.ones(len(i), bool)
         for plane, other_plane, step in zip(ones, others, (self.luma_step, self.chroma_step), strict=True):
-            slack = CELL_SLACK + STEP_SHARE * (step[i] + step[j])
-            same &= mixed | within_slack(plane, other_plane, slack, share)
-        for plane, other_plane in zip(ones, others, strict=True) if mixed.any() else ():
-            coarse = within_slack(halved(plane), halved(other_plane), PALETTE_SLACK, PALETTE_CONTRAST_SLACK)
-            same &= ~mixed | coarse
+            steps = CELL_SLACK + STEP_SHARE * (step[i] + step[j])
+            slack = np.minimum(most, np.where(mixed, 2 * PALETTE_SLACK, steps))
+            same &= within_slack(plane, other_plane, slack, np.where(mixed, PALETTE_CONTRAST_SLACK, share))
+            if mixed.any():
+                coarse, other_coarse, slack = halved(plane), halved(other_plane), np.minimum(most, PALETTE_SLACK)
+                same &= ~mixed | within_slack(coarse, other_coarse, slack, np.array(PALETTE_CONTRAST_SLACK))
         return same
 
-    def signatures(self, rows: np.ndarray, stored: bool) -> np.ndarray:
-        """The signatures, as seen or of the stored numbers, shape (n, SIGNATURE_BYTES), of type float32."""
+    def planes(self, rows: np.ndarray, stored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The luma and chroma of the rows' signatures, as seen or as stored: see `planes_of`."""
         import numpy as np
 
-        chosen = [self.fingerprints[row] for row in rows.tolist()]
+        distinct, back = np.unique(rows, return_inverse=True)  # in a round one row often meets many
+        chosen = [self.fingerprints[row] for row in distinct.tolist()]
         text = b"".join(each.stored_signature if stored else each.signature for each in chosen)
-        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(len(chosen), SIGNATURE_BYTES).astype(np.float32)
+        return planes_of(np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, SIGNATURE_BYTES)[back])
 
 
 def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The luma (n, 1, LUMA_CELLS, LUMA_CELLS) and chroma (n, 2, CHROMA_CELLS, CHROMA_CELLS) of signatures."""
-    luma, chroma = signatures[:, :LUMA_BYTES], signatures[:, LUMA_BYTES:]
+    """The luma (n, 1, LUMA_CELLS, LUMA_CELLS) and chroma (n, 2, CHROMA_CELLS, CHROMA_CELLS) of signatures, int16."""
+    levels = signatures.astype("int16")
+    luma, chroma = levels[:, :LUMA_BYTES], levels[:, LUMA_BYTES:]
     return luma.reshape(-1, 1, LUMA_CELLS, LUMA_CELLS), chroma.reshape(-1, 2, CHROMA_CELLS, CHROMA_CELLS)
 
 
@@ -1687,15 +1676,18 @@ def halved(planes: np.ndarray) -> np.ndarray:
     return planes.reshape(count, channels, rows // 2, 2, columns // 2, 2).mean(axis=(3, 5))
 
 
-def within_slack(
-    ones: np.ndarray, others: np.ndarray, slack: np.ndarray | float, share: np.ndarray | float
-) -> np.ndarray:
+def within_slack(ones: np.ndarray, others: np.ndarray, slack: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Whether planes differ in no cell by more than the slack plus that share of the contrast around it."""
     import numpy as np
 
-    contrast = np.maximum(contrast_around(ones), contrast_around(others))
-    excess = np.abs(ones - others) - np.reshape(share, (-1, 1, 1, 1)) * contrast
-    return excess.max(axis=(1, 2, 3), initial=0) <= slack
+    difference = np.abs(ones - others)
+    most = slack + share * 255  # no contrast is higher
+    within = difference.max(axis=(1, 2, 3), initial=0) <= most
+    near = np.flatnonzero(within)
+    contrast = np.maximum(contrast_around(ones[near]), contrast_around(others[near]))
+    excess = difference[near] - np.broadcast_to(share, len(ones))[near].reshape(-1, 1, 1, 1) * contrast
+    within[near] = excess.max(axis=(1, 2, 3), initial=0) <= slack[near]
+    return within
 
 
 def contrast_around(planes: np.ndarray) -> np.ndarray:
@@ -1714,12 +1706,12 @@ def distance(one: ImageFingerprint, other: ImageFingerprint) -> int:
     """0 for the same picture, else the larger Hamming distance of the two hashes but at least 1; NEVER for others.
 
     The same picture: one of the hashes within HASH_RADIUS, the sides in the same proportion within the rounding
-    of the smaller picture, and the signatures agreeing in every cell. NEVER: pictures with different numbers of
-    frames, one transparent and the other not, or either so flat that only equal pixels are proof.
+    of the smaller picture, and the signatures agreeing in every cell. NEVER: one of the two is a picture of which
+    only equal content is a copy (several frames, transparent, flat), and their content is not equal.
     """
     import numpy as np
 
-    if one.flat_digest and fingerprint_class(one) == fingerprint_class(other):
+    if one.content_digest and one.content_digest == other.content_digest:
         return 0
     return int(FingerprintTable([one, other]).distances(np.array([[0, 1]]))[0])
 
@@ -1733,12 +1725,12 @@ def best_first(replica: Replica) -> tuple[int, int, str]:
     return -pixels, -replica.file.size, replica.file.path
 
 
-def fingerprint_class(fingerprint: ImageFingerprint) -> object:
-    """Equal for fingerprints at distance 0 of each other because they show the same; flat ones by their pixels."""
+def alike_for_sure(fingerprint: ImageFingerprint) -> object:
+    """Equal for fingerprints at distance 0 of each other, and of all others at one distance; so one will do."""
     each = fingerprint
-    if each.flat_digest:
-        return each.flat_digest, each.frames, each.width, each.height
-    traits = each.frames, each.transparent, each.palette, each.luma_step, each.chroma_step
+    if each.content_digest:
+        return each.content_digest
+    traits = each.palette, each.luma_step, each.chroma_step
     return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
 
 
@@ -1748,67 +1740,86 @@ def image_groups(replicas: Iterable[Replica], threshold: int) -> list[Group]:
     Taken best first: a replica that no group has yet becomes the centre of one and takes every other such replica
     within the threshold of it. The order of the input does not matter.
     """
+    import numpy as np
+
     classes: dict[object, list[Replica]] = defaultdict(list)
     for replica in sorted(replicas, key=best_first):
-        classes[fingerprint_class(replica.fingerprint)].append(replica)
+        classes[alike_for_sure(replica.fingerprint)].append(replica)
     members = list(classes.values())  # in order of their best
-    neighbours = neighbours_within(threshold, [each[0].fingerprint for each in members])
-    groups, taken = [], [False] * len(members)
-    for centre, own in enumerate(members):
-        near = [(other, bits) for other, bits in neighbours.get(centre, ()) if not taken[other]]
-        if not taken[centre] and (near or len(own) > 1):
-            found = [(replica, 0) for replica in own]
-            for other, bits in near:
-                taken[other] = True
-                found += [(replica, bits) for replica in members[other]]
-            found.sort(key=lambda pair: best_first(pair[0]))
-            groups.append(Group("image", tuple(each for each, _ in found), tuple(bits for _, bits in found)))
+    table = FingerprintTable([each[0].fingerprint for each in members])
+    found = {centre: [(replica, 0) for replica in own] for centre, own in enumerate(members) if len(own) > 1}
+    taken = np.zeros(len(members), bool)
+    for centre, other, bits in stars(table, clusters(table, threshold), threshold):
+        taken[other] = True
+        found.setdefault(centre, [(members[centre][0], 0)]).extend((replica, bits) for replica in members[other])
+    groups = []
+    for centre in sorted(found):
+        if not taken[centre]:
+            pairs = sorted(found[centre], key=lambda pair: best_first(pair[0]))
+            groups.append(Group("image", tuple(each for each, _ in pairs), tuple(bits for _, bits in pairs)))
     return groups
 
 
-def neighbours_within(threshold: int, fingerprints: Sequence[ImageFingerprint]) -> dict[int, list[tuple[int, int]]]:
-    """For each position the later ones within the threshold of it, with their distances, in order."""
+def clusters(table: FingerprintTable, threshold: int) -> np.ndarray:
+    """For each row the first of those it is linked to, directly or over others, by hashes that are near enough.
+
+    Rows within the threshold of each other are in the same cluster; those of a cluster need not be.
+    """
     import numpy as np
 
-    table = FingerprintTable(fingerprints)
-    telling = np.flatnonzero(~table.flat)
-    neighbours: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for pairs in merged(candidate_pairs(table, telling, threshold)):
-        bits = table.distances(pairs)
-        near = bits <= threshold
-        for (one, other), distance_bits in zip(pairs[near].tolist(), bits[near].tolist(), strict=True):
-            neighbours[one].append((other, distance_bits))
-    return {one: sorted(set(others)) for one, others in neighbours.items()}
-
-
-def candidate_pairs(table: FingerprintTable, rows: np.ndarray, threshold: int) -> Iterator[np.ndarray]:
-    """All pairs of these rows that may lie within the threshold; pairs may come twice."""
-    import numpy as np
-
-    phash, dhash = table.phash[rows], table.dhash[rows]
+    first = np.arange(len(table.fingerprints))
+    telling = np.flatnonzero(~table.by_content)
+    phash, dhash = table.phash[telling], table.dhash[telling]
     for hashes in (phash, dhash):
-        for pairs in near_pairs(hashes, HASH_RADIUS):
-            yield rows[pairs]
+        distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
+        link(first, telling[np.stack([position[back], np.arange(len(hashes))], axis=1)])
+        for pairs in near_pairs(distinct, HASH_RADIUS):
+            link(first, telling[position[pairs]])
     if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
-        for pairs in near_pairs(phash, threshold):
-            bits = np.bitwise_count(dhash[pairs[:, 0]] ^ dhash[pairs[:, 1]])
-            yield rows[pairs[bits <= threshold]]
+        _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
+        for pairs in near_pairs(phash[both], threshold):
+            one, other = both[pairs].T
+            near = np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold
+            link(first, telling[both[pairs[near]]])
+    return first
 
 
-def merged(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same pairs in fewer blocks, each of at most about PAIR_BLOCK: small arrays cost more than they hold."""
+def link(first: np.ndarray, pairs: np.ndarray) -> None:
+    """Join the clusters of both rows of each pair: a union-find over arrays, pointing every row at its first."""
     import numpy as np
 
-    held: list[np.ndarray] = []
-    pairs = 0
-    for block in blocks:
-        held.append(block)
-        pairs += len(block)
-        if pairs >= PAIR_BLOCK:
-            yield np.concatenate(held)
-            held, pairs = [], 0
-    if held:
-        yield np.concatenate(held)
+    while len(pairs):
+        one, other = first[pairs[:, 0]], first[pairs[:, 1]]
+        pairs = pairs[one != other]
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        np.minimum.at(first, high, low)
+        while (shorter := first[first]).tobytes() != first.tobytes():
+            first[:] = shorter
+
+
+def stars(table: FingerprintTable, first: np.ndarray, threshold: int) -> Iterator[tuple[int, int, int]]:
+    """Centre, other row and distance, for every row that a centre takes; rows are in order best first.
+
+    In rounds: in each, the best row that is left of every cluster becomes a centre and takes those near it. So a
+    row is compared with the centres of its cluster only, all clusters at once.
+    """
+    import numpy as np
+
+    waiting = np.argsort(first, kind="stable")
+    while len(waiting):
+        cluster = first[waiting]
+        starts = np.flatnonzero(np.diff(cluster, prepend=-1))
+        sizes = np.diff(starts, append=len(waiting))
+        centres = np.repeat(waiting[starts], sizes)
+        others = np.flatnonzero(centres != waiting)
+        pairs = np.stack([centres[others], waiting[others]], axis=1)
+        bits = np.concatenate(
+            [table.distances(pairs[start : start + PAIR_BLOCK]) for start in range(0, len(pairs), PAIR_BLOCK)]
+            or [np.empty(0, np.int64)]
+        )
+        near = bits <= threshold
+        yield from zip(*pairs[near].T.tolist(), bits[near].tolist(), strict=True)
+        waiting = pairs[~near, 1]
 
 
 # ── which files need a closer look ──
@@ -2075,6 +2086,8 @@ def checked_options(namespace: argparse.Namespace) -> Options:
     if not os.path.isdir(directory):
         cause = "it is not a folder" if os.path.lexists(directory) else "there is no such folder"
         raise IdemError(f"cannot scan {printable(directory)}: {cause}")
+    if cache == "":
+        raise IdemError("cannot use '' as --cache: it is no folder")
     if cache is not None and os.path.lexists(cache) and not os.path.isdir(cache):
         raise IdemError(f"cannot use {printable(cache)} as --cache: it is a file")
     return Options(
@@ -2097,7 +2110,8 @@ def available_cores() -> int:
 def run_lock(folder: str) -> Iterator[None]:
     """Keep other runs away from a library or a cache folder. IdemError when one is at work in it.
 
-    A folder that cannot be written needs no lock: nothing in it can be moved, and no cache be saved.
+    A folder that cannot be written needs no lock: nothing in it can be moved, and no cache be saved, which the
+    cache says.
     """
     from filelock import FileLock, Timeout
 
@@ -2107,8 +2121,8 @@ def run_lock(folder: str) -> Iterator[None]:
             held.enter_context(FileLock(os.path.join(folder, LOCK_FILE), timeout=0))
         except Timeout:
             raise IdemError(f"another run of idem is using {printable(folder)}") from None
-        except OSError as error:
-            say(f"warning: cannot write to {printable(folder)}: {reason_of(error)}")
+        except OSError:
+            pass  # see above
         yield
 
 
@@ -2214,7 +2228,7 @@ def find_copies(options: Options) -> Findings:
     scanned = scan(options.directory, IMAGE_SUFFIXES)
     folder = options.cache or os.path.join(scanned.root, CACHE_FOLDER)
     with ExitStack() as held:
-        for locked in {folder, os.path.join(scanned.root, CACHE_FOLDER)}:
+        for locked in sorted({folder, os.path.join(scanned.root, CACHE_FOLDER)}):
             if locked == folder or os.path.isdir(locked):
                 held.enter_context(run_lock(locked))
         with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
@@ -2235,8 +2249,22 @@ def find_copies(options: Options) -> Findings:
 def run_report(options: Options) -> int:
     """Print the copies; the exit status."""
     findings = find_copies(options)
-    print(json_report(findings) if options.json else text_report(findings), end="\n" if options.json else "")
+    try:
+        print(json_report(findings) if options.json else text_report(findings), end="\n" if options.json else "")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)  # its reader has left
+        return 1
+    except OSError as error:
+        discard(sys.stdout)
+        say(f"idem: cannot write the report: {reason_of(error)}")
+        return 1
     return 0
+
+
+def discard(stream: TextIO) -> None:
+    """Send what the stream still holds, and all to come, nowhere: Python would fail on it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 REQUIRED_MODULES = {"PIL": "Pillow", "numpy": "numpy", "imagehash": "ImageHash", "pybktree": "pybktree"}
@@ -2250,9 +2278,9 @@ def check_requirements() -> None:
         raise IdemError(f"missing {', '.join(missing)}: python -m pip install {' '.join(missing)}")
 
 
-def stop_at_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+def stop_at_signal(number: int, _frame: FrameType | None) -> NoReturn:
     """Leave through every `finally`, so that what is done is kept."""
-    raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(128 + number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2260,11 +2288,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: something failed; 2: it could not be started as asked; 130: interrupted.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (either may be closed)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names must come out whatever the locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop_at_sigterm)
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), stop_at_signal)
     gc.set_threshold(100_000)  # a large library is millions of small objects in no cycles: looking for some is slow
     try:
         check_requirements()
@@ -2282,10 +2314,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("idem: interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of the output has left. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 if __name__ == "__main__":
