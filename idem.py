@@ -1534,9 +1534,10 @@ def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
             others = hashes[None, left : left + columns]
             tile = slice(0, len(ones)), slice(0, others.shape[1])
             np.bitwise_count(np.bitwise_xor(ones, others, out=difference[tile]), out=bits[tile])
-            near = np.argwhere(bits[tile] <= radius)
-            near += top, left
-            yield near[near[:, 0] < near[:, 1]]
+            near = np.flatnonzero(bits[tile] <= radius)  # many times faster here than np.argwhere
+            if len(near):
+                pairs = np.stack([near // others.shape[1] + top, near % others.shape[1] + left], axis=1)
+                yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 SWEEP_TILE = 16, 8192  # rows and columns of hashes compared at once: stays inside the processor's cache
@@ -1640,34 +1641,50 @@ class FingerprintTable:
         ones, others = self.planes(i, stored), self.planes(j)
         shorter = np.minimum(self.width, self.height)
         share = CONTRAST_SLACK + EDGE_SHIFT * LUMA_CELLS / np.minimum(shorter[i], shorter[j])
-        drawn = np.minimum(*(luma.max(axis=(1, 2, 3)) - luma.min(axis=(1, 2, 3)) for luma in (ones[0], others[0])))
+        drawn = np.minimum(*(np.ptp(luma.reshape(len(i), LUMA_BYTES), axis=1) for luma in (ones[0], others[0])))
         most = np.maximum(CELL_SLACK, RANGE_SLACK * drawn)
         mixed = self.palette[i] != self.palette[j]
         same = np.ones(len(i), bool)
         for plane, other_plane, step in zip(ones, others, (self.luma_step, self.chroma_step), strict=True):
             steps = CELL_SLACK + STEP_SHARE * (step[i] + step[j])
-            slack = np.minimum(most, np.where(mixed, 2 * PALETTE_SLACK, steps))
-            same &= within_slack(plane, other_plane, slack, np.where(mixed, PALETTE_CONTRAST_SLACK, share))
-            if mixed.any():
-                coarse, other_coarse, slack = halved(plane), halved(other_plane), np.minimum(most, PALETTE_SLACK)
-                same &= ~mixed | within_slack(coarse, other_coarse, slack, np.array(PALETTE_CONTRAST_SLACK))
+            for chosen, form, most_levels, most_share in (
+                (~mixed, whole, steps, share),
+                (mixed, whole, 2 * PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
+                (mixed, halved, PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
+            ):
+                left = np.flatnonzero(same & chosen)
+                if len(left):
+                    slack = np.minimum(most, most_levels)[left]
+                    part = np.broadcast_to(most_share, len(i))[left]
+                    same[left] &= within_slack(form(plane[left]), form(other_plane[left]), slack, part)
         return same
 
     def planes(self, rows: np.ndarray, stored: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The luma and chroma of the rows' signatures, as seen or as stored: see `planes_of`."""
         import numpy as np
 
-        distinct, back = np.unique(rows, return_inverse=True)  # in a round one row often meets many
-        chosen = [self.fingerprints[row] for row in distinct.tolist()]
-        text = b"".join(each.stored_signature if stored else each.signature for each in chosen)
-        return planes_of(np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, SIGNATURE_BYTES)[back])
+        chosen = [self.fingerprints[row] for row in rows.tolist()]
+        levels = [signature_levels(each.stored_signature if stored else each.signature) for each in chosen]
+        return planes_of(np.array(levels, np.int16).reshape(-1, SIGNATURE_BYTES))
+
+
+@functools.lru_cache(maxsize=1 << 14)  # 25 MB: one picture is often compared with many
+def signature_levels(signature: bytes) -> np.ndarray:
+    """The cells of a signature as it is stored, shape (SIGNATURE_BYTES,), uint8."""
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(signature), np.uint8)
 
 
 def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The luma (n, 1, LUMA_CELLS, LUMA_CELLS) and chroma (n, 2, CHROMA_CELLS, CHROMA_CELLS) of signatures, int16."""
-    levels = signatures.astype("int16")
-    luma, chroma = levels[:, :LUMA_BYTES], levels[:, LUMA_BYTES:]
+    """The luma (n, 1, LUMA_CELLS, LUMA_CELLS) and chroma (n, 2, CHROMA_CELLS, CHROMA_CELLS) of signatures, views."""
+    luma, chroma = signatures[:, :LUMA_BYTES], signatures[:, LUMA_BYTES:]
     return luma.reshape(-1, 1, LUMA_CELLS, LUMA_CELLS), chroma.reshape(-1, 2, CHROMA_CELLS, CHROMA_CELLS)
+
+
+def whole(planes: np.ndarray) -> np.ndarray:
+    """The planes as they are."""
+    return planes
 
 
 def halved(planes: np.ndarray) -> np.ndarray:
@@ -1681,12 +1698,19 @@ def within_slack(ones: np.ndarray, others: np.ndarray, slack: np.ndarray, share:
     import numpy as np
 
     difference = np.abs(ones - others)
-    most = slack + share * 255  # no contrast is higher
-    within = difference.max(axis=(1, 2, 3), initial=0) <= most
-    near = np.flatnonzero(within)
-    contrast = np.maximum(contrast_around(ones[near]), contrast_around(others[near]))
-    excess = difference[near] - np.broadcast_to(share, len(ones))[near].reshape(-1, 1, 1, 1) * contrast
-    within[near] = excess.max(axis=(1, 2, 3), initial=0) <= slack[near]
+    # The cell that differs most settles nearly all pairs at a small part of the cost.
+    channel, row, column = np.unravel_index(difference.reshape(len(ones), -1).argmax(axis=1), ones.shape[1:])
+    pair = np.arange(len(ones))
+    around = [row + step for step in (-1, 0, 1)], [column + step for step in (-1, 0, 1)]
+    rows, columns = (np.clip(each, 0, ones.shape[-1] - 1) for each in around)
+    cells = pair, channel, rows[:, None], columns[None]
+    contrast = np.maximum(*(np.ptp(planes[cells].reshape(9, -1), axis=0) for planes in (ones, others)))
+    largest = difference[pair, channel, row, column]
+    within = largest <= slack + share * contrast
+    left = np.flatnonzero(within & (largest > slack))
+    contrast = np.maximum(contrast_around(ones[left]), contrast_around(others[left]))
+    excess = difference[left] - share[left].reshape(-1, 1, 1, 1).astype(np.float32) * contrast
+    within[left] = excess.max(axis=(1, 2, 3), initial=0) <= slack[left]
     return within
 
 
