@@ -310,6 +310,7 @@ def say(message: str) -> None:
 def reason_of(error: BaseException) -> str:
     """Why, in one short line, without the path that the sentence around it names."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = re.sub(r" \(\d+ bytes not processed\)", "", text)  # Pillow's own count, of no use to anybody
     return printable(" ".join(text.split()))[:200] or type(error).__name__
 
 
