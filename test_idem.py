@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -277,8 +278,8 @@ def main_as_nobody(library: Path, *arguments: str) -> tuple[int, str, str]:
 
     In a forked copy of this process, because such a user may be unable to start this interpreter.
     """
-    from PIL import ImageCms  # noqa: F401 (and so on: what is loaded now need not be read later)
-
+    for module in idem.REQUIRED_MODULES:  # what is loaded now need not be read by that user
+        importlib.import_module(module)
     idem.load_decoders()
     with idem.run_lock(tempfile.mkdtemp()):
         pass
