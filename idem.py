@@ -42,6 +42,7 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
+import ctypes
 import errno
 import functools
 import gc
@@ -61,7 +62,7 @@ import time
 import unicodedata
 import warnings
 import zlib
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ CHROMA_CELLS = LUMA_CELLS // 2
 LUMA_BYTES = LUMA_CELLS**2
 SIGNATURE_BYTES = LUMA_BYTES + 2 * CHROMA_CELLS**2
 SIGNATURE_TEXT = SIGNATURE_BYTES // 3 * 4  # characters of base64: the bytes are a multiple of 3
-PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see seen_planes
+PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see stored_and_seen_cells
 DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
 
@@ -120,6 +121,8 @@ NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may grou
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
 TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
 TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
 
 READ_BLOCK = 1 << 20  # bytes
@@ -197,8 +200,8 @@ class ImageFingerprint:
     of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
     all other loading. `stored_signature` is made from the stored numbers where a colour profile changes them,
     else empty: a copy whose profile was stripped agrees with it. `whole` and `part_sums` are found out by a
-    closer look, only for files that are in a group and need one. `content_digest` is the SHA-256 of the content
-    where hashes and signature say too little of it and only equal content is a copy, else empty.
+    closer look, only for files that are in a group and need one. `content_digest` is the SHA-256 of the file where
+    hashes and signature say too little of the picture and only an equal file is a copy, else empty.
     """
 
     width: int  # px, upright
@@ -208,8 +211,8 @@ class ImageFingerprint:
     palette: bool
     several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
     whole: bool  # that it is not has been looked at
-    content_bytes: int  # of the file without a JPEG's metadata
-    part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of those, in hex, where they were needed, else empty
+    content_bytes: int  # of the file, without the metadata if it is a JPEG
+    part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of what it decodes to, where needed, else empty
     content_digest: str
     phash: int
     dhash: int
@@ -251,6 +254,7 @@ class Findings:
     root: str
     mode: str
     threshold: int
+    found: int  # groups, of which these are shown:
     groups: tuple[Group, ...]
     unreadable: tuple[Unreadable, ...]
     tally: Tally
@@ -499,7 +503,7 @@ class FingerprintCache(Generic[F]):
         self.root = scanned.root
         self.files = {cached_path(file.path): file for file in scanned.files}
         self.known: dict[str, F] = {}
-        self.others: list[CachedRow] = []  # rows of files that were not scanned, without their fields
+        self.others: dict[str, CachedRow] = {}  # rows of files that were not scanned, without their fields
         self.moved: dict[tuple[str, int], list[CachedRow]] = {}
         self.forgotten = 0
         self.needs_rewrite = False
@@ -576,7 +580,8 @@ class FingerprintCache(Generic[F]):
         """Hold the fingerprint of a scanned file; of any other file only where its row is."""
         file = self.files.get(row.path)
         if file is None:
-            self.others.append(row._replace(fields=[]))
+            self.needs_rewrite |= row.path in self.others
+            self.others[row.path] = row._replace(fields=[])
             return
         fingerprint = self.decoded(row) if row_fits(row, file) else None
         self.needs_rewrite |= fingerprint is None or row.path in self.known
@@ -596,7 +601,7 @@ class FingerprintCache(Generic[F]):
     def find_moved(self) -> None:
         """Index the rows whose name, size and time are those of a scanned file that has no row."""
         homeless = {(os.path.basename(path), file.size) for path, file in self.files.items() if path not in self.known}
-        for row in self.others:
+        for row in self.others.values():
             key = (os.path.basename(row.path), row.size)
             if key in homeless:
                 self.moved.setdefault(key, []).append(row)
@@ -696,7 +701,7 @@ class FingerprintCache(Generic[F]):
                 self.warn("write", error)
             self.stream = None
         listings: dict[str, frozenset[str]] = {}
-        kept = [row for row in self.others if not self.is_forgotten(row, listings)]
+        kept = [row for row in self.others.values() if not self.is_forgotten(row, listings)]
         self.forgotten = len(self.others) - len(kept)
         if (self.forgotten or self.needs_rewrite) and not self.warned:
             self.rewrite(kept)
@@ -709,7 +714,7 @@ class FingerprintCache(Generic[F]):
                 new.write((",".join(self.form.columns) + "\n").encode())
                 for path, fingerprint in self.known.items():
                     new.write(self.encoded_row(self.files[path], fingerprint))
-                for row in {row.path: row for row in others}.values():
+                for row in others:
                     old.seek(row.offset)
                     new.write(old.read(row.length))
                 new.flush()
@@ -862,15 +867,9 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
         try:
             with opened_unchanged(file) as stream:
-                jpeg = jpeg_in(stream)
-                fingerprint = fingerprint_of(picture_in(jpeg.data) if jpeg else opened_picture(stream))
-                content = content_range(file, jpeg)
-                return replace(
-                    fingerprint,
-                    several_scans=bool(jpeg and jpeg.several_scans),
-                    content_bytes=len(content),
-                    content_digest=digest_of(stream, content) if fingerprint.content_digest else "",
-                )
+                if jpeg := jpeg_in(stream):
+                    return fingerprint_of(picture_in(jpeg.data), stream, jpeg.content_bytes, jpeg.several_scans)
+                return fingerprint_of(opened_picture(stream), stream, file.size, several_scans=False)
         except UnidentifiedImageError:
             return Unreadable(file.path, unidentified_reason(file.path))
         except Image.DecompressionBombError:
@@ -952,12 +951,19 @@ class Jpeg:
     """A JPEG file as it is handed to the decoder, so that missing data shows."""
 
     data: bytes
-    content: slice  # of the data: from the first scan up to the end-of-image marker
+    layout: JpegLayout
+    end: int  # offset of the end-of-image marker, or of the zeros in its place
     several_scans: bool
 
     @property
     def content_bytes(self) -> int:
-        return self.content.stop - self.content.start
+        """Length of `content`."""
+        return len(self.layout.tables) + self.end - self.layout.first_scan
+
+    @property
+    def content(self) -> bytes:
+        """All that the picture is decoded from: the tables before the first scan, and the scans."""
+        return self.layout.tables + self.data[self.layout.first_scan : self.end]
 
 
 def jpeg_in(stream: BinaryIO) -> Jpeg | None:
@@ -978,18 +984,18 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
     end = (data.find if layout.one_scan else data.rfind)(END_OF_IMAGE, layout.first_scan)
     if end < 0:
         raise ValueError("truncated: a JPEG without its end")
-    content = slice(layout.first_scan, end)
     if layout.one_scan:
-        return Jpeg(data[:end] + bytes(DECODER_LOOKAHEAD), content, several_scans=False)
+        return Jpeg(data[:end] + bytes(DECODER_LOOKAHEAD), layout, end, several_scans=False)
     if layout.progressive and not progressive_is_complete(data, layout):
         raise ValueError("truncated: a progressive JPEG without its last scans")
-    return Jpeg(data, content, several_scans=True)
+    return Jpeg(data, layout, end, several_scans=True)
 
 
 DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
 END_OF_IMAGE = b"\xff\xd9"
 START_OF_SCAN = b"\xff\xda"
 MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
+METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
 FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
 
 
@@ -1001,11 +1007,13 @@ class JpegLayout:
     components: tuple[int, ...]
     progressive: bool
     one_scan: bool  # all components in one Huffman-coded sequential scan
+    tables: bytes  # all segments but the metadata (APPn and COM)
 
 
 def jpeg_layout(data: bytes) -> JpegLayout:
     """The layout of a JPEG file (ITU-T T.81, annex B). ValueError when there is no scan."""
     components: tuple[int, ...] = ()
+    tables: list[bytes] = []
     frame, position = 0, 2
     while position + 4 <= len(data):
         marker = data[position + 1]
@@ -1014,10 +1022,13 @@ def jpeg_layout(data: bytes) -> JpegLayout:
             continue
         if marker == START_OF_SCAN[1]:
             one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
-            return JpegLayout(position, components, frame == 0xC2, one_scan)
+            return JpegLayout(position, components, frame == 0xC2, one_scan, b"".join(tables))
         if marker in FRAME_MARKERS:
             frame, components = marker, frame_components(data, position)
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker not in METADATA_MARKERS:
+            tables.append(data[position:following])
+        position = following
     raise ValueError("truncated: a JPEG without picture data")
 
 
@@ -1048,33 +1059,29 @@ def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
 # ── the closer look at files in a group ──
 
 
-def content_range(file: MediaFile, jpeg: Jpeg | None) -> range:
-    """Where the file's content lies: all of it, but for a JPEG what lies between metadata and end marker."""
-    return range(jpeg.content.start, jpeg.content.stop) if jpeg else range(file.size)
-
-
-def digest_of(stream: BinaryIO, content: range) -> str:
-    """SHA-256 of this range of the file, in hex."""
-    stream.seek(content.start)
-    digest, left = hashlib.sha256(), len(content)
-    while left and (block := stream.read(min(left, READ_BLOCK))):
+def digest_of(stream: BinaryIO) -> str:
+    """SHA-256 of the whole file, in hex."""
+    stream.seek(0)
+    digest = hashlib.sha256()
+    while block := stream.read(READ_BLOCK):
         digest.update(block)
-        left -= len(block)
     return digest.hexdigest()
 
 
 def content_part_sums(file: MediaFile) -> str | Unreadable:
     """CRC-32 of each of CONTENT_PARTS equal parts of the file's content, 8 hex digits each, or why there are none.
 
-    Runs in a worker process.
+    The content of a JPEG is what it is decoded from; of other formats it is the pixels, because their metadata may
+    be anywhere. So files that differ in metadata alone have the same sums. Runs in a worker process.
     """
     try:
-        with opened_unchanged(file) as stream:
-            content = content_range(file, jpeg_in(stream))
-            stream.seek(content.start)
+        with warnings.catch_warnings(), opened_unchanged(file) as stream:
+            warnings.simplefilter("ignore")
+            jpeg = jpeg_in(stream)
+            content = memoryview(jpeg.content if jpeg else opened_picture(stream).tobytes())
             borders = [len(content) * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
-            return "".join(f"{zlib.crc32(stream.read(end - begin)):08x}" for begin, end in pairwise(borders))
-    except (OSError, ValueError) as error:
+            return "".join(f"{zlib.crc32(content[begin:end]):08x}" for begin, end in pairwise(borders))
+    except DECODER_ERRORS as error:
         return Unreadable(file.path, reason_of(error))
 
 
@@ -1088,8 +1095,7 @@ def is_cut_short(file: MediaFile) -> bool | Unreadable:
         with opened_unchanged(file) as stream:
             jpeg = jpeg_in(stream)
             assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
-            end = jpeg.content.stop
-            filled = jpeg.data[:end] + CUT_SHORT_FILLER + jpeg.data[end:]
+            filled = jpeg.data[: jpeg.end] + CUT_SHORT_FILLER + jpeg.data[jpeg.end :]
             pictures = [picture_in(data) for data in (jpeg.data, filled)]
             for picture in pictures:
                 load_reduced(picture)
@@ -1104,8 +1110,8 @@ CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
 # ── from a picture to its small picture ──
 
 
-def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
-    """The fingerprint of an opened picture, without what its file tells; decodes it. Raises what Pillow raises."""
+def fingerprint_of(picture: Image.Image, stream: BinaryIO, content_bytes: int, several_scans: bool) -> ImageFingerprint:
+    """The fingerprint of a picture opened from this file; decodes it. Raises what Pillow raises."""
     size = picture.size
     if picture.format in ("JPEG", "MPO"):
         load_reduced(picture)
@@ -1123,19 +1129,16 @@ def fingerprint_of(picture: Image.Image) -> ImageFingerprint:
         luma_step=luma_step,
         chroma_step=chroma_step,
         palette=picture.mode in ("P", "PA"),
-        several_scans=False,
+        several_scans=several_scans,
         whole=False,
-        content_bytes=0,
+        content_bytes=content_bytes,
         part_sums="",
-        content_digest=WANTED if has_frames(picture) or is_transparent(picture) or is_flat(seen) else "",
+        content_digest=digest_of(stream) if has_frames(picture) or is_transparent(picture) or is_flat(seen) else "",
         phash=phash,
         dhash=dhash,
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
         signature=base64.b64encode(seen.tobytes()),
     )
-
-
-WANTED = "wanted"  # in place of a digest that is still to be made
 
 
 def has_frames(picture: Image.Image) -> bool:
@@ -1356,8 +1359,9 @@ def run_in_workers(
                     if not workers:
                         raise IdemError(f"cannot start a worker process: {reason_of(error)}") from None
                     jobs = len(workers)
-            for worker in workers:
-                worker.give(waiting)
+            for most in (1, TASKS_AHEAD) if len(waiting) > len(workers) else (1,):  # the last ones are shared out
+                for worker in workers:
+                    worker.give(waiting, most)
             for worker in ready_workers(workers):
                 yield from worker.results(waiting)
     finally:
@@ -1389,9 +1393,9 @@ class Worker(Generic[T, R]):
         finally:
             remote.close()
 
-    def give(self, waiting: deque[T]) -> None:
-        """Hand over tasks until it holds TASKS_AHEAD."""
-        while waiting and len(self.tasks) < TASKS_AHEAD:
+    def give(self, waiting: deque[T], most: int) -> None:
+        """Hand over tasks until it holds so many."""
+        while waiting and len(self.tasks) < most:
             task = waiting.popleft()
             if not self.tasks:
                 self.deadline = time.monotonic() + self.timeout
@@ -1462,6 +1466,8 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if sys.platform == "linux":  # the kernel does it even while a decoder keeps Python from running a thread
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # codecs write there what the file's own reason says better
@@ -1599,6 +1605,7 @@ class FingerprintTable:
         self.palette = np.array([each.palette for each in fingerprints], bool)
         self.profiled = np.array([bool(each.stored_signature) for each in fingerprints], bool)
         self.by_content = np.array([bool(each.content_digest) for each in fingerprints], bool)
+        self.content = np.unique([each.content_digest for each in fingerprints], return_inverse=True)[1]
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
         """The distance of each pair, shape (n,): see `distance`."""
@@ -1612,6 +1619,7 @@ class FingerprintTable:
         for start in range(0, len(candidates), COMPARE_BLOCK):
             part = candidates[start : start + COMPARE_BLOCK]
             result[part[self.same_signature(i[part], j[part])]] = 0
+        result[self.by_content[i] & (self.content[i] == self.content[j])] = 0
         return result
 
     def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -1649,8 +1657,8 @@ class FingerprintTable:
         for plane, other_plane, step in zip(ones, others, (self.luma_step, self.chroma_step), strict=True):
             steps = CELL_SLACK + STEP_SHARE * (step[i] + step[j])
             for chosen, form, most_levels, most_share in (
-                (~mixed, whole, steps, share),
-                (mixed, whole, 2 * PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
+                (~mixed, in_full, steps, share),
+                (mixed, in_full, 2 * PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
                 (mixed, halved, PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
             ):
                 left = np.flatnonzero(same & chosen)
@@ -1683,7 +1691,7 @@ def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return luma.reshape(-1, 1, LUMA_CELLS, LUMA_CELLS), chroma.reshape(-1, 2, CHROMA_CELLS, CHROMA_CELLS)
 
 
-def whole(planes: np.ndarray) -> np.ndarray:
+def in_full(planes: np.ndarray) -> np.ndarray:
     """The planes as they are."""
     return planes
 
@@ -1732,12 +1740,10 @@ def distance(one: ImageFingerprint, other: ImageFingerprint) -> int:
 
     The same picture: one of the hashes within HASH_RADIUS, the sides in the same proportion within the rounding
     of the smaller picture, and the signatures agreeing in every cell. NEVER: one of the two is a picture of which
-    only equal content is a copy (several frames, transparent, flat), and their content is not equal.
+    only an equal file is a copy (several frames, transparent, flat), and their files are not equal.
     """
     import numpy as np
 
-    if one.content_digest and one.content_digest == other.content_digest:
-        return 0
     return int(FingerprintTable([one, other]).distances(np.array([[0, 1]]))[0])
 
 
@@ -1855,7 +1861,7 @@ def wanting_part_sums(groups: Iterable[Group]) -> list[Replica]:
     return [
         replica
         for group in groups
-        for alike in by_length(group)
+        for alike in by_length(group.replicas)
         if len(alike) > 1
         for replica in alike
         if not replica.fingerprint.part_sums
@@ -1863,7 +1869,10 @@ def wanting_part_sums(groups: Iterable[Group]) -> list[Replica]:
 
 
 def wanting_decoding(groups: Iterable[Group]) -> list[Replica]:
-    """The replicas that may be cut short, in groups where not all have the very same content."""
+    """The replicas that may be cut short, in groups where another could take their place.
+
+    Where all have the very same content it makes no difference which one is kept.
+    """
     return [
         replica
         for group in groups
@@ -1874,34 +1883,36 @@ def wanting_decoding(groups: Iterable[Group]) -> list[Replica]:
 
 
 def contradicting(groups: Iterable[Group]) -> list[Unreadable]:
-    """The replicas that have just the length and some parts of another of their group, but not all of them.
+    """The replicas that have the length and most parts of a copy in their group, but not all of them.
 
     Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
-    of the two is damaged cannot be told, so neither may stand for the other.
+    of the two is damaged cannot be told unless there are more files of the one kind than of the other, so neither
+    may stand for the other.
     """
     found = []
     for group in groups:
-        for alike in by_length(group):
+        copies = [each for each, bits in zip(group.replicas, group.distances, strict=True) if bits == 0]
+        for alike in by_length(copies):
+            votes = Counter(replica.fingerprint.part_sums for replica in alike)
             for replica in alike:
                 double = next((other for other in alike if is_damaged_double(replica, other)), None)
-                if double:
+                if double and votes[replica.fingerprint.part_sums] <= votes[double.fingerprint.part_sums]:
                     reason = f"the same as {printable(double.file.path)} but for some bytes: one of them is damaged"
                     found.append(Unreadable(replica.file.path, reason))
     return found
 
 
 def is_damaged_double(one: Replica, other: Replica) -> bool:
-    """Whether some but not all parts of two contents of the same length are equal."""
+    """Whether most but not all parts of two contents of the same length are equal."""
     sums, other_sums = one.fingerprint.part_sums, other.fingerprint.part_sums
-    if sums == other_sums:
-        return False
-    return any(sums[at : at + 8] == other_sums[at : at + 8] for at in range(0, len(sums), 8))
+    equal = sum(sums[at : at + 8] == other_sums[at : at + 8] for at in range(0, 8 * CONTENT_PARTS, 8))
+    return CONTENT_PARTS / 2 <= equal < CONTENT_PARTS
 
 
-def by_length(group: Group) -> list[list[Replica]]:
+def by_length(replicas: Iterable[Replica]) -> list[list[Replica]]:
     """The replicas by the length of their content."""
     alike: dict[int, list[Replica]] = defaultdict(list)
-    for replica in group.replicas:
+    for replica in replicas:
         alike[replica.fingerprint.content_bytes].append(replica)
     return list(alike.values())
 
@@ -1909,6 +1920,9 @@ def by_length(group: Group) -> list[list[Replica]]:
 def content_of(replica: Replica) -> tuple[int, str]:
     """Equal for replicas of the same content, once the parts of those of the same length are summed."""
     return replica.fingerprint.content_bytes, replica.fingerprint.part_sums
+
+
+# ── which groups are shown, and in which order ──
 
 
 def recoverable_bytes(group: Group) -> int:
@@ -2015,12 +2029,14 @@ def say_what_was_scanned(scanned: Scan, findings: Findings) -> None:
     for path in scanned.application_libraries:
         say(f"skipped {printable(path)}: a library of another application")
     for item in findings.unreadable:
-        say(f"cannot read {printable(item.path)}: {item.reason}")
+        say(f"left out {printable(item.path)}: {item.reason}")
     tally = findings.tally
     counts = [f"{tally.found:,} found", f"{tally.new:,} new", f"{tally.cached:,} cached"]
     counts += [f"{len(findings.unreadable):,} unreadable"] if findings.unreadable else []
     counts += [f"{tally.forgotten:,} forgotten"] if tally.forgotten else []
     say(f"Scanned {printable(scanned.root)}: {', '.join(counts)}")
+    if len(findings.groups) < findings.found:
+        say(f"Showing {len(findings.groups):,} of {findings.found:,} groups, as --delta and --limit ask")
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2079,7 +2095,7 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("-c", "--cache", metavar="DIR", help=f"keep fingerprints here, not in DIR/{CACHE_FOLDER}")
     how.add_argument(
-        "-j", "--jobs", type=whole_number(1, 256), metavar="N", help="worker processes (default: one per core)"
+        "-j", "--jobs", type=whole_number(1, MAX_WORKERS), metavar="N", help="worker processes (default: one per core)"
     )
     how.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     return parser
@@ -2108,13 +2124,15 @@ def size_argument(text: str) -> int:
 def checked_options(namespace: argparse.Namespace) -> Options:
     """The options, when the folders they name can be used. IdemError otherwise."""
     directory, cache = namespace.directory, namespace.cache
+    directory = os.path.expanduser(directory)  # not every shell does that
     if not os.path.isdir(directory):
         cause = "it is not a folder" if os.path.lexists(directory) else "there is no such folder"
         raise IdemError(f"cannot scan {printable(directory)}: {cause}")
-    if cache == "":
-        raise IdemError("cannot use '' as --cache: it is no folder")
-    if cache is not None and os.path.lexists(cache) and not os.path.isdir(cache):
-        raise IdemError(f"cannot use {printable(cache)} as --cache: it is a file")
+    if any(os.path.splitext(part)[1].lower() in APPLICATION_LIBRARY_SUFFIXES for part in real_parts(directory)):
+        raise IdemError(f"cannot scan {printable(directory)}: it belongs to a library of another application")
+    if cache is not None:
+        cache = os.path.expanduser(cache)
+        make_cache_folder(cache)
     return Options(
         directory=directory,
         threshold=namespace.threshold,
@@ -2126,9 +2144,25 @@ def checked_options(namespace: argparse.Namespace) -> Options:
     )
 
 
+def real_parts(path: str) -> list[str]:
+    """The names of the folders that lead to the path, itself included."""
+    return os.path.realpath(path).split(os.sep)
+
+
+def make_cache_folder(folder: str) -> None:
+    """Create the folder unless it is there. IdemError when it cannot be one."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise IdemError(f"cannot use {printable(folder)} as --cache: it is a file")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise IdemError(f"cannot use {printable(folder)!r} as --cache: {reason_of(error)}") from None
+
+
 def available_cores() -> int:
     """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
 
 
 @contextmanager
@@ -2263,6 +2297,7 @@ def find_copies(options: Options) -> Findings:
         root=scanned.root,
         mode="images",
         threshold=options.threshold,
+        found=len(groups),
         groups=chosen_groups(groups, options.delta, options.limit),
         unreadable=tuple(sorted((*scanned.unreadable, *unreadable, *rejected), key=lambda item: item.path)),
         tally=Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten),

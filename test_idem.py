@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import faulthandler
 import hashlib
 import importlib
 import io
@@ -16,10 +17,10 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -528,6 +529,28 @@ def test_a_copied_or_renamed_file_is_fingerprinted_anew(
     assert report(cached_library, capsys=capsys)["totals"]["new"] == 2
 
 
+def test_a_file_whose_original_is_still_there_is_no_moved_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = "--cache", str(tmp_path / "cache")
+    one = made_library(tmp_path / "one", 1)
+    counts(one, *shared, capsys=capsys)
+    shutil.copytree(one, tmp_path / "other")
+    assert counts(tmp_path / "other", *shared, capsys=capsys) == (2, 2, 0)
+    shutil.rmtree(one)
+    (tmp_path / "other").rename(tmp_path / "third")
+    assert counts(tmp_path / "third", *shared, capsys=capsys) == (2, 0, 2)
+
+
+def test_of_two_rows_for_a_file_the_later_one_counts(cached_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = cache_file(cached_library).read_bytes().splitlines(keepends=True)
+    older = [re.sub(rb",[0-9a-f]{16},", b",0123456789abcdef,", line, count=1) for line in lines[1:]]
+    cache_file(cached_library).write_bytes(b"".join([lines[0], *older, *lines[1:]]))
+    (cached_library / "0").rename(cached_library / "moved")
+    assert counts(cached_library, capsys=capsys) == (6, 0, 6)
+    assert b"0123456789abcdef" not in cache_file(cached_library).read_bytes()
+
+
 def test_a_deleted_file_is_forgotten(cached_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cached_library / "0" / "a.jpg").unlink()
     assert main([str(cached_library)]) == 0
@@ -569,6 +592,8 @@ def test_libraries_that_share_a_cache_keep_each_others_rows(tmp_path: Path, caps
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes to set")
 def test_a_full_disk_is_warned_of_once_and_the_results_are_right(tmp_path: Path) -> None:
+    import resource
+
     made_library(tmp_path)
     process = idem_process(
         tmp_path, "--json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
@@ -726,6 +751,8 @@ def test_copies_of_every_kind_are_found(tmp_path: Path, capsys: pytest.CaptureFi
     save(original.convert("CMYK"), tmp_path / "cmyk.jpg", quality=90)
     save(original, tmp_path / "rgb.jpg", quality=90, keep_rgb=True)
     save(original, tmp_path / "lossy.webp", quality=60)
+    save(fitted(original, 1000), tmp_path / "very lossy.webp", quality=15)
+    save(fitted(original, 160), tmp_path / "tiny.jpg", quality=75)
     save(original, tmp_path / "lossless.webp", lossless=True, method=0)
     save(original, tmp_path / "heic.heic", quality=60)
     save(original, tmp_path / "tiff.tif", compression="tiff_lzw")
@@ -781,6 +808,13 @@ def test_a_copy_may_have_its_colour_profile_converted_or_stripped(
     save(fitted(converted, 700), tmp_path / "converted.jpg", quality=85)
     assert np.abs(np.asarray(original, int) - np.asarray(converted, int)).max() > 20
     assert groups(tmp_path, capsys=capsys) == [["original.jpg", "stripped.jpg", "converted.jpg", "smaller.jpg"]]
+
+
+def test_a_stripped_picture_may_be_the_better_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = photo(5, (1200, 900))
+    save(original, tmp_path / "stripped.jpg", quality=95)
+    save(fitted(original, 600), tmp_path / "profiled.jpg", icc_profile=display_p3(), quality=85)
+    assert groups(tmp_path, capsys=capsys) == [["stripped.jpg", "profiled.jpg"]]
 
 
 def test_stripped_and_converted_copies_without_the_original_are_two_pictures(
@@ -915,6 +949,20 @@ def test_flat_pictures_are_copies_only_when_the_files_are_equal(
         assert found == [["page1 again.jpg", "page1.jpg"]]
 
 
+def test_flat_jpegs_that_differ_in_tables_or_orientation_are_not_copies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stripes = np.zeros((1024, 1024), np.uint8) + np.arange(1024, dtype=np.uint8) % 2 * 40 + 100
+    for orientation in (1, 2):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        save(Image.fromarray(stripes), tmp_path / f"turned{orientation}.jpg", exif=exif)
+    black = save(Image.new("L", (640, 480), 0), tmp_path / "black.jpg", quality=6).read_bytes()
+    table = black.index(b"\xff\xdb") + 5
+    (tmp_path / "grey.jpg").write_bytes(black[:table] + bytes([black[table] // 4]) + black[table + 1 :])
+    assert groups(tmp_path, capsys=capsys) == []
+
+
 def test_pages_that_differ_in_one_line_are_not_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, line in enumerate(["Chapter One: The early years in Vienna", "Appendix B: Letters to my grandmother"]):
         page = Image.new("RGB", (1240, 1754), "white")
@@ -977,6 +1025,41 @@ def test_a_damaged_file_is_never_grouped_with_an_intact_one(
         assert found[0] == intact.name
         for name in found[1:]:
             assert decoded_as_well(intact, tmp_path / name), name
+
+
+def test_a_jpeg_damaged_in_its_tables_is_told_from_its_double(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(save(photo(), tmp_path / "b.jpg").read_bytes())
+    content[content.index(b"\xff\xdb") + 20] ^= 1
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert groups(tmp_path, capsys=capsys) == []
+    assert unreadable(tmp_path, capsys) == {
+        "a.jpg": f"the same as {tmp_path / 'b.jpg'} but for some bytes: one of them is damaged",
+        "b.jpg": f"the same as {tmp_path / 'a.jpg'} but for some bytes: one of them is damaged",
+    }
+
+
+def test_a_damaged_double_is_outvoted_by_two_equal_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(save(photo(), tmp_path / "b.bmp").read_bytes())
+    shutil.copy(tmp_path / "b.bmp", tmp_path / "c.bmp")
+    content[5000] ^= 128
+    (tmp_path / "a.bmp").write_bytes(content)
+    save(photo().resize((320, 240)), tmp_path / "small.png")
+    assert groups(tmp_path, capsys=capsys) == [["b.bmp", "c.bmp", "small.png"]]
+    assert list(unreadable(tmp_path, capsys)) == ["a.bmp"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_copies_that_differ_in_metadata_alone_are_not_called_damaged(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for year in ("2021", "2022"):
+        exif = Image.Exif()
+        exif[0x010E] = f"Summer {year}"
+        save(photo(), tmp_path / f"{year}{suffix}", exif=exif)
+    assert len({path.stat().st_size for path in tmp_path.glob("2*")}) == 1
+    assert groups(tmp_path, capsys=capsys) == [[f"2021{suffix}", f"2022{suffix}"]]
 
 
 @pytest.mark.parametrize("form", ["jpeg", "progressive", "png", "webp", "heic", "lzw"])
@@ -1064,6 +1147,7 @@ def test_a_file_that_changes_while_it_is_scanned_is_left_out(tmp_path: Path) -> 
 
 def crash_on_odd(number: int) -> int:
     if number % 2:
+        faulthandler.disable()  # pytest's would print a dump
         os.kill(os.getpid(), signal.SIGSEGV)
     return number
 
@@ -1100,6 +1184,7 @@ def test_a_file_that_crashes_the_decoder_is_named_and_the_others_are_done(
 
     def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Unreadable:
         if file.path == str(fatal):
+            faulthandler.disable()
             os.kill(os.getpid(), signal.SIGSEGV)
         return original(file)
 
@@ -1326,6 +1411,45 @@ def test_the_threshold_widens_copies_to_look_alikes(tmp_path: Path, capsys: pyte
     ]
 
 
+def agree_slowly(one: ImageFingerprint, other: ImageFingerprint) -> bool:
+    """The rule of agreeing signatures of pictures without palette or profile, cell by cell."""
+    levels = [np.frombuffer(base64.b64decode(each.signature), np.uint8).astype(int) for each in (one, other)]
+    lumas = [each[:1024].reshape(32, 32) for each in levels]
+    chromas = [each[1024:].reshape(2, 16, 16) for each in levels]
+    drawn = min(luma.max() - luma.min() for luma in lumas)
+    share = 0.05 + 0.15 * 32 / min(one.width, one.height, other.width, other.height)
+    planes = [(lumas, one.luma_step + other.luma_step)]
+    planes += [([each[channel] for each in chromas], one.chroma_step + other.chroma_step) for channel in (0, 1)]
+    for (plane, other_plane), steps in planes:
+        slack = min(max(2.5, drawn / 8), 2.5 + steps / 16)
+        for row, column in itertools.product(range(len(plane)), repeat=2):
+            around = slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
+            contrast = max(int(np.ptp(each[around])) for each in (plane, other_plane))
+            if abs(int(plane[row, column]) - int(other_plane[row, column])) > slack + share * contrast:
+                return False
+    return True
+
+
+def test_signatures_agree_when_every_cell_is_within_its_slack() -> None:
+    rng = np.random.default_rng(5)
+    outcomes = []
+    for number in range(150):
+        one = replace(random_fingerprint(rng), palette=False, width=int(rng.integers(100, 900)), height=600)
+        # Half of the picture is flat, so that the cell that differs most is often not the one that differs too much.
+        cells = rng.integers(0, 256, (2, 32, 32)) * np.array([1, 0])[:, None, None] + 100
+        luma = np.where(np.arange(32) < 16, cells[0], cells[1]).clip(0, 255)
+        chroma = rng.integers(100, 140, 512)
+        noise = rng.normal(0, [0.5, 0.8, 3][number % 3], 1536) + rng.normal(0, 9, 1536) * (
+            np.concatenate([np.tile(np.arange(32) < 15, 32), np.zeros(512)]) * (number % 2)
+        )
+        plain = np.concatenate([luma.ravel(), chroma])
+        both = [plain, (plain + noise).round().clip(0, 255)]
+        one, other = (replace(one, signature=base64.b64encode(each.astype(np.uint8).tobytes())) for each in both)
+        outcomes.append(agree_slowly(one, other))
+        assert (idem.distance(one, other) == 0) == outcomes[-1]
+    assert 20 < sum(outcomes) < 130
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -1452,6 +1576,9 @@ def test_delta_keeps_groups_whose_sizes_differ_by_that_much(
         delta: [group[0] for group in groups(beach_library, "--delta", delta, capsys=capsys)]
         for delta in ("108kb", "108001", "1.4mb", "1.5mb")
     }
+    capsys.readouterr()
+    assert main([str(beach_library), "--delta", "108001"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "Showing 1 of 2 groups, as --delta and --limit ask"
     assert kept == {
         "108kb": ["vacation/beach.jpg", "backup/hut.jpg"],
         "108001": ["vacation/beach.jpg"],
@@ -1486,7 +1613,7 @@ def test_a_run_with_unreadable_files_still_reports(tmp_path: Path, capsys: pytes
     out, err = capsys.readouterr()
     assert out.startswith("Found 3 duplicate group(s)")
     assert err == (
-        f"cannot read {tmp_path / 'bad.jpg'}: not a picture in a format idem reads\n"
+        f"left out {tmp_path / 'bad.jpg'}: not a picture in a format idem reads\n"
         f"Scanned {tmp_path}: 7 found, 7 new, 0 cached, 1 unreadable\n"
     )
 
@@ -1556,11 +1683,35 @@ def test_a_directory_that_cannot_be_used_gets_one_clear_line(
         ([str(tmp_path / "none")], f"cannot scan {tmp_path / 'none'}: there is no such folder"),
         ([str(tmp_path / "file")], f"cannot scan {tmp_path / 'file'}: it is not a folder"),
         ([""], "cannot scan : there is no such folder"),
-        ([str(tmp_path), "-c", ""], "cannot use '' as --cache: it is no folder"),
+        ([str(tmp_path), "-c", ""], "cannot use '' as --cache: No such file or directory"),
+        ([str(tmp_path), "-c", "/dev/null/x"], "cannot use '/dev/null/x' as --cache: Not a directory"),
         ([str(tmp_path), "-c", str(tmp_path / "file")], f"cannot use {tmp_path / 'file'} as --cache: it is a file"),
     ]:
         assert main(arguments) == 2
         assert capsys.readouterr() == ("", f"idem: {message}\n")
+
+
+def test_the_inside_of_an_application_library_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inside = tmp_path / "Mine.photoslibrary" / "originals"
+    touch(inside / "a.jpg")
+    assert main([str(inside)]) == 2
+    assert capsys.readouterr().err == f"idem: cannot scan {inside}: it belongs to a library of another application\n"
+    assert sorted(inside.iterdir()) == [inside / "a.jpg"]
+
+
+@ON_LINUX
+def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
+    import fcntl  # Windows has neither
+    import termios
+
+    made_library(tmp_path, 20)
+    leader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, str(HERE / "idem.py"), str(tmp_path)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True)
+    shown = os.read(leader, 1 << 16).decode()
+    assert re.search(r"\d+/40 \[\d\d:\d\d<.*photo/s\]", shown)
+    assert b"photo/s" not in run.stdout
 
 
 def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
