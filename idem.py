@@ -2225,6 +2225,33 @@ def fingerprints_of(
     return replicas, unreadable, cached
 
 
+def with_part_sums(_file: MediaFile, fingerprint: ImageFingerprint, sums: str) -> ImageFingerprint:
+    """The fingerprint with the sums of its file's content."""
+    return replace(fingerprint, part_sums=sums)
+
+
+def with_proof_of_end(file: MediaFile, fingerprint: ImageFingerprint, cut: bool) -> ImageFingerprint | Unreadable:
+    """The fingerprint of a file that is not cut short, or what is to be said of one that is."""
+    if cut:
+        return Unreadable(file.path, "truncated: a progressive JPEG whose last scan is cut short")
+    return replace(fingerprint, whole=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CloserLook:
+    """Which replicas of groups want one, what a worker does with each, and what its result makes of a fingerprint."""
+
+    wanting: Callable[[Iterable[Group]], list[Replica]]
+    work: Callable[[MediaFile], Any]
+    judge: Callable[[MediaFile, ImageFingerprint, Any], ImageFingerprint | Unreadable]
+
+
+CLOSER_LOOKS = (
+    CloserLook(wanting_part_sums, content_part_sums, with_part_sums),
+    CloserLook(wanting_decoding, is_cut_short, with_proof_of_end),
+)
+
+
 def groups_proven(
     replicas: Iterable[Replica], threshold: int, cache: FingerprintCache[ImageFingerprint], jobs: int
 ) -> tuple[list[Group], list[Unreadable]]:
@@ -2233,53 +2260,25 @@ def groups_proven(
     rejected: list[Unreadable] = []
     while True:
         groups = image_groups(standing.values(), threshold)
-        doubts = []
-        for wanting, look in ((wanting_part_sums, with_part_sums), (wanting_decoding, with_proof_of_end)):
-            proven, failed = look(wanting(groups), cache, jobs)
-            doubts += failed
-            standing |= proven
+        doubts: dict[str, Unreadable] = {}
+        for look in CLOSER_LOOKS:
+            fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
+            for file, result in computed(look.work, list(fingerprints), jobs):
+                verdict = result if isinstance(result, Unreadable) else look.judge(file, fingerprints[file], result)
+                if isinstance(verdict, Unreadable):
+                    doubts[file.path] = verdict
+                else:
+                    cache.store(file, verdict)
+                    standing[file.path] = Replica(file, verdict)
             groups = [
-                replace(group, replicas=tuple(proven.get(each.file.path, each) for each in group.replicas))
-                for group in groups
+                replace(group, replicas=tuple(standing[each.file.path] for each in group.replicas)) for group in groups
             ]
-        doubts += contradicting(groups)
+        doubts |= {doubt.path: doubt for doubt in contradicting(groups)}
         if not doubts:
             return groups, rejected
-        for path in {doubt.path: doubt for doubt in doubts}:
+        rejected += doubts.values()
+        for path in doubts:
             del standing[path]
-        rejected += {doubt.path: doubt for doubt in doubts}.values()
-
-
-def with_part_sums(
-    replicas: Sequence[Replica], cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> tuple[dict[str, Replica], list[Unreadable]]:
-    """The replicas with the sums of their content, by path, and those that could not be read."""
-    fingerprints = {replica.file: replica.fingerprint for replica in replicas}
-    proven, failed = {}, []
-    for file, result in computed(content_part_sums, list(fingerprints), jobs):
-        if isinstance(result, Unreadable):
-            failed.append(result)
-        else:
-            proven[file.path] = Replica(file, replace(fingerprints[file], part_sums=result))
-            cache.store(file, proven[file.path].fingerprint)
-    return proven, failed
-
-
-def with_proof_of_end(
-    replicas: Sequence[Replica], cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> tuple[dict[str, Replica], list[Unreadable]]:
-    """The replicas that are not cut short, by path, and those that are."""
-    fingerprints = {replica.file: replica.fingerprint for replica in replicas}
-    proven, failed = {}, []
-    for file, result in computed(is_cut_short, list(fingerprints), jobs):
-        if isinstance(result, Unreadable):
-            failed.append(result)
-        elif result:
-            failed.append(Unreadable(file.path, "truncated: a progressive JPEG whose last scan is cut short"))
-        else:
-            proven[file.path] = Replica(file, replace(fingerprints[file], whole=True))
-            cache.store(file, proven[file.path].fingerprint)
-    return proven, failed
 
 
 def find_copies(options: Options) -> Findings:
