@@ -2185,18 +2185,25 @@ def run_lock(folder: str) -> Iterator[None]:
         yield
 
 
-def computed(
-    work: Callable[[MediaFile], R | Unreadable], files: Sequence[MediaFile], jobs: int
-) -> Iterator[tuple[MediaFile, R | Unreadable]]:
-    """The files with their results, as they come, under a progress bar. Interrupted on Ctrl-C."""
+def compute(
+    work: Callable[[MediaFile], R | Unreadable],
+    files: Sequence[MediaFile],
+    jobs: int,
+    take: Callable[[MediaFile, R | Unreadable], None],
+) -> None:
+    """Have workers do the work for every file, and take the results as they come, under a progress bar.
+
+    Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
+    """
     if files and START_METHOD == "fork":
         load_decoders()
     done, bar = 0, progress_bar(len(files), "photo")
     with closing(run_in_workers(work, files, jobs)) as results:
         try:
             for file, result in results:
-                yield file, Unreadable(file.path, result.reason) if isinstance(result, Lost) else result
-                done += 1
+                with interrupts_held_back():
+                    take(file, Unreadable(file.path, result.reason) if isinstance(result, Lost) else result)
+                    done += 1
                 bar.update()
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted: {done:,} of {plural(len(files), 'photo')} done and kept") from None
@@ -2216,12 +2223,15 @@ def fingerprints_of(
         else:
             replicas.append(Replica(file, fingerprint))
     cached = len(replicas)
-    for file, result in computed(fingerprint_image, missing, jobs):
+
+    def take(file: MediaFile, result: ImageFingerprint | Unreadable) -> None:
         if isinstance(result, Unreadable):
             unreadable.append(result)
         else:
             cache.store(file, result)
             replicas.append(Replica(file, result))
+
+    compute(fingerprint_image, missing, jobs, take)
     return replicas, unreadable, cached
 
 
@@ -2262,14 +2272,9 @@ def groups_proven(
         groups = image_groups(standing.values(), threshold)
         doubts: dict[str, Unreadable] = {}
         for look in CLOSER_LOOKS:
-            fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
-            for file, result in computed(look.work, list(fingerprints), jobs):
-                verdict = result if isinstance(result, Unreadable) else look.judge(file, fingerprints[file], result)
-                if isinstance(verdict, Unreadable):
-                    doubts[file.path] = verdict
-                else:
-                    cache.store(file, verdict)
-                    standing[file.path] = Replica(file, verdict)
+            judged = looked_at(look, groups, cache, jobs)
+            doubts |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Unreadable)}
+            standing |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Replica)}
             groups = [
                 replace(group, replicas=tuple(standing[each.file.path] for each in group.replicas)) for group in groups
             ]
@@ -2279,6 +2284,25 @@ def groups_proven(
         rejected += doubts.values()
         for path in doubts:
             del standing[path]
+
+
+def looked_at(
+    look: CloserLook, groups: Iterable[Group], cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> dict[str, Replica | Unreadable]:
+    """By path, what becomes of the replicas that want this look."""
+    fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
+    judged: dict[str, Replica | Unreadable] = {}
+
+    def take(file: MediaFile, result: Any) -> None:
+        verdict = result if isinstance(result, Unreadable) else look.judge(file, fingerprints[file], result)
+        if isinstance(verdict, Unreadable):
+            judged[file.path] = verdict
+        else:
+            cache.store(file, verdict)
+            judged[file.path] = Replica(file, verdict)
+
+    compute(look.work, list(fingerprints), jobs, take)
+    return judged
 
 
 def find_copies(options: Options) -> Findings:
