@@ -567,11 +567,8 @@ class FingerprintCache(Generic[F]):
             fields[-1] = fields[-1].rstrip(b"\r\n")
         if len(fields) != len(self.form.columns) or fields[0][:1] not in (b"/", b"\\") or b"\0" in fields[0]:
             raise ValueError("not a row")
-        path, size, mtime_us = (
-            fields[0].decode("utf-8", ODD_NAMES),
-            int(fields[1]),
-            microseconds(fields[self.mtime_column]),
-        )
+        path = fields[0].decode("utf-8", ODD_NAMES)
+        size, mtime_us = int(fields[1]), microseconds(fields[self.mtime_column])
         if size < 0:
             raise ValueError("negative size")
         return CachedRow(offset, len(raw), path, size, mtime_us, fields[self.fingerprint_column :])
@@ -2180,9 +2177,15 @@ def run_lock(folder: str) -> Iterator[None]:
             held.enter_context(FileLock(os.path.join(folder, LOCK_FILE), timeout=0))
         except Timeout:
             raise IdemError(f"another run of idem is using {printable(folder)}") from None
-        except OSError:
-            pass  # see above
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                say(
+                    f"warning: cannot lock {printable(folder)}: {reason_of(error)}; do not run idem on it twice at once"
+                )
         yield
+
+
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EFBIG}
 
 
 def compute(
