@@ -9,15 +9,16 @@
 #     "pillow-heif>=0.18",
 #     "tqdm>=4.66",
 #     "filelock>=3.15",
+#     "imageio-ffmpeg>=0.5.1",
 # ]
 # ///
-"""Find copies of the same photo in a library: other resolution, compression or format.
+"""Find copies of the same photo or video in a library: other resolution, compression or format.
 
     python idem.py ~/Photos
 
 The pipeline, each step a section of this file and each using only those above it:
 
-    directory --scan--> MediaFile --fingerprint--> ImageFingerprint --match--> Group --present--> report
+    directory --scan--> MediaFile --fingerprint--> fingerprint --match--> Group --present--> report
                                       |    ^
                                       v    |
                                  FingerprintCache
@@ -28,9 +29,11 @@ Glossary, with a sample value of each:
     Hamming distance  in how many bits two hashes differ                           3
     signature         the picture in 32x32 luma and 2 times 16x16 chroma cells     1536 bytes
     fingerprint       hashes, signature and dimensions of one file                 ImageFingerprint(...)
+    frames            8 pictures of a video, at the middle of 8 equal parts        VideoFingerprint(...)
+    checksum          SHA-256 over size and content, see `checksum_of`             Checksum(...)
     threshold         largest distance, in bits, at which pictures are grouped     0
     replica           one file of a group                                          Replica(file, fingerprint)
-    keeper            the best replica: most pixels, then most bytes, then path    vacation/beach.jpg
+    keeper            the best replica: see `best_first`                           vacation/beach.jpg
     group             a keeper and all replicas within the threshold of it         Group(kind, replicas, ...)
 
 The promise: idem sends nothing anywhere and deletes nothing; reporting writes only to its own cache folder.
@@ -53,9 +56,11 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -70,7 +75,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
 if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm run must not wait for them
     import numpy as np
@@ -78,6 +83,7 @@ if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm r
     from tqdm import tqdm
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".wmv", ".webm", ".flv", ".3gp", ".m4v", ".mts", ".m2ts"})
 TRASH_FOLDER = "__duplicate_files_trash"
 CACHE_FOLDER = "__databases"
 LOCK_FILE = "idem.lock"
@@ -118,6 +124,28 @@ PALETTE_CONTRAST_SLACK = 0.1
 MAX_THRESHOLD = 64  # bits in a hash
 NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may group
 
+FRAMES = 8  # of a video that are looked at
+FRAME_SIDE = 64  # px; what ffmpeg scales them to
+FRAME_CELLS = 16  # per side, of the small picture of a frame
+FRAME_BYTES = FRAME_CELLS**2 + 2 * (FRAME_CELLS // 2) ** 2
+FRAMES_TEXT = FRAMES * FRAME_BYTES // 3 * 4  # characters of base64
+TELLING_FRAMES = 4  # that must not be flat, and as many that must agree, or there is nothing to go by
+AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; the others must be explained by motion
+MOTION_SLACK = 2  # times the motion between a frame and the next two: copies may be off by that much
+STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
+CHANGES = 2  # times that what the frames show must change: else they are no more proof than one picture is
+FRAME_HASH_RADIUS = 12  # bits, on average over the frames; re-encoding flips far fewer
+DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
+SAME_DURATION = 0.2, 0.002  # the same for copies: containers round, and audio may end later than the pictures
+# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
+STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
+STRETCH_SLACK = 0.01
+QUICKTIME_GAMMA = 1.8 / 2.2  # QuickTime brightened or darkened the luma of some codecs by this exponent
+GAMMA_SLACK = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
+PIXELS_AT_ONCE = 17_000_000  # of frames decoded by one ffmpeg, which holds some ten pictures for each of them
+
+CHECKSUM_WINDOW = 4 << 20  # bytes; of files larger than three of them only three windows are summed
+
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
 TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
@@ -143,7 +171,7 @@ RULE = "─" * 80
 #  Types
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-F = TypeVar("F")  # a fingerprint
+F = TypeVar("F", bound="Fingerprint")
 T = TypeVar("T")  # a task
 R = TypeVar("R")  # its result
 
@@ -163,6 +191,7 @@ class MediaFile:
     path: str
     size: int  # bytes
     mtime_ns: int
+    ctime_ns: int
     device: int
     inode: int
 
@@ -219,22 +248,64 @@ class ImageFingerprint:
     stored_signature: bytes
     signature: bytes
 
+    seconds: ClassVar[float] = 0.0
+
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class VideoFingerprint:
+    """What idem knows of a video after looking at FRAMES of its frames.
+
+    `signatures` are FRAME_BYTES for each frame, laid out like the signature of an image, in base64. `motion` holds,
+    for each frame, by how many levels its luma and its chroma differ at most from the next two frames.
+    `content_digest` is the SHA-256 of the file where the frames say too little and only an equal file is a copy.
+    """
+
+    width: int  # px, upright, in square pixels
+    height: int
+    milliseconds: int
+    flat: tuple[bool, ...]  # which frames show hardly anything: see `is_flat`
+    motion: bytes
+    content_digest: str
+    hashes: tuple[int, ...]  # pHash of each frame
+    signatures: bytes
+
+    @property
+    def seconds(self) -> float:
+        return self.milliseconds / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """SHA-256 in hex: of a file's size and windows, or of all its bytes."""
+
+    digest: str
+
+    width: ClassVar[int] = 0
+    height: ClassVar[int] = 0
+    seconds: ClassVar[float] = 0.0
+
+
+Fingerprint = ImageFingerprint | VideoFingerprint | Checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Replica(Generic[F]):
     """One file of a group and its fingerprint."""
 
     file: MediaFile
-    fingerprint: ImageFingerprint
+    fingerprint: F
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Replicas of one picture, best first; `distances` are theirs to the first, in the same order."""
+class Group(Generic[F]):
+    """Replicas of one picture or video, best first; `distances` are theirs to the first, in the same order."""
 
-    kind: str  # "image"
-    replicas: tuple[Replica, ...]
+    kind: str  # "image" or "video"
+    replicas: tuple[Replica[F], ...]
     distances: tuple[int, ...]
+
+
+AnyGroup = Group[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,16 +317,28 @@ class Tally:
     cached: int
     forgotten: int
 
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, each) + getattr(other, each) for each in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What was found among the files of one kind."""
+
+    groups: list[AnyGroup]
+    unreadable: list[Unreadable]
+    tally: Tally
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """All that a run has to say, the same for every way of saying it."""
 
     root: str
-    mode: str
+    mode: str  # "images", "videos" for both, or "exact"
     threshold: int
     found: int  # groups, of which these are shown:
-    groups: tuple[Group, ...]
+    groups: tuple[AnyGroup, ...]
     unreadable: tuple[Unreadable, ...]
     tally: Tally
 
@@ -335,6 +418,8 @@ def progress_bar(total: int, unit: str) -> tqdm[NoReturn] | SilentBar:
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
+    if unit == "B":
+        return tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, leave=False)
     return tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, leave=False)
 
 
@@ -425,7 +510,14 @@ class Walk:
             self.unreadable.append(Unreadable(entry.path, "the file is empty"))
             return
         self.files.append(
-            MediaFile(entry.path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino),
+            MediaFile(
+                path=entry.path,
+                size=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                ctime_ns=status.st_ctime_ns,
+                device=status.st_dev,
+                inode=status.st_ino,
+            )
         )
 
     def is_first_sight(self, status: os.stat_result) -> bool:
@@ -474,6 +566,11 @@ def microseconds(text: bytes) -> int:
         return round(float(text) * 1_000_000)
     except OverflowError:
         raise ValueError("not a time") from None
+
+
+def cached_time(nanoseconds: int) -> str:
+    """The time as caches store it: seconds since the epoch, to the microsecond."""
+    return f"{nanoseconds // 1000 / 1e6:.6f}"
 
 
 def cached_path(path: str) -> str:
@@ -655,7 +752,8 @@ class FingerprintCache(Generic[F]):
 
     def encoded_row(self, file: MediaFile, fingerprint: F) -> bytes:
         """The CSV row of the file, as it is appended and as it is rewritten."""
-        values = {"path": cached_path(file.path), "size": str(file.size), "mtime": f"{file.mtime_ns // 1000 / 1e6:.6f}"}
+        values = {"path": cached_path(file.path), "size": str(file.size)}
+        values |= {"mtime": cached_time(file.mtime_ns), "ctime": cached_time(file.ctime_ns)}
         fields = [values[column] for column in self.form.identity_columns] + self.form.encode(fingerprint)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(fields)
@@ -833,8 +931,85 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 )
 
 
+def encoded_video(fingerprint: VideoFingerprint) -> list[str]:
+    """The columns of videos_perceptual_hash_db.csv after the first three."""
+    return [
+        f"{fingerprint.seconds:.3f}",
+        "".join(f"{each:016x}" for each in fingerprint.hashes),
+        str(FINGERPRINT_VERSION),
+        str(fingerprint.width),
+        str(fingerprint.height),
+        "".join("f" if each else "." for each in fingerprint.flat),
+        fingerprint.motion.hex(),
+        fingerprint.content_digest,
+        fingerprint.signatures.decode(),
+    ]
+
+
+VIDEO_TRAITS = re.compile(  # all columns but the signatures
+    rb"(?P<seconds>[0-9]{1,8})\.(?P<thousandths>[0-9]{3}),(?P<hashes>[0-9a-f]{%d}),(?P<version>[0-9]{1,4}),"
+    rb"(?P<width>[1-9][0-9]{0,5}),(?P<height>[1-9][0-9]{0,5}),(?P<flat>[f.]{%d}),(?P<motion>[0-9a-f]{%d}),"
+    rb"(?P<content_digest>([0-9a-f]{64})?)" % (16 * FRAMES, FRAMES, 4 * FRAMES)
+)
+
+
+def decoded_video(fields: list[bytes]) -> VideoFingerprint | None:
+    """The inverse of `encoded_video`; None for another version, ValueError for anything it cannot have written."""
+    row = VIDEO_TRAITS.fullmatch(b",".join(fields[:-1]))
+    if row is None:
+        raise ValueError("not a fingerprint")
+    if int(row["version"]) != FINGERPRINT_VERSION:
+        return None
+    if len(fields[-1]) != FRAMES_TEXT or fields[-1].translate(None, BASE64):
+        raise ValueError("not the signatures of the frames")
+    return VideoFingerprint(
+        width=int(row["width"]),
+        height=int(row["height"]),
+        milliseconds=int(row["seconds"] + row["thousandths"]),
+        flat=tuple(each == ord("f") for each in row["flat"]),
+        motion=bytes.fromhex(row["motion"].decode()),
+        content_digest=row["content_digest"].decode(),
+        hashes=tuple(int(row["hashes"][at : at + 16], 16) for at in range(0, 16 * FRAMES, 16)),
+        signatures=fields[-1],
+    )
+
+
+VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
+    file_name="videos_perceptual_hash_db.csv",
+    identity_columns=("path", "size", "mtime"),
+    fingerprint_columns=(
+        *("duration", "vhash", "version", "width", "height", "flat", "motion", "content_digest", "signatures"),
+    ),
+    encode=encoded_video,
+    decode=decoded_video,
+)
+
+
+def decoded_checksum(fields: list[bytes]) -> Checksum:
+    """The checksum in a row's last column. ValueError when it is none."""
+    if not re.fullmatch(rb"[0-9a-fA-F]{64}", fields[0]):
+        raise ValueError("not a checksum")
+    return Checksum(fields[0].decode().lower())
+
+
+CHECKSUM_CACHE: CacheFormat[Checksum] = CacheFormat(  # other tools share it, so it must stay as it is
+    file_name="all_media_sha_hash_db.csv",
+    identity_columns=("path", "size", "ctime", "mtime"),
+    fingerprint_columns=("checksum",),
+    encode=lambda checksum: [checksum.digest],
+    decode=decoded_checksum,
+)
+WHOLE_CACHE: CacheFormat[Checksum] = CacheFormat(  # of the files whose checksum is that of another, but leaves gaps
+    file_name="large_media_whole_sha_hash_db.csv",
+    identity_columns=("path", "size", "mtime"),
+    fingerprint_columns=("sha256",),
+    encode=lambda checksum: [checksum.digest],
+    decode=decoded_checksum,
+)
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Fingerprint: MediaFile -> ImageFingerprint
+#  Fingerprint: MediaFile -> ImageFingerprint, VideoFingerprint or Checksum
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
@@ -879,12 +1054,18 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
 
 @contextmanager
 def opened_unchanged(file: MediaFile) -> Iterator[BinaryIO]:
-    """The file, opened to read. ValueError unless it is still the one that was scanned."""
+    """The file, opened to read. ValueError unless it is, before and after, still the one that was scanned."""
     with open(file.path, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-            raise ValueError("changed while it was scanned")
+        check_unchanged(file, stream)
         yield stream
+        check_unchanged(file, stream)
+
+
+def check_unchanged(file: MediaFile, stream: BinaryIO) -> None:
+    """ValueError unless the open file is the one that was scanned."""
+    status = os.fstat(stream.fileno())
+    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise ValueError("changed while it was scanned")
 
 
 def unidentified_reason(path: str) -> str:
@@ -1333,6 +1514,314 @@ def is_flat(signature: np.ndarray) -> bool:
     return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
 
 
+# ── videos: eight frames by ffmpeg ──
+
+# Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
+VIDEO_FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
+# Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
+FRAME_FILTER = (
+    f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
+    "format=yuv444p,setsar=1"
+)
+FRAME_PIXELS = FRAME_SIDE * FRAME_SIDE
+FOLLOWED = 3  # frames from each moment on: the one that counts, and two that show how fast things move
+# Which frame is the nearest must not hang on rounding where the moment lies just between two: off centre by a bit.
+HALF_FRAME = 0.5 + 1 / 32
+LATE = 1.6  # frames; a seek that ends later than that after its moment has missed it
+MARGINS = 4.0, 16.0, 64.0  # s before the moment from which to decode when it was missed
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStream:
+    """What ffmpeg says of a file's first video stream."""
+
+    seconds: float | None  # of the whole file
+    width: int  # px, upright, in square pixels
+    height: int
+    frame_rate: float  # per second; on average, or a guess
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What was decoded around a moment: up to FOLLOWED pictures, the one that counts first."""
+
+    seconds: float  # when it is shown
+    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, FRAME_SIDE, FRAME_SIDE), uint8, full range
+
+
+@functools.cache
+def ffmpeg_path() -> str | None:
+    """The ffmpeg on the PATH, else the one that imageio-ffmpeg brings, else None."""
+    found = shutil.which("ffmpeg")
+    if found or not can_import("imageio_ffmpeg"):
+        return found
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        return None  # it was installed without a binary for this system
+
+
+def fingerprint_video(ffmpeg: str, file: MediaFile) -> VideoFingerprint | Unreadable:
+    """The video's fingerprint, or why there is none. Runs in a worker process, which is killed if ffmpeg hangs."""
+    try:
+        with opened_unchanged(file) as stream:
+            about = video_stream(ffmpeg, file.path)
+            seconds = about.seconds or demuxed_seconds(ffmpeg, file.path)
+            frames = frames_of(ffmpeg, file.path, replace(about, seconds=seconds))
+            if len(frames) < FRAMES:  # perhaps the sound goes on for longer than the pictures
+                seconds = demuxed_seconds(ffmpeg, file.path)
+                frames = frames_of(ffmpeg, file.path, replace(about, seconds=seconds))
+            if len(frames) < FRAMES:
+                raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
+            return fingerprint_of_frames(frames, about, seconds, stream)
+    except DECODER_ERRORS as error:
+        return Unreadable(file.path, reason_of(error))
+
+
+def fingerprint_of_frames(
+    frames: dict[int, Frame], about: VideoStream, seconds: float, stream: BinaryIO
+) -> VideoFingerprint:
+    """The fingerprint of the video in this file, from its FRAMES frames."""
+    import numpy as np
+
+    small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
+    flat = tuple(is_flat(each[0]) for each in small)
+    signatures = np.array([each[0] for each in small])
+    proof = changes(signatures[~np.array(flat)]) >= CHANGES and flat.count(False) >= TELLING_FRAMES
+    return VideoFingerprint(
+        width=about.width,
+        height=about.height,
+        milliseconds=round(seconds * 1000),
+        flat=flat,
+        motion=b"".join(motion(each) for each in small),
+        content_digest="" if proof else digest_of(stream),
+        hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
+        signatures=base64.b64encode(signatures.tobytes()),
+    )
+
+
+def run_ffmpeg(ffmpeg: str, *arguments: str) -> tuple[bytes, str]:
+    """What ffmpeg writes to its standard output and what it says. It can be given no input but files."""
+    with subprocess.Popen(
+        [ffmpeg, "-nostdin", "-hide_banner", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (the other thread sleeps)
+    ) as process:
+        out, said = process.communicate()
+    return out, said.decode("utf-8", "replace")
+
+
+def video_input(path: str) -> list[str]:
+    """ffmpeg's arguments to open this file and nothing else, whatever it contains or is called."""
+    return ["-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}"]
+
+
+# The line about a stream of pictures that is not just a cover, and all lines up to the next stream.
+VIDEO_STREAM = re.compile(r"^ *Stream #0:\d+.*?: Video: (?!.*\(attached pic\)).*(?:\n(?! *Stream #).*)*", re.MULTILINE)
+
+
+def video_stream(ffmpeg: str, path: str) -> VideoStream:
+    """What ffmpeg says of the file. ValueError when it cannot read it or finds no video in it."""
+    _, said = run_ffmpeg(ffmpeg, *video_input(path))
+    said = said.replace(os.fsencode(f"file:{path}").decode("utf-8", "replace"), "")  # a name could say anything
+    stream = VIDEO_STREAM.search(said)
+    if stream is None:
+        problem = said.strip().rpartition("\n")[2].strip(": ")
+        raise ValueError("there is no video in it" if "output file" in problem else problem or "ffmpeg says nothing")
+    size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0])
+    if size is None or not int(size[1]) or not int(size[2]):
+        raise ValueError("its video has no dimensions")
+    width, height = int(size[1]), int(size[2])
+    if size[3] and int(size[3]) and int(size[4]):
+        width = max(1, round(width * int(size[3]) / int(size[4])))
+    turned = re.search(r"displaymatrix: rotation of (-?[\d.]+) degrees", stream[0])
+    if turned and 45 < abs(float(turned[1])) % 180 < 135:
+        width, height = height, width
+    rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
+    duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
+    return VideoStream(
+        seconds=int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3]) if duration else None,
+        width=width,
+        height=height,
+        frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
+    )
+
+
+def demuxed_seconds(ffmpeg: str, path: str) -> float:
+    """How long the pictures go on, found out by reading the whole file. ValueError when there are none.
+
+    Only for files that do not say it, or where it is not true.
+    """
+    copied = ["-map", "0:V:0", "-c", "copy", "-f", "null", "-"]
+    _, said = run_ffmpeg(ffmpeg, "-stats", *video_input(path), *copied)
+    times = re.findall(r"time=(\d+):(\d\d):(\d\d\.\d+)", said)
+    if not times:
+        raise ValueError("ffmpeg cannot tell how long it is")
+    hours, minutes, seconds = times[-1]
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def frames_of(ffmpeg: str, path: str, about: VideoStream) -> dict[int, Frame]:
+    """The frames nearest to the midpoints of FRAMES equal parts of the video, by number; those that can be had.
+
+    Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
+    long) the file is decoded from ever further ahead of the moment.
+    """
+    seconds = about.seconds or 0.0
+    moments = {
+        number: max(0.0, min(seconds * (2 * number + 1) / (2 * FRAMES), seconds - 1 / about.frame_rate))
+        for number in range(FRAMES)
+    }
+    together = max(1, min(FRAMES, PIXELS_AT_ONCE // (about.width * about.height)))
+    found: dict[int, Frame] = {}
+    for margin in (0.0, *MARGINS):
+        missed = [number for number in range(FRAMES) if is_missed(found.get(number), moments[number], about)]
+        for start in range(0, len(missed), together):
+            some = {number: moments[number] for number in missed[start : start + together]}
+            found |= decoded_frames(ffmpeg, path, some, margin, about.frame_rate)
+    return found
+
+
+def is_missed(frame: Frame | None, moment: float, about: VideoStream) -> bool:
+    """Whether no frame was decoded for the moment, or only one that is shown later."""
+    return frame is None or frame.seconds > moment + LATE / about.frame_rate
+
+
+def decoded_frames(
+    ffmpeg: str, path: str, moments: dict[int, float], margin: float, frame_rate: float
+) -> dict[int, Frame]:
+    """The frame of each moment, by number, as far as it can be decoded from `margin` seconds ahead of it.
+
+    Without a margin that is the first one from half a frame before the moment on; with one, the last one before
+    half a frame after it. One ffmpeg opens the file once for each moment and stacks the pictures: the concat
+    filter would drop frames of inputs that were sought.
+    """
+    import numpy as np
+
+    inputs: list[str] = []
+    graph: list[str] = []
+    for place, moment in enumerate(moments.values()):
+        begin, end = moment - HALF_FRAME / frame_rate, moment + HALF_FRAME / frame_rate
+        inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{max(0.0, begin - margin):.6f}", *video_input(path)]
+        first = f"select='gte(t,{begin:.6f})',trim=end_frame={FOLLOWED},"
+        last = f"select='lt(t,{end:.6f})',"
+        chosen = last + FRAME_FILTER + f",reverse,trim=end_frame={FOLLOWED}" if margin else first + FRAME_FILTER
+        graph.append(f"[{place}:V:0]{chosen},showinfo@at{place},tile=1x{FOLLOWED},setpts=0[p{place}]")
+    stack = "".join(f"[p{place}]" for place in range(len(moments)))
+    graph.append(f"{stack}vstack=inputs={len(moments)}" if len(moments) > 1 else f"{stack}null")
+    clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
+    output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
+    out, said = run_ffmpeg(ffmpeg, "-nostats", *clock, *inputs, *output)
+    if len(out) != len(moments) * FOLLOWED * 3 * FRAME_PIXELS:
+        if len(moments) == 1:
+            return {}
+        return {  # one that fails takes the others with it
+            number: frame
+            for number, moment in moments.items()
+            for frame in decoded_frames(ffmpeg, path, {number: moment}, margin, frame_rate).values()
+        }
+    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FOLLOWED, FRAME_SIDE, FRAME_SIDE)
+    frames = {}
+    for place, number in enumerate(moments):
+        times = re.findall(rf"showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said)
+        frames[number] = Frame(float(times[0]), planes[:, place, : len(times)].transpose(1, 0, 2, 3))
+    return frames
+
+
+def frame_signatures(pictures: np.ndarray) -> np.ndarray:
+    """The signatures of pictures as a Frame holds them, shape (n, FRAME_BYTES), uint8."""
+    import numpy as np
+
+    luma = cell_means(pictures[:, :1], FRAME_CELLS).reshape(len(pictures), -1)
+    chroma = cell_means(pictures[:, 1:], FRAME_CELLS // 2).reshape(len(pictures), -1)
+    return np.concatenate([luma, chroma], axis=1).round().astype(np.uint8)
+
+
+def cell_means(planes: np.ndarray, cells: int) -> np.ndarray:
+    """The means of cells by cells equal parts of FRAME_SIDE squared planes, in their last two axes."""
+    side = FRAME_SIDE // cells
+    return planes.reshape(*planes.shape[:2], cells, side, cells, side).mean(axis=(3, 5))
+
+
+def frame_hash(picture: np.ndarray) -> int:
+    """pHash of Y, Cb and Cr of a frame."""
+    import imagehash
+    import numpy as np
+    from PIL import Image
+
+    luma = cell_means(picture[None, :1], LUMA_CELLS)[0, 0]
+    return int(str(imagehash.phash(Image.fromarray(luma.round().astype(np.uint8)))), 16)
+
+
+def motion(signatures: np.ndarray) -> bytes:
+    """By how many levels luma and chroma of the first signature differ at most from the others: two bytes."""
+    import numpy as np
+
+    difference = np.abs(signatures[1:].astype(int) - signatures[0])
+    luma, chroma = difference[:, : FRAME_CELLS**2], difference[:, FRAME_CELLS**2 :]
+    return bytes([int(luma.max(initial=0)), int(chroma.max(initial=0))])
+
+
+def changes(signatures: np.ndarray) -> int:
+    """How many of the signatures show something else than the one before."""
+    import numpy as np
+
+    difference = np.abs(np.diff(signatures.astype(int), axis=0)).max(axis=1)
+    return int((difference > STILL_RANGE).sum())
+
+
+# ── checksums ──
+
+
+def checksum_windows(size: int) -> list[tuple[int, int]]:
+    """Where the parts of a file of this size start that are summed, and how long they are.
+
+    The whole file up to three windows, else the first one, the one in the middle and the last.
+    """
+    if size <= 3 * CHECKSUM_WINDOW:
+        return [(0, size)]
+    starts = 0, size // 2 - CHECKSUM_WINDOW // 2, size - CHECKSUM_WINDOW
+    return [(start, CHECKSUM_WINDOW) for start in starts]
+
+
+def summed_bytes(file: MediaFile) -> int:
+    """How many bytes are read for the checksum."""
+    return sum(length for _, length in checksum_windows(file.size))
+
+
+def checksum_of(file: MediaFile) -> Checksum | Unreadable:
+    """SHA-256 over the size (8 bytes, little-endian) and the windows of the file. Runs in a worker process."""
+    return digested(file, file.size.to_bytes(8, "little"), checksum_windows(file.size))
+
+
+def whole_checksum_of(file: MediaFile) -> Checksum | Unreadable:
+    """SHA-256 of the whole file. Runs in a worker process."""
+    return digested(file, b"", [(0, file.size)])
+
+
+def digested(file: MediaFile, head: bytes, parts: list[tuple[int, int]]) -> Checksum | Unreadable:
+    """SHA-256 over the head and the parts of the file, or why it cannot be had."""
+    digest = hashlib.sha256(head)
+    try:
+        with opened_unchanged(file) as stream:
+            for start, length in parts:
+                stream.seek(start)
+                left = length
+                while left:
+                    block = stream.read(min(left, READ_BLOCK))
+                    if not block:
+                        raise ValueError("changed while it was read")
+                    digest.update(block)
+                    left -= len(block)
+    except (OSError, ValueError) as error:
+        return Unreadable(file.path, reason_of(error))
+    return Checksum(digest.hexdigest())
+
+
 # ── the worker pool: one driver for everything that is computed per file ──
 
 
@@ -1433,11 +1922,22 @@ class Worker(Generic[T, R]):
             return f"the decoder ended with status {code}"
 
     def stop(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process, whatever it is at, with the processes it has started."""
         self.deadline = float("inf")
         self.connection.close()
+        if self.process.is_alive():
+            kill_with_children(self.process.pid or 0)
         self.process.kill()
         self.process.join()
+
+
+def kill_with_children(pid: int) -> None:
+    """End a living worker and all that runs in its process group."""
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
+        return
+    with suppress(ProcessLookupError, PermissionError):  # it has only just started: it has no group and no children
+        os.killpg(pid, signal.SIGKILL)
 
 
 # Forking is many times faster, but safe only where the system libraries start no threads of their own.
@@ -1461,10 +1961,12 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
     """Serve tasks until the connection closes. Ctrl-C is for the run that started this process, not for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # so that what it starts can be ended with it, and Ctrl-C does not reach that either
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     if sys.platform == "linux":  # the kernel does it even while a decoder keeps Python from running a thread
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # codecs write there what the file's own reason says better
@@ -1476,11 +1978,22 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
         return  # the run is over
 
 
+def die_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# Loaded ahead: between fork and exec is no time for it.
+LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 def end_with_parent(parent: int) -> None:
-    """End this process when the run that started it has died, even if it could not say so."""
+    """End this process, and what it has started, when the run that started it has died without a word."""
     starter = multiprocessing.parent_process()
     while os.getppid() == parent and not (starter and wait([starter.sentinel], WORKER_POLL)):
         pass
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -1586,8 +2099,21 @@ def pairs_of_runs(order: np.ndarray, borders: np.ndarray) -> Iterator[np.ndarray
 # ── comparison: the distance of two fingerprints ──
 
 
-class FingerprintTable:
+class Table(Protocol):
     """Fingerprints as arrays, one row each, to compare many pairs at once."""
+
+    def distances(self, pairs: np.ndarray) -> np.ndarray:
+        """The distance of each pair of rows, pairs being of shape (n, 2): shape (n,)."""
+
+    def clusters(self, threshold: int) -> np.ndarray:
+        """For each row the first of those it is linked to, directly or over others, by hashes that are near enough.
+
+        Rows within the threshold of each other are in the same cluster; those of a cluster need not be.
+        """
+
+
+class ImageTable:
+    """A Table of images."""
 
     def __init__(self, fingerprints: Sequence[ImageFingerprint]) -> None:
         import numpy as np
@@ -1618,6 +2144,26 @@ class FingerprintTable:
             result[part[self.same_signature(i[part], j[part])]] = 0
         result[self.by_content[i] & (self.content[i] == self.content[j])] = 0
         return result
+
+    def clusters(self, threshold: int) -> np.ndarray:
+        """See Table."""
+        import numpy as np
+
+        first = np.arange(len(self.fingerprints))
+        telling = np.flatnonzero(~self.by_content)
+        phash, dhash = self.phash[telling], self.dhash[telling]
+        for hashes in (phash, dhash):
+            distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
+            link(first, telling[np.stack([position[back], np.arange(len(hashes))], axis=1)])
+            for pairs in near_pairs(distinct, HASH_RADIUS):
+                link(first, telling[position[pairs]])
+        if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
+            _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
+            for pairs in near_pairs(phash[both], threshold):
+                one, other = both[pairs].T
+                near = np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold
+                link(first, telling[both[pairs[near]]])
+        return first
 
     def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether one is the other scaled, the sides of the smaller rounded either way."""
@@ -1671,7 +2217,151 @@ class FingerprintTable:
 
         chosen = [self.fingerprints[row] for row in rows.tolist()]
         levels = [signature_levels(each.stored_signature if stored else each.signature) for each in chosen]
-        return planes_of(np.array(levels, np.int16).reshape(-1, SIGNATURE_BYTES))
+        return planes_of(np.array(levels, np.int16).reshape(-1, SIGNATURE_BYTES), LUMA_CELLS)
+
+
+class VideoTable:
+    """A Table of videos."""
+
+    def __init__(self, fingerprints: Sequence[VideoFingerprint]) -> None:
+        import numpy as np
+
+        self.fingerprints = fingerprints
+        self.hashes = np.array([each.hashes for each in fingerprints], np.uint64).reshape(-1, FRAMES)
+        self.flat = np.array([each.flat for each in fingerprints], bool).reshape(-1, FRAMES)
+        self.seconds = np.array([each.seconds for each in fingerprints], np.float64)
+        self.width = np.array([each.width for each in fingerprints], np.float64)
+        self.height = np.array([each.height for each in fingerprints], np.float64)
+        self.by_content = np.array([bool(each.content_digest) for each in fingerprints], bool)
+        self.content = np.unique([each.content_digest for each in fingerprints], return_inverse=True)[1]
+
+    def distances(self, pairs: np.ndarray) -> np.ndarray:
+        """The distance of each pair, shape (n,): see `video_distance`."""
+        import numpy as np
+
+        i, j = pairs.T
+        bits = self.mean_bits(i, j)
+        comparable = self.last_within(DURATION_WINDOW, i, j) & ~self.by_content[i] & ~self.by_content[j]
+        result = np.where(comparable & (bits <= MAX_THRESHOLD), np.maximum(1, np.ceil(bits)), NEVER).astype(np.int64)
+        candidates = np.flatnonzero(
+            (result <= FRAME_HASH_RADIUS) & self.last_within(SAME_DURATION, i, j) & self.same_shape(i, j)
+        )
+        for start in range(0, len(candidates), COMPARE_BLOCK // FRAMES):
+            part = candidates[start : start + COMPARE_BLOCK // FRAMES]
+            result[part[self.same_frames(i[part], j[part])]] = 0
+        result[self.by_content[i] & (self.content[i] == self.content[j])] = 0
+        return result
+
+    def mean_bits(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """The mean Hamming distance of the frames that tell something; infinite where they are too few."""
+        import numpy as np
+
+        telling = ~(self.flat[i] & self.flat[j])
+        bits = (np.bitwise_count(self.hashes[i] ^ self.hashes[j]) * telling).sum(axis=-1, dtype=np.float64)
+        count = telling.sum(axis=-1)
+        return np.where(count >= TELLING_FRAMES, bits / np.maximum(1, count), np.inf)
+
+    def last_within(self, window: tuple[float, float], i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Whether both last as long, but for that many seconds or that share of the longer one."""
+        import numpy as np
+
+        longest = np.maximum(self.seconds[i], self.seconds[j])
+        return np.abs(self.seconds[i] - self.seconds[j]) <= longest_gap(window, longest)
+
+    def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Whether one is the other scaled, or stretched as happens when a sample aspect ratio is lost.
+
+        Encoders want even sides, and some multiples of 16 or none but such: 2 px either way, or half a percent.
+        """
+        import numpy as np
+
+        shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
+        quotient = (self.width[i] / self.height[i]) / (self.width[j] / self.height[j])
+        stretch = np.abs(np.log(quotient))[:, None] - np.log(STRETCHES)
+        return np.abs(stretch).min(axis=1) <= np.maximum(STRETCH_SLACK, 4 / shorter)
+
+    def same_frames(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Whether the frames agree: with the same luma, or one of the two brightened as QuickTime did."""
+        import numpy as np
+
+        same = np.zeros(len(i), bool)
+        for one, other, gamma in ((i, j, 1.0), (i, j, QUICKTIME_GAMMA), (j, i, QUICKTIME_GAMMA)):
+            left = np.flatnonzero(~same)
+            if len(left):
+                same[left] = self.agreeing(one[left], other[left], gamma)
+        return same
+
+    def agreeing(self, i: np.ndarray, j: np.ndarray, gamma: float) -> np.ndarray:
+        """Whether nearly all frames of each i, its luma raised to this power, agree with those of its j.
+
+        No frame may differ by more than the motion around it explains, and most must not differ at all.
+        """
+        import numpy as np
+
+        ones, others = self.planes(i, gamma), self.planes(j)
+        moving = np.maximum(self.motion(i), self.motion(j))  # (frames, 2)
+        shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
+        share = CONTRAST_SLACK + EDGE_SHIFT * FRAME_CELLS / shorter + (GAMMA_SLACK if gamma != 1 else 0)
+        share = np.repeat(share, FRAMES).astype(np.float32)
+        drawn = np.minimum(*(np.ptp(luma.reshape(len(luma), -1), axis=1) for luma in (ones[0], others[0])))
+        slack = np.minimum(CELL_SLACK + 2 * STEP_SHARE * LOSSY_STEP, np.maximum(CELL_SLACK, RANGE_SLACK * drawn))
+        agree, explained = np.ones(len(share), bool), np.ones(len(share), bool)
+        for plane, other, motion in zip(ones, others, moving.T, strict=True):
+            agree &= within_slack(plane, other, slack, share)
+            explained &= within_slack(plane, other, slack + MOTION_SLACK * motion, share)
+        telling = ~(self.flat[i] & self.flat[j])
+        agreed = (agree.reshape(-1, FRAMES) & telling).sum(axis=1)
+        contradicted = (~explained.reshape(-1, FRAMES) & telling).any(axis=1)
+        enough = np.maximum(TELLING_FRAMES, AGREEING_SHARE * telling.sum(axis=1))
+        return (agreed >= enough) & ~contradicted
+
+    def planes(self, rows: np.ndarray, gamma: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """The luma and chroma of all frames of the rows: see `planes_of`."""
+        import numpy as np
+
+        levels = [signature_levels(self.fingerprints[row].signatures) for row in rows.tolist()]
+        luma, chroma = planes_of(np.array(levels, np.float32).reshape(-1, FRAME_BYTES), FRAME_CELLS)
+        return (luma if gamma == 1 else 255 * (luma / 255) ** np.float32(gamma)), chroma
+
+    def motion(self, rows: np.ndarray) -> np.ndarray:
+        """The motion in luma and chroma of all frames of the rows, shape (frames, 2)."""
+        import numpy as np
+
+        motions = b"".join(self.fingerprints[row].motion for row in rows.tolist())
+        return np.frombuffer(motions, np.uint8).reshape(-1, 2).astype(np.float32)
+
+    def clusters(self, threshold: int) -> np.ndarray:
+        """See Table. In order of duration, so that each is compared with those within its window only."""
+        import numpy as np
+
+        first = np.arange(len(self.fingerprints))
+        radius = max(threshold, FRAME_HASH_RADIUS)
+        window = DURATION_WINDOW if threshold else SAME_DURATION
+        order = np.flatnonzero(~self.by_content)
+        order = order[np.argsort(self.seconds[order], kind="stable")]
+        seconds = self.seconds[order]
+        # The longest that may be compared with each: by whichever part of the window reaches further.
+        ends = np.searchsorted(seconds, np.maximum(seconds + window[0], seconds / (1 - window[1])) + 1e-6, side="right")
+        near: list[np.ndarray] = []
+        for place, end in enumerate(ends.tolist()):
+            others = order[place + 1 : end]
+            others = others[self.mean_bits(order[place : place + 1], others) <= radius]
+            others = others[first[others] != first[order[place]]]
+            if len(others):
+                near.append(np.stack([np.full(len(others), order[place]), others], axis=1))
+            if len(near) >= COMPARE_BLOCK:
+                link(first, np.concatenate(near))
+                near.clear()
+        if near:
+            link(first, np.concatenate(near))
+        return first
+
+
+def longest_gap(window: tuple[float, float], longest: np.ndarray) -> np.ndarray:
+    """By how many seconds two videos may differ of which the longer one lasts so long."""
+    import numpy as np
+
+    return np.maximum(window[0], window[1] * longest)
 
 
 @functools.lru_cache(maxsize=1 << 14)  # 25 MB: one picture is often compared with many
@@ -1682,10 +2372,10 @@ def signature_levels(signature: bytes) -> np.ndarray:
     return np.frombuffer(base64.b64decode(signature), np.uint8)
 
 
-def planes_of(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The luma (n, 1, LUMA_CELLS, LUMA_CELLS) and chroma (n, 2, CHROMA_CELLS, CHROMA_CELLS) of signatures, views."""
-    luma, chroma = signatures[:, :LUMA_BYTES], signatures[:, LUMA_BYTES:]
-    return luma.reshape(-1, 1, LUMA_CELLS, LUMA_CELLS), chroma.reshape(-1, 2, CHROMA_CELLS, CHROMA_CELLS)
+def planes_of(signatures: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """The luma (n, 1, cells, cells) and chroma (n, 2, cells / 2, cells / 2) of signatures with so many cells, views."""
+    luma, chroma = signatures[:, : cells**2], signatures[:, cells**2 :]
+    return luma.reshape(-1, 1, cells, cells), chroma.reshape(-1, 2, cells // 2, cells // 2)
 
 
 def in_full(planes: np.ndarray) -> np.ndarray:
@@ -1741,28 +2431,55 @@ def distance(one: ImageFingerprint, other: ImageFingerprint) -> int:
     """
     import numpy as np
 
-    return int(FingerprintTable([one, other]).distances(np.array([[0, 1]]))[0])
+    return int(ImageTable([one, other]).distances(np.array([[0, 1]]))[0])
+
+
+def video_distance(one: VideoFingerprint, other: VideoFingerprint) -> int:
+    """0 for the same video, else the mean Hamming distance of its frames, rounded up; NEVER for others.
+
+    The same video: as long, of the same shape, and nearly all pairs of frames the same picture. Frames that are
+    flat in both count for nothing. NEVER: too few frames say anything, the durations are too far apart, or one of
+    the two shows so little that only an equal file is a copy.
+    """
+    import numpy as np
+
+    return int(VideoTable([one, other]).distances(np.array([[0, 1]]))[0])
 
 
 # ── groups: stars around the best replica ──
 
 
-def best_first(replica: Replica) -> tuple[int, int, str]:
-    """Sorts replicas best first: most pixels, then most bytes, then path."""
-    pixels = replica.fingerprint.width * replica.fingerprint.height
-    return -pixels, -replica.file.size, replica.file.path
+def best_first(replica: Replica[Any]) -> tuple[int, float, int, str]:
+    """Sorts replicas best first: most pixels, then (videos) highest bit rate, then most bytes, then path."""
+    each = replica.fingerprint
+    bit_rate = 8 * replica.file.size / each.seconds if each.seconds else 0.0
+    return -each.width * each.height, -bit_rate, -replica.file.size, replica.file.path
 
 
-def alike_for_sure(fingerprint: ImageFingerprint) -> object:
+def alike_for_sure(fingerprint: Any) -> object:
     """Equal for fingerprints at distance 0 of each other, and of all others at one distance; so one will do."""
     each = fingerprint
     if each.content_digest:
         return each.content_digest
+    if isinstance(each, VideoFingerprint):
+        return each
     traits = each.palette, each.luma_step, each.chroma_step
     return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
 
 
-def image_groups(replicas: Iterable[Replica], threshold: int) -> list[Group]:
+def image_groups(replicas: Iterable[Replica[ImageFingerprint]], threshold: int) -> list[Group[ImageFingerprint]]:
+    """The groups of images: see `groups_of`."""
+    return groups_of("image", replicas, ImageTable, threshold)
+
+
+def video_groups(replicas: Iterable[Replica[VideoFingerprint]], threshold: int) -> list[Group[VideoFingerprint]]:
+    """The groups of videos: see `groups_of`."""
+    return groups_of("video", replicas, VideoTable, threshold)
+
+
+def groups_of(
+    kind: str, replicas: Iterable[Replica[F]], table_of: Callable[[Sequence[Any]], Table], threshold: int
+) -> list[Group[F]]:
     """The groups of replicas within the threshold of the best of their group, in order of the best.
 
     Taken best first: a replica that no group has yet becomes the centre of one and takes every other such replica
@@ -1770,46 +2487,37 @@ def image_groups(replicas: Iterable[Replica], threshold: int) -> list[Group]:
     """
     import numpy as np
 
-    classes: dict[object, list[Replica]] = defaultdict(list)
+    classes: dict[object, list[Replica[Any]]] = defaultdict(list)
     for replica in sorted(replicas, key=best_first):
         classes[alike_for_sure(replica.fingerprint)].append(replica)
     members = list(classes.values())  # in order of their best
-    table = FingerprintTable([each[0].fingerprint for each in members])
+    table = table_of([each[0].fingerprint for each in members])
     found = {centre: [(replica, 0) for replica in own] for centre, own in enumerate(members) if len(own) > 1}
     taken = np.zeros(len(members), bool)
-    for centre, other, bits in stars(table, clusters(table, threshold), threshold):
+    for centre, other, bits in stars(table, table.clusters(threshold), threshold):
         taken[other] = True
         found.setdefault(centre, [(members[centre][0], 0)]).extend((replica, bits) for replica in members[other])
     groups = []
     for centre in sorted(found):
         if not taken[centre]:
             pairs = sorted(found[centre], key=lambda pair: best_first(pair[0]))
-            groups.append(Group("image", tuple(each for each, _ in pairs), tuple(bits for _, bits in pairs)))
+            groups.append(Group(kind, tuple(each for each, _ in pairs), tuple(bits for _, bits in pairs)))
     return groups
 
 
-def clusters(table: FingerprintTable, threshold: int) -> np.ndarray:
-    """For each row the first of those it is linked to, directly or over others, by hashes that are near enough.
+def exact_groups(replicas: Iterable[Replica[Checksum]]) -> list[Group[Checksum]]:
+    """The groups of replicas with the same size and checksum, each in order of path."""
+    alike: dict[tuple[int, str], list[Replica[Checksum]]] = defaultdict(list)
+    for replica in sorted(replicas, key=best_first):
+        alike[replica.file.size, replica.fingerprint.digest].append(replica)
+    return [
+        Group(kind_of(group[0].file), tuple(group), (0,) * len(group)) for group in alike.values() if len(group) > 1
+    ]
 
-    Rows within the threshold of each other are in the same cluster; those of a cluster need not be.
-    """
-    import numpy as np
 
-    first = np.arange(len(table.fingerprints))
-    telling = np.flatnonzero(~table.by_content)
-    phash, dhash = table.phash[telling], table.dhash[telling]
-    for hashes in (phash, dhash):
-        distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
-        link(first, telling[np.stack([position[back], np.arange(len(hashes))], axis=1)])
-        for pairs in near_pairs(distinct, HASH_RADIUS):
-            link(first, telling[position[pairs]])
-    if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
-        _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
-        for pairs in near_pairs(phash[both], threshold):
-            one, other = both[pairs].T
-            near = np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold
-            link(first, telling[both[pairs[near]]])
-    return first
+def kind_of(file: MediaFile) -> str:
+    """`image` or `video`, by the file's suffix."""
+    return "video" if os.path.splitext(file.path)[1].lower() in VIDEO_SUFFIXES else "image"
 
 
 def link(first: np.ndarray, pairs: np.ndarray) -> None:
@@ -1825,7 +2533,7 @@ def link(first: np.ndarray, pairs: np.ndarray) -> None:
             first[:] = shorter
 
 
-def stars(table: FingerprintTable, first: np.ndarray, threshold: int) -> Iterator[tuple[int, int, int]]:
+def stars(table: Table, first: np.ndarray, threshold: int) -> Iterator[tuple[int, int, int]]:
     """Centre, other row and distance, for every row that a centre takes; rows are in order best first.
 
     In rounds: in each, the best row that is left of every cluster becomes a centre and takes those near it. So a
@@ -1853,7 +2561,7 @@ def stars(table: FingerprintTable, first: np.ndarray, threshold: int) -> Iterato
 # ── which files need a closer look ──
 
 
-def wanting_part_sums(groups: Iterable[Group]) -> list[Replica]:
+def wanting_part_sums(groups: Iterable[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
     """The replicas whose content is as long as that of another of their group, when it has not been summed yet."""
     return [
         replica
@@ -1865,7 +2573,7 @@ def wanting_part_sums(groups: Iterable[Group]) -> list[Replica]:
     ]
 
 
-def wanting_decoding(groups: Iterable[Group]) -> list[Replica]:
+def wanting_decoding(groups: Iterable[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
     """The replicas that may be cut short, in groups where another could take their place.
 
     Where all have the very same content it makes no difference which one is kept.
@@ -1879,7 +2587,7 @@ def wanting_decoding(groups: Iterable[Group]) -> list[Replica]:
     ]
 
 
-def contradicting(groups: Iterable[Group]) -> list[Unreadable]:
+def contradicting(groups: Iterable[Group[ImageFingerprint]]) -> list[Unreadable]:
     """The replicas that have the length and most parts of a copy in their group, but not all of them.
 
     Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
@@ -1899,22 +2607,22 @@ def contradicting(groups: Iterable[Group]) -> list[Unreadable]:
     return found
 
 
-def is_damaged_double(one: Replica, other: Replica) -> bool:
+def is_damaged_double(one: Replica[ImageFingerprint], other: Replica[ImageFingerprint]) -> bool:
     """Whether most but not all parts of two contents of the same length are equal."""
     sums, other_sums = one.fingerprint.part_sums, other.fingerprint.part_sums
     equal = sum(sums[at : at + 8] == other_sums[at : at + 8] for at in range(0, 8 * CONTENT_PARTS, 8))
     return CONTENT_PARTS / 2 <= equal < CONTENT_PARTS
 
 
-def by_length(replicas: Iterable[Replica]) -> list[list[Replica]]:
+def by_length(replicas: Iterable[Replica[ImageFingerprint]]) -> list[list[Replica[ImageFingerprint]]]:
     """The replicas by the length of their content."""
-    alike: dict[int, list[Replica]] = defaultdict(list)
+    alike: dict[int, list[Replica[ImageFingerprint]]] = defaultdict(list)
     for replica in replicas:
         alike[replica.fingerprint.content_bytes].append(replica)
     return list(alike.values())
 
 
-def content_of(replica: Replica) -> tuple[int, str]:
+def content_of(replica: Replica[ImageFingerprint]) -> tuple[int, str]:
     """Equal for replicas of the same content, once the parts of those of the same length are summed."""
     return replica.fingerprint.content_bytes, replica.fingerprint.part_sums
 
@@ -1922,22 +2630,25 @@ def content_of(replica: Replica) -> tuple[int, str]:
 # ── which groups are shown, and in which order ──
 
 
-def recoverable_bytes(group: Group) -> int:
+def recoverable_bytes(group: AnyGroup) -> int:
     """Bytes freed if every replica but the keeper goes."""
     return sum(replica.file.size for replica in group.replicas[1:])
 
 
-def size_spread(group: Group) -> int:
+def size_spread(group: AnyGroup) -> int:
     """Bytes between the largest and the smallest file of the group."""
     sizes = [replica.file.size for replica in group.replicas]
     return max(sizes) - min(sizes)
 
 
-def chosen_groups(groups: Iterable[Group], delta: int, limit: int | None) -> tuple[Group, ...]:
-    """The first `limit` groups whose sizes differ by `delta` bytes or more; most recoverable bytes first."""
+def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> tuple[AnyGroup, ...]:
+    """The `limit` groups with most recoverable bytes whose sizes differ by `delta` bytes or more.
+
+    Images before videos, each in order of their recoverable bytes.
+    """
     wanted = [group for group in groups if size_spread(group) >= delta]
     wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
-    return tuple(wanted[:limit])
+    return tuple(sorted(wanted[:limit], key=lambda group: group.kind))
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -1954,15 +2665,16 @@ def text_report(findings: Findings) -> str:
     head = (
         f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {recoverable} potentially recoverable"
     )
-    blocks = [group_text(number, group, findings.root) for number, group in enumerate(findings.groups, 1)]
+    blocks = [group_text(number, group, findings) for number, group in enumerate(findings.groups, 1)]
     return "\n\n".join([head, RULE, *blocks]) + "\n"
 
 
-def group_text(number: int, group: Group, root: str) -> str:
+def group_text(number: int, group: AnyGroup, findings: Findings) -> str:
     lines = [f"Group {number} · {len(group.replicas):,} files"]
     for position, replica in enumerate(group.replicas):
-        note = "  ← largest" if position == 0 else ""
-        lines.append(f"{readable_size(replica.file.size):>9}  {printable(relative(replica.file.path, root))}{note}")
+        note = "  ← largest" if position == 0 and findings.mode != "exact" else ""
+        name = printable(relative(replica.file.path, findings.root))
+        lines.append(f"{readable_size(replica.file.size):>9}  {name}{note}")
         lines.append(f"{'':9}  {printable(replica.file.path)}")
     return "\n".join(lines)
 
@@ -1994,22 +2706,28 @@ def json_report(findings: Findings) -> str:
     )
 
 
-def group_json(group: Group, root: str) -> dict[str, Any]:
+def group_json(group: AnyGroup, root: str) -> dict[str, Any]:
     return {
         "kind": group.kind,
         "recoverable_bytes": recoverable_bytes(group),
         "files": [
-            {
-                "path": replica.file.path,
-                "relative": relative(replica.file.path, root),
-                "bytes": replica.file.size,
-                "width": replica.fingerprint.width,
-                "height": replica.fingerprint.height,
-                "modified": time_text(replica.file.mtime_ns),
-                "distance": bits,
-            }
-            for replica, bits in zip(group.replicas, group.distances, strict=True)
+            replica_json(replica, bits, root) for replica, bits in zip(group.replicas, group.distances, strict=True)
         ],
+    }
+
+
+def replica_json(replica: Replica[Any], bits: int, root: str) -> dict[str, Any]:
+    """What is known of one file; dimensions are null in groups of equal files, which nobody has decoded."""
+    duration = {"duration": replica.fingerprint.seconds} if replica.fingerprint.seconds else {}
+    return {
+        "path": replica.file.path,
+        "relative": relative(replica.file.path, root),
+        "bytes": replica.file.size,
+        "width": replica.fingerprint.width or None,
+        "height": replica.fingerprint.height or None,
+        **duration,
+        "modified": time_text(replica.file.mtime_ns),
+        "distance": bits,
     }
 
 
@@ -2052,6 +2770,8 @@ class Options:
     cache: str | None
     jobs: int
     json: bool
+    video: bool
+    exact: bool
 
 
 class Parser(argparse.ArgumentParser):
@@ -2065,18 +2785,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="idem",
         usage="python idem.py DIR [options]",
-        description="Find copies of the same photo: other resolution, compression or format. Deletes nothing.",
+        description="Find copies of the same photo or video: other resolution, compression or format. Deletes nothing.",
         epilog="example:\n  python idem.py ~/Photos --delta 500kb --limit 20",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("directory", metavar="DIR", nargs="?", help="the library: a folder, with all folders in it")
     what = parser.add_argument_group("what to report")
+    what.add_argument("-v", "--video", action="store_true", help="videos, too (needs ffmpeg)")
+    what.add_argument("-e", "--exact", action="store_true", help="only images and videos that are equal byte for byte")
     what.add_argument(
         "-t",
         "--threshold",
         type=whole_number(0, MAX_THRESHOLD),
-        default=0,
         metavar="N",
         help="0 (default) finds copies; 1 to 64 also pictures whose hashes differ in up to N bits: look-alikes",
     )
@@ -2084,7 +2805,6 @@ def build_parser() -> argparse.ArgumentParser:
         "-d",
         "--delta",
         type=size_argument,
-        default=0,
         metavar="SIZE",
         help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
     )
@@ -2130,14 +2850,21 @@ def checked_options(namespace: argparse.Namespace) -> Options:
     if cache is not None:
         cache = os.path.expanduser(cache)
         make_cache_folder(cache)
+    if namespace.exact:
+        given = {"--threshold": namespace.threshold, "--delta": namespace.delta, "--video": namespace.video or None}
+        if ignored := [name for name, value in given.items() if value is not None]:
+            say(f"{' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect with --exact")
+        namespace.threshold = namespace.delta = namespace.video = None
     return Options(
         directory=directory,
-        threshold=namespace.threshold,
-        delta=namespace.delta,
+        threshold=namespace.threshold or 0,
+        delta=namespace.delta or 0,
         limit=namespace.limit,
         cache=os.path.realpath(cache) if cache is not None else None,
         jobs=namespace.jobs or available_cores(),
         json=namespace.json,
+        video=bool(namespace.video),
+        exact=namespace.exact,
     )
 
 
@@ -2188,38 +2915,62 @@ def run_lock(folder: str) -> Iterator[None]:
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EFBIG}
 
 
+@dataclass(frozen=True, slots=True)
+class Work(Generic[R]):
+    """What workers do with a file, and how to speak of it."""
+
+    do: Callable[[MediaFile], R | Unreadable]
+    noun: str
+    prepare: Callable[[], object]  # once, before workers are forked
+    bytes_read: Callable[[MediaFile], int] | None = None  # where progress is counted in bytes
+
+
 def compute(
-    work: Callable[[MediaFile], R | Unreadable],
-    files: Sequence[MediaFile],
-    jobs: int,
-    take: Callable[[MediaFile, R | Unreadable], None],
+    work: Work[R], files: Sequence[MediaFile], jobs: int, take: Callable[[MediaFile, R | Unreadable], None]
 ) -> None:
     """Have workers do the work for every file, and take the results as they come, under a progress bar.
 
     Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
     """
     if files and START_METHOD == "fork":
-        load_decoders()
-    done, bar = 0, progress_bar(len(files), "photo")
-    with closing(run_in_workers(work, files, jobs)) as results:
+        work.prepare()
+    weight = work.bytes_read or (lambda _file: 1)
+    done, bar = 0, progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)
+    with closing(run_in_workers(work.do, files, jobs, TASK_TIMEOUT)) as results:
         try:
             for file, result in results:
                 with interrupts_held_back():
                     take(file, Unreadable(file.path, result.reason) if isinstance(result, Lost) else result)
                     done += 1
-                bar.update()
+                bar.update(weight(file))
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), 'photo')} done and kept") from None
+            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
         finally:
             bar.close()
 
 
+def nothing() -> None:
+    """No preparation."""
+
+
+IMAGE_WORK = Work(fingerprint_image, "photo", load_decoders)
+CHECKSUM_WORK = Work(checksum_of, "file", nothing, summed_bytes)
+WHOLE_WORK = Work(whole_checksum_of, "file", nothing, lambda file: file.size)
+
+
+def video_work(ffmpeg: str) -> Work[VideoFingerprint]:
+    """Fingerprinting videos by this ffmpeg."""
+    return Work(functools.partial(fingerprint_video, ffmpeg), "video", load_decoders)
+
+
 def fingerprints_of(
-    scanned: Scan, cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> tuple[list[Replica], list[Unreadable], int]:
-    """All scanned pictures with their fingerprints, the unreadable ones, and how many came from the cache."""
-    replicas, unreadable, missing = [], [], []
-    for file in scanned.files:
+    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], jobs: int
+) -> tuple[list[Replica[F]], list[Unreadable], int]:
+    """The files with their fingerprints, the unreadable ones, and how many came from the cache."""
+    replicas: list[Replica[F]] = []
+    unreadable: list[Unreadable] = []
+    missing: list[MediaFile] = []
+    for file in files:
         fingerprint = cache.lookup(file)
         if fingerprint is None:
             missing.append(file)
@@ -2227,14 +2978,14 @@ def fingerprints_of(
             replicas.append(Replica(file, fingerprint))
     cached = len(replicas)
 
-    def take(file: MediaFile, result: ImageFingerprint | Unreadable) -> None:
+    def take(file: MediaFile, result: F | Unreadable) -> None:
         if isinstance(result, Unreadable):
             unreadable.append(result)
         else:
             cache.store(file, result)
             replicas.append(Replica(file, result))
 
-    compute(fingerprint_image, missing, jobs, take)
+    compute(work, missing, jobs, take)
     return replicas, unreadable, cached
 
 
@@ -2254,20 +3005,20 @@ def with_proof_of_end(file: MediaFile, fingerprint: ImageFingerprint, cut: bool)
 class CloserLook:
     """Which replicas of groups want one, what a worker does with each, and what its result makes of a fingerprint."""
 
-    wanting: Callable[[Iterable[Group]], list[Replica]]
-    work: Callable[[MediaFile], Any]
+    wanting: Callable[[Iterable[Group[ImageFingerprint]]], list[Replica[ImageFingerprint]]]
+    work: Work[Any]
     judge: Callable[[MediaFile, ImageFingerprint, Any], ImageFingerprint | Unreadable]
 
 
 CLOSER_LOOKS = (
-    CloserLook(wanting_part_sums, content_part_sums, with_part_sums),
-    CloserLook(wanting_decoding, is_cut_short, with_proof_of_end),
+    CloserLook(wanting_part_sums, Work(content_part_sums, "photo", load_decoders), with_part_sums),
+    CloserLook(wanting_decoding, Work(is_cut_short, "photo", load_decoders), with_proof_of_end),
 )
 
 
 def groups_proven(
-    replicas: Iterable[Replica], threshold: int, cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> tuple[list[Group], list[Unreadable]]:
+    replicas: Iterable[Replica[ImageFingerprint]], threshold: int, cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> tuple[list[Group[ImageFingerprint]], list[Unreadable]]:
     """The groups that stand up to a closer look at their files, and the files that did not."""
     standing = {replica.file.path: replica for replica in replicas}
     rejected: list[Unreadable] = []
@@ -2290,11 +3041,11 @@ def groups_proven(
 
 
 def looked_at(
-    look: CloserLook, groups: Iterable[Group], cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> dict[str, Replica | Unreadable]:
+    look: CloserLook, groups: Iterable[Group[ImageFingerprint]], cache: FingerprintCache[ImageFingerprint], jobs: int
+) -> dict[str, Replica[ImageFingerprint] | Unreadable]:
     """By path, what becomes of the replicas that want this look."""
     fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
-    judged: dict[str, Replica | Unreadable] = {}
+    judged: dict[str, Replica[ImageFingerprint] | Unreadable] = {}
 
     def take(file: MediaFile, result: Any) -> None:
         verdict = result if isinstance(result, Unreadable) else look.judge(file, fingerprints[file], result)
@@ -2308,28 +3059,90 @@ def looked_at(
     return judged
 
 
+def image_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+    """The groups among the scanned images."""
+    with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, options.jobs)
+        groups, rejected = groups_proven(replicas, options.threshold, cache, options.jobs)
+    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+
+
+def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+    """The groups among the scanned videos; none, and a word about it, without ffmpeg."""
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
+        return Copies([], [], Tally(0, 0, 0, 0))
+    with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, video_work(ffmpeg), options.jobs)
+        groups = video_groups(replicas, options.threshold)
+    return Copies(groups, unreadable, tally_of(scanned, cached, cache))
+
+
+def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+    """The groups of equal files; known before the files are read that only the database wants."""
+    count = Counter(file.size for file in scanned.files)
+    alike = [file for file in scanned.files if count[file.size] > 1]
+    alone = [file for file in scanned.files if count[file.size] == 1]
+    with closing(FingerprintCache(CHECKSUM_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, options.jobs)
+        groups = exact_groups(replicas)
+        in_part = [group for group in groups if group.replicas[0].file.size > summed_bytes(group.replicas[0].file)]
+        if in_part:
+            compared, failed = compared_whole(in_part, scanned, folder, options.jobs)
+            groups = [group for group in groups if group not in in_part] + compared
+            unreadable += failed
+        _, unreadable_too, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, options.jobs)
+    return Copies(groups, unreadable + unreadable_too, tally_of(scanned, cached + cached_too, cache))
+
+
+def compared_whole(
+    groups: Iterable[Group[Checksum]], scanned: Scan, folder: str, jobs: int
+) -> tuple[list[Group[Checksum]], list[Unreadable]]:
+    """The groups that these files make by all their bytes, and the files that cannot be read."""
+    files = [replica.file for group in groups for replica in group.replicas]
+    with closing(FingerprintCache(WHOLE_CACHE, folder, replace(scanned, files=tuple(files)))) as cache:
+        replicas, unreadable, _ = fingerprints_of(files, cache, WHOLE_WORK, jobs)
+    return exact_groups(replicas), unreadable
+
+
+def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
+    return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
+
+
 def find_copies(options: Options) -> Findings:
     """Scan, fingerprint, match and look closer: what every mode of reporting starts from."""
-    scanned = scan(options.directory, IMAGE_SUFFIXES)
+    with_videos = options.video or options.exact
+    scanned = scan(options.directory, IMAGE_SUFFIXES | VIDEO_SUFFIXES if with_videos else IMAGE_SUFFIXES)
     folder = options.cache or os.path.join(scanned.root, CACHE_FOLDER)
     with ExitStack() as held:
         for locked in sorted({folder, os.path.join(scanned.root, CACHE_FOLDER)}):
             if locked == folder or os.path.isdir(locked):
                 held.enter_context(run_lock(locked))
-        with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
-            replicas, unreadable, cached = fingerprints_of(scanned, cache, options.jobs)
-            groups, rejected = groups_proven(replicas, options.threshold, cache, options.jobs)
+        if options.exact:
+            found = [exact_copies(scanned, folder, options)]
+        else:
+            found = [image_copies(only(scanned, "image"), folder, options)]
+            if options.video:
+                found.append(video_copies(only(scanned, "video"), folder, options))
+    groups = [group for copies in found for group in copies.groups]
+    left_out = [*scanned.unreadable, *(item for copies in found for item in copies.unreadable)]
     findings = Findings(
         root=scanned.root,
-        mode="images",
+        mode="exact" if options.exact else "videos" if options.video else "images",
         threshold=options.threshold,
         found=len(groups),
         groups=chosen_groups(groups, options.delta, options.limit),
-        unreadable=tuple(sorted((*scanned.unreadable, *unreadable, *rejected), key=lambda item: item.path)),
-        tally=Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten),
+        unreadable=tuple(sorted(left_out, key=lambda item: item.path)),
+        tally=functools.reduce(Tally.__add__, (copies.tally for copies in found)),
     )
     say_what_was_scanned(scanned, findings)
     return findings
+
+
+def only(scanned: Scan, kind: str) -> Scan:
+    """The scan with the files of one kind."""
+    return replace(scanned, files=tuple(file for file in scanned.files if kind_of(file) == kind))
 
 
 def run_report(options: Options) -> int:
