@@ -1523,12 +1523,14 @@ FRAME_FILTER = (
     f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
     "format=yuv444p,setsar=1"
 )
-FRAME_PIXELS = FRAME_SIDE * FRAME_SIDE
 FOLLOWED = 3  # frames from each moment on: the one that counts, and two that show how fast things move
 # Which frame is the nearest must not hang on rounding where the moment lies just between two: off centre by a bit.
 HALF_FRAME = 0.5 + 1 / 32
 LATE = 1.6  # frames; a seek that ends later than that after its moment has missed it
-MARGINS = 4.0, 16.0, 64.0  # s before the moment from which to decode when it was missed
+# Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
+MARGINS = 0.0, -4.0, -16.0, -64.0
+STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in transport streams seeking ends anywhere, not where decoding can start
+PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -1539,6 +1541,7 @@ class VideoStream:
     width: int  # px, upright, in square pixels
     height: int
     frame_rate: float  # per second; on average, or a guess
+    transport_stream: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -1563,11 +1566,14 @@ def ffmpeg_path() -> str | None:
         return None  # it was installed without a binary for this system
 
 
-def fingerprint_video(ffmpeg: str, file: MediaFile) -> VideoFingerprint | Unreadable:
-    """The video's fingerprint, or why there is none. Runs in a worker process, which is killed if ffmpeg hangs."""
+def fingerprint_video(ffmpeg: str, probed: dict[str, VideoStream], file: MediaFile) -> VideoFingerprint | Unreadable:
+    """The video's fingerprint, or why there is none; `probed` is by path, and need not have it.
+
+    Runs in a worker process, which is killed if ffmpeg hangs.
+    """
     try:
         with opened_unchanged(file) as stream:
-            about = video_stream(ffmpeg, file.path)
+            about = probed.get(file.path) or video_stream(ffmpeg, file.path)
             seconds = about.seconds or demuxed_seconds(ffmpeg, file.path)
             frames = frames_of(ffmpeg, file.path, replace(about, seconds=seconds))
             if len(frames) < FRAMES:  # perhaps the sound goes on for longer than the pictures
@@ -1621,20 +1627,51 @@ def video_input(path: str) -> list[str]:
 
 
 # The line about a stream of pictures that is not just a cover, and all lines up to the next stream.
-VIDEO_STREAM = re.compile(r"^ *Stream #0:\d+.*?: Video: (?!.*\(attached pic\)).*(?:\n(?! *Stream #).*)*", re.MULTILINE)
+VIDEO_STREAM = re.compile(
+    r"^ *Stream #\d+:\d+.*?: Video: (?!.*\(attached pic\)).*(?:\n(?! *Stream #).*)*", re.MULTILINE
+)
+
+
+def video_streams(ffmpeg: str, files: Sequence[MediaFile]) -> dict[str, VideoStream]:
+    """What ffmpeg says of these files, by path, as far as it gets: it stops at the first that it cannot read.
+
+    Runs in a worker process.
+    """
+    _, said = run_ffmpeg(ffmpeg, *(argument for file in files for argument in video_input(file.path)))
+    parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
+    if len(parts) > len(files):
+        return {}  # something in them looks like that line
+    streams = {file.path: parsed_stream(part, file.path) for file, part in zip(files, parts, strict=False)}
+    return {path: stream for path, stream in streams.items() if stream is not None}
 
 
 def video_stream(ffmpeg: str, path: str) -> VideoStream:
     """What ffmpeg says of the file. ValueError when it cannot read it or finds no video in it."""
     _, said = run_ffmpeg(ffmpeg, *video_input(path))
-    said = said.replace(os.fsencode(f"file:{path}").decode("utf-8", "replace"), "")  # a name could say anything
-    stream = VIDEO_STREAM.search(said)
+    stream = parsed_stream(said.partition("Input #0, ")[2], path)
     if stream is None:
-        problem = said.strip().rpartition("\n")[2].strip(": ")
+        problem = said.replace(spoken(path), "").strip().rpartition("\n")[2].strip(": ")
         raise ValueError("there is no video in it" if "output file" in problem else problem or "ffmpeg says nothing")
-    size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0])
-    if size is None or not int(size[1]) or not int(size[2]):
-        raise ValueError("its video has no dimensions")
+    return stream
+
+
+def spoken(path: str) -> str:
+    """The path as ffmpeg's messages contain it."""
+    return os.fsencode(f"file:{path}").decode("utf-8", "replace")
+
+
+def parsed_stream(said: str, path: str) -> VideoStream | None:
+    """The video stream that ffmpeg's words about this file describe, from after `Input #0, ` on; None if there is none.
+
+    The words contain names and titles, which could say anything: so the path is taken out, and only lines that
+    start as those of ffmpeg do are looked at.
+    """
+    container = said.partition(",")[0]
+    said = said.replace(spoken(path), "")
+    stream = VIDEO_STREAM.search(said)
+    size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0]) if stream else None
+    if stream is None or size is None or not int(size[1]) or not int(size[2]):
+        return None
     width, height = int(size[1]), int(size[2])
     if size[3] and int(size[3]) and int(size[4]):
         width = max(1, round(width * int(size[3]) / int(size[4])))
@@ -1644,11 +1681,18 @@ def video_stream(ffmpeg: str, path: str) -> VideoStream:
     rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
     duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
     return VideoStream(
-        seconds=int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3]) if duration else None,
+        seconds=seconds_in(duration.groups()) if duration else None,
         width=width,
         height=height,
         frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
+        transport_stream=container == "mpegts",
     )
+
+
+def seconds_in(parts: Sequence[str]) -> float:
+    """Hours, minutes and seconds as ffmpeg writes them, in seconds."""
+    hours, minutes, seconds = parts
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def demuxed_seconds(ffmpeg: str, path: str) -> float:
@@ -1661,8 +1705,7 @@ def demuxed_seconds(ffmpeg: str, path: str) -> float:
     times = re.findall(r"time=(\d+):(\d\d):(\d\d\.\d+)", said)
     if not times:
         raise ValueError("ffmpeg cannot tell how long it is")
-    hours, minutes, seconds = times[-1]
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return seconds_in(times[-1])
 
 
 def frames_of(ffmpeg: str, path: str, about: VideoStream) -> dict[int, Frame]:
@@ -1678,7 +1721,7 @@ def frames_of(ffmpeg: str, path: str, about: VideoStream) -> dict[int, Frame]:
     }
     together = max(1, min(FRAMES, PIXELS_AT_ONCE // (about.width * about.height)))
     found: dict[int, Frame] = {}
-    for margin in (0.0, *MARGINS):
+    for margin in STREAM_MARGINS if about.transport_stream else MARGINS:
         missed = [number for number in range(FRAMES) if is_missed(found.get(number), moments[number], about)]
         for start in range(0, len(missed), together):
             some = {number: moments[number] for number in missed[start : start + together]}
@@ -1694,42 +1737,47 @@ def is_missed(frame: Frame | None, moment: float, about: VideoStream) -> bool:
 def decoded_frames(
     ffmpeg: str, path: str, moments: dict[int, float], margin: float, frame_rate: float
 ) -> dict[int, Frame]:
-    """The frame of each moment, by number, as far as it can be decoded from `margin` seconds ahead of it.
+    """The frame of each moment, by number, as far as it can be decoded from the margin (see MARGINS) ahead of it.
 
-    Without a margin that is the first one from half a frame before the moment on; with one, the last one before
-    half a frame after it. One ffmpeg opens the file once for each moment and stacks the pictures: the concat
-    filter would drop frames of inputs that were sought.
+    One ffmpeg opens the file once for each moment. The pictures are stacked into one, because the concat filter
+    drops frames of inputs that were sought; what a moment lacks is filled up, lest it hold up the others.
     """
     import numpy as np
 
     inputs: list[str] = []
     graph: list[str] = []
     for place, moment in enumerate(moments.values()):
-        begin, end = moment - HALF_FRAME / frame_rate, moment + HALF_FRAME / frame_rate
-        inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{max(0.0, begin - margin):.6f}", *video_input(path)]
-        first = f"select='gte(t,{begin:.6f})',trim=end_frame={FOLLOWED},"
-        last = f"select='lt(t,{end:.6f})',"
-        chosen = last + FRAME_FILTER + f",reverse,trim=end_frame={FOLLOWED}" if margin else first + FRAME_FILTER
-        graph.append(f"[{place}:V:0]{chosen},showinfo@at{place},tile=1x{FOLLOWED},setpts=0[p{place}]")
+        start = max(0.0, moment - HALF_FRAME / frame_rate - abs(margin))
+        inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
+        chosen = f"{frame_chooser(moment, margin, frame_rate)},showinfo@at{place}"
+        filled = f"setpts=N,tpad=stop={FOLLOWED},trim=end_frame={FOLLOWED},tile=1x{FOLLOWED},setpts=0"
+        graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
     stack = "".join(f"[p{place}]" for place in range(len(moments)))
     graph.append(f"{stack}vstack=inputs={len(moments)}" if len(moments) > 1 else f"{stack}null")
     clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
     output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
     out, said = run_ffmpeg(ffmpeg, "-nostats", *clock, *inputs, *output)
-    if len(out) != len(moments) * FOLLOWED * 3 * FRAME_PIXELS:
-        if len(moments) == 1:
-            return {}
-        return {  # one that fails takes the others with it
-            number: frame
-            for number, moment in moments.items()
-            for frame in decoded_frames(ffmpeg, path, {number: moment}, margin, frame_rate).values()
-        }
+    if len(out) != len(moments) * FOLLOWED * 3 * FRAME_SIDE**2:
+        return {}
     planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FOLLOWED, FRAME_SIDE, FRAME_SIDE)
     frames = {}
     for place, number in enumerate(moments):
-        times = re.findall(rf"showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said)
-        frames[number] = Frame(float(times[0]), planes[:, place, : len(times)].transpose(1, 0, 2, 3))
+        times = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
+        if times:
+            frames[number] = Frame(float(times[0]), planes[:, place, : len(times)].transpose(1, 0, 2, 3))
     return frames
+
+
+def frame_chooser(moment: float, margin: float, frame_rate: float) -> str:
+    """Filters that pass the frame nearest to the moment and the two after it, small.
+
+    That is the first one from half a frame before the moment on; looking back (at a negative margin) it is the last
+    one up to half a frame after the moment, and the two before it.
+    """
+    begin, end = (moment + half / frame_rate for half in (-HALF_FRAME, HALF_FRAME))
+    if margin < 0:
+        return f"select='lt(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FOLLOWED}"
+    return f"select='gte(t,{begin:.6f})',trim=end_frame={FOLLOWED},{FRAME_FILTER}"
 
 
 def frame_signatures(pictures: np.ndarray) -> np.ndarray:
@@ -2958,9 +3006,14 @@ CHECKSUM_WORK = Work(checksum_of, "file", nothing, summed_bytes)
 WHOLE_WORK = Work(whole_checksum_of, "file", nothing, lambda file: file.size)
 
 
-def video_work(ffmpeg: str) -> Work[VideoFingerprint]:
-    """Fingerprinting videos by this ffmpeg."""
-    return Work(functools.partial(fingerprint_video, ffmpeg), "video", load_decoders)
+def video_work(ffmpeg: str, files: Sequence[MediaFile], jobs: int) -> Work[VideoFingerprint]:
+    """Fingerprinting videos by this ffmpeg; it is asked about these ahead, many at once."""
+    batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
+    probed: dict[str, VideoStream] = {}
+    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs)) as results:
+        for _, streams in results:
+            probed |= {} if isinstance(streams, Lost) else streams  # whichever file it was will fail again by itself
+    return Work(functools.partial(fingerprint_video, ffmpeg, probed), "video", load_decoders)
 
 
 def fingerprints_of(
@@ -3074,7 +3127,8 @@ def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
         say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
         return Copies([], [], Tally(0, 0, 0, 0))
     with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, video_work(ffmpeg), options.jobs)
+        work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], options.jobs)
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, work, options.jobs)
         groups = video_groups(replicas, options.threshold)
     return Copies(groups, unreadable, tally_of(scanned, cached, cache))
 
