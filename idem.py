@@ -1311,7 +1311,9 @@ def fingerprint_of(picture: Image.Image, stream: BinaryIO, content_bytes: int, s
         whole=False,
         content_bytes=content_bytes,
         part_sums="",
-        content_digest=digest_of(stream) if has_frames(picture) or is_transparent(picture) or is_flat(seen) else "",
+        content_digest=digest_of(stream)
+        if has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
+        else "",
         phash=phash,
         dhash=dhash,
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
@@ -1508,9 +1510,9 @@ def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
     return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
 
 
-def is_flat(signature: np.ndarray) -> bool:
+def is_flat(signature: np.ndarray, cells: int) -> bool:
     """Whether the picture shows hardly anything: blank, black, one colour, or detail too fine for the cells."""
-    parts = signature[:LUMA_BYTES], *signature[LUMA_BYTES:].reshape(2, -1)
+    parts = signature[: cells**2], *signature[cells**2 :].reshape(2, -1)
     return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
 
 
@@ -1574,11 +1576,14 @@ def fingerprint_video(ffmpeg: str, probed: dict[str, VideoStream], file: MediaFi
     try:
         with opened_unchanged(file) as stream:
             about = probed.get(file.path) or video_stream(ffmpeg, file.path)
-            seconds = about.seconds or demuxed_seconds(ffmpeg, file.path)
-            frames = frames_of(ffmpeg, file.path, replace(about, seconds=seconds))
-            if len(frames) < FRAMES:  # perhaps the sound goes on for longer than the pictures
-                seconds = demuxed_seconds(ffmpeg, file.path)
-                frames = frames_of(ffmpeg, file.path, replace(about, seconds=seconds))
+            seconds = about.seconds or demuxed_seconds(ffmpeg, file.path, "0:V:0")
+            frames = frames_of(ffmpeg, file.path, about, seconds)
+            if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
+                there = demuxed_seconds(ffmpeg, file.path, "0")
+                if there < seconds - max(SAME_DURATION[0], SAME_DURATION[1] * seconds):
+                    raise ValueError(f"damaged: it ends after {there:.1f} of {seconds:.1f} s")
+                seconds = demuxed_seconds(ffmpeg, file.path, "0:V:0")
+                frames = frames_of(ffmpeg, file.path, about, seconds)
             if len(frames) < FRAMES:
                 raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
             return fingerprint_of_frames(frames, about, seconds, stream)
@@ -1593,7 +1598,7 @@ def fingerprint_of_frames(
     import numpy as np
 
     small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
-    flat = tuple(is_flat(each[0]) for each in small)
+    flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
     signatures = np.array([each[0] for each in small])
     proof = changes(signatures[~np.array(flat)]) >= CHANGES and flat.count(False) >= TELLING_FRAMES
     return VideoFingerprint(
@@ -1695,26 +1700,27 @@ def seconds_in(parts: Sequence[str]) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def demuxed_seconds(ffmpeg: str, path: str) -> float:
-    """How long the pictures go on, found out by reading the whole file. ValueError when there are none.
+def demuxed_seconds(ffmpeg: str, path: str, streams: str) -> float:
+    """When the last packet of these streams ends, found out by reading the whole file. ValueError when there is none.
 
-    Only for files that do not say it, or where it is not true.
+    Only for files that do not say it, or where it may not be true.
     """
-    copied = ["-map", "0:V:0", "-c", "copy", "-f", "null", "-"]
-    _, said = run_ffmpeg(ffmpeg, "-stats", *video_input(path), *copied)
-    times = re.findall(r"time=(\d+):(\d\d):(\d\d\.\d+)", said)
-    if not times:
-        raise ValueError("ffmpeg cannot tell how long it is")
-    return seconds_in(times[-1])
+    listed = ["-map", streams, "-c", "copy", "-f", "framecrc", "pipe:1"]
+    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *video_input(path), *listed)
+    bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
+    packets = re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE)
+    ends = [bases[int(stream)] * (int(begin) + int(lasts)) for stream, begin, lasts in packets]
+    if not ends:
+        raise ValueError("damaged: there are no pictures in it")
+    return max(ends)
 
 
-def frames_of(ffmpeg: str, path: str, about: VideoStream) -> dict[int, Frame]:
-    """The frames nearest to the midpoints of FRAMES equal parts of the video, by number; those that can be had.
+def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
+    """The frames nearest to the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
 
     Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
-    long) the file is decoded from ever further ahead of the moment.
+    long) the file is decoded from ever further ahead of the moment. A moment with no frame after it has none.
     """
-    seconds = about.seconds or 0.0
     moments = {
         number: max(0.0, min(seconds * (2 * number + 1) / (2 * FRAMES), seconds - 1 / about.frame_rate))
         for number in range(FRAMES)
@@ -1722,6 +1728,8 @@ def frames_of(ffmpeg: str, path: str, about: VideoStream) -> dict[int, Frame]:
     together = max(1, min(FRAMES, PIXELS_AT_ONCE // (about.width * about.height)))
     found: dict[int, Frame] = {}
     for margin in STREAM_MARGINS if about.transport_stream else MARGINS:
+        if margin < 0 and len(found) < FRAMES:
+            break
         missed = [number for number in range(FRAMES) if is_missed(found.get(number), moments[number], about)]
         for start in range(0, len(missed), together):
             some = {number: moments[number] for number in missed[start : start + together]}
@@ -3010,7 +3018,7 @@ def video_work(ffmpeg: str, files: Sequence[MediaFile], jobs: int) -> Work[Video
     """Fingerprinting videos by this ffmpeg; it is asked about these ahead, many at once."""
     batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
     probed: dict[str, VideoStream] = {}
-    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs)) as results:
+    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs, TASK_TIMEOUT)) as results:
         for _, streams in results:
             probed |= {} if isinstance(streams, Lost) else streams  # whichever file it was will fail again by itself
     return Work(functools.partial(fingerprint_video, ffmpeg, probed), "video", load_decoders)

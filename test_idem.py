@@ -39,7 +39,7 @@ import pytest
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageEnhance, ImageOps
 
 import idem
-from idem import ImageFingerprint, MediaFile, Replica, main
+from idem import F, ImageFingerprint, MediaFile, Replica, VideoFingerprint, main
 
 pillow_heif.register_heif_opener()
 
@@ -87,11 +87,14 @@ def unreadable(directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str,
     return {Path(item["path"]).name: item["reason"] for item in found}
 
 
+def media_file(path: Path) -> MediaFile:
+    """The file as a scan sees it."""
+    each = path.stat()
+    return MediaFile(str(path), each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_dev, each.st_ino)
+
+
 def fingerprint(path: Path) -> ImageFingerprint:
-    status = path.stat()
-    result = idem.fingerprint_image(
-        MediaFile(str(path), status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
-    )
+    result = idem.fingerprint_image(media_file(path))
     assert isinstance(result, ImageFingerprint), result
     return result
 
@@ -106,6 +109,58 @@ def idem_process(*arguments: str | Path, **options: Any) -> subprocess.Popen[byt
 
 def cache_file(library: Path) -> Path:
     return library / "__databases" / "images_perceptual_hash_db.csv"
+
+
+def ffmpeg(*arguments: str | Path, given: bytes = b"") -> None:
+    """Run the ffmpeg that idem would."""
+    found = idem.ffmpeg_path()
+    assert found
+    command = [found, "-nostdin", "-v", "error", "-y", *map(str, arguments)]
+    if given:
+        command.remove("-nostdin")
+    subprocess.run(command, input=given, check=True, capture_output=True)
+
+
+def moving_frames(seed: int, seconds: float, rate: float, size: tuple[int, int]) -> list[Image.Image]:
+    """A window wandering over a picture."""
+    width, height = size
+    large, count = photo(seed, (2 * width, 2 * height)), round(seconds * rate)
+    corners = [(width * step // count, (height * step * 3 // count) % height) for step in range(count)]
+    return [large.crop((x, y, x + width, y + height)) for x, y in corners]
+
+
+def clip(
+    path: Path,
+    *encoding: str,
+    seed: int = 1,
+    seconds: float = 4,
+    rate: float = 12,
+    size: tuple[int, int] = (192, 144),
+    frames: Sequence[Image.Image] = (),
+) -> Path:
+    """A made video, of these frames or of a window wandering over the picture of this seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = frames or moving_frames(seed, seconds, rate, size)
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "{}x{}".format(*frames[0].size), "-r", str(rate), "-i", "-"]
+    given = b"".join(frame.convert("RGB").tobytes() for frame in frames)
+    ffmpeg(*raw, "-pix_fmt", "yuv420p", *(encoding or ("-c:v", "libx264", "-crf", "20")), path, given=given)
+    return path
+
+
+def video_fingerprint(path: Path) -> VideoFingerprint:
+    found = idem.ffmpeg_path()
+    assert found
+    result = idem.fingerprint_video(found, {}, media_file(path))
+    assert isinstance(result, VideoFingerprint), result
+    return result
+
+
+def why_not_a_video(path: Path) -> str:
+    found = idem.ffmpeg_path()
+    assert found
+    result = idem.fingerprint_video(found, {}, media_file(path))
+    assert isinstance(result, idem.Unreadable), result
+    return result.reason
 
 
 @pytest.fixture
@@ -1137,9 +1192,360 @@ def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_file_that_changes_while_it_is_scanned_is_left_out(tmp_path: Path) -> None:
-    status = save(photo(), tmp_path / "a.png").stat()
-    seen = MediaFile(str(tmp_path / "a.png"), status.st_size - 1, status.st_mtime_ns, status.st_dev, status.st_ino)
+    seen = media_file(save(photo(), tmp_path / "a.png"))
+    seen = replace(seen, size=seen.size - 1)
     assert idem.fingerprint_image(seen) == idem.Unreadable(seen.path, "changed while it was scanned")
+
+
+# ── videos ──
+
+
+COPIES_OF_A_VIDEO = {
+    "container.mkv": ["-c", "copy"],
+    "smaller.mp4": ["-vf", "scale=96:72", "-c:v", "libx264", "-crf", "24"],
+    "mpeg4.avi": ["-c:v", "mpeg4", "-q:v", "5"],
+    "vp9.webm": ["-c:v", "libvpx-vp9", "-b:v", "300k", "-deadline", "realtime", "-cpu-used", "8"],
+    "stronger.m4v": ["-c:v", "libx264", "-crf", "33"],
+    "faster.mov": ["-r", "25", "-c:v", "libx264", "-crf", "23"],
+    "windows.wmv": ["-c:v", "wmv2", "-q:v", "5"],
+    "flash.flv": ["-c:v", "flv", "-q:v", "5"],
+    "camcorder.m2ts": ["-c:v", "libx264", "-crf", "24", "-f", "mpegts"],
+    "phone.3gp": ["-vf", "scale=176:144,setsar=12/11", "-c:v", "h263", "-q:v", "3"],
+    "ten_bits.mp4": ["-c:v", "libx265", "-crf", "24", "-pix_fmt", "yuv420p10le", "-x265-params", "log-level=error"],
+    "full_range.mov": ["-c:v", "mjpeg", "-q:v", "3", "-pix_fmt", "yuvj420p"],
+}
+EDITS_OF_A_VIDEO = {
+    "grey.mp4": ["-vf", "hue=s=0"],
+    "other_hue.mp4": ["-vf", "hue=h=40"],
+    "brighter.mp4": ["-vf", "eq=brightness=0.08"],
+    "mirrored.mp4": ["-vf", "hflip"],
+    "cropped.mp4": ["-vf", "crop=iw*0.9:ih*0.9"],
+    "stamped.mp4": ["-vf", "drawbox=x=140:y=100:w=40:h=30:color=red:t=fill"],
+    "trimmed.mp4": ["-t", "3.2"],
+    "reversed.mp4": ["-vf", "reverse"],
+    "other_end.mp4": ["-vf", "drawbox=w=192:h=144:color=blue:t=fill:enable='gt(t,3.5)'"],
+}
+
+
+def test_a_video_is_found_in_other_containers_codecs_sizes_bit_rates_and_frame_rates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12", "-g", "24")
+    for name, encoding in COPIES_OF_A_VIDEO.items():
+        ffmpeg("-i", original, *encoding, tmp_path / name)
+    clip(tmp_path / "another.mp4", seed=2)
+    (found,) = groups(tmp_path, "--video", capsys=capsys)
+    assert sorted(found) == sorted([*COPIES_OF_A_VIDEO, "original.mp4"])
+
+
+@pytest.mark.parametrize("name", EDITS_OF_A_VIDEO)
+def test_an_edited_video_is_not_a_copy(tmp_path: Path, name: str) -> None:
+    original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12")
+    ffmpeg("-i", original, *EDITS_OF_A_VIDEO[name], "-c:v", "libx264", "-crf", "12", tmp_path / name)
+    assert idem.video_distance(video_fingerprint(original), video_fingerprint(tmp_path / name)) > 0
+
+
+@pytest.mark.parametrize("shared", ["black", "a title"])
+def test_videos_that_share_their_beginning_are_not_copies(tmp_path: Path, shared: str) -> None:
+    begin = [Image.new("RGB", (192, 144)) if shared == "black" else photo(9, (192, 144))] * 30
+    one, other = (
+        video_fingerprint(clip(tmp_path / f"{seed}.mp4", frames=begin + moving_frames(seed, 1.5, 12, (192, 144))))
+        for seed in (1, 2)
+    )
+    assert idem.video_distance(one, other) > 10
+
+
+def test_black_frames_count_neither_for_nor_against(tmp_path: Path) -> None:
+    black = [Image.new("RGB", (192, 144))] * 18
+    frames = black + moving_frames(1, 3, 12, (192, 144))
+    one = video_fingerprint(clip(tmp_path / "a.mp4", frames=frames))
+    other = video_fingerprint(clip(tmp_path / "b.webm", "-c:v", "libvpx-vp9", "-b:v", "300k", frames=frames))
+    assert one.flat == other.flat == (True, True, True, False, False, False, False, False)
+    assert idem.video_distance(one, other) == 0
+
+
+@pytest.mark.parametrize("shown", ["black", "a still"])
+def test_a_video_that_shows_too_little_is_a_copy_only_if_the_file_is_equal(
+    tmp_path: Path, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = Image.new("RGB", (192, 144)) if shown == "black" else photo(3, (192, 144))
+    original = clip(tmp_path / "a.mp4", frames=[still] * 40)
+    shutil.copy(original, tmp_path / "b.mp4")
+    clip(tmp_path / "c.mp4", "-c:v", "libx264", "-crf", "30", frames=[still] * 40)
+    assert groups(tmp_path, "--video", "-t", "10", capsys=capsys) == [["a.mp4", "b.mp4"]]
+
+
+def test_a_video_is_seen_upright_and_in_square_pixels(tmp_path: Path) -> None:
+    frames = moving_frames(1, 2, 12, (192, 144))
+    plain = clip(tmp_path / "plain.mp4", frames=frames)
+    clip(tmp_path / "lying.mp4", frames=[frame.transpose(Image.Transpose.ROTATE_90) for frame in frames])
+    turned, wide = tmp_path / "turned.mov", tmp_path / "wide.mkv"
+    try:
+        ffmpeg("-display_rotation", "-90", "-i", tmp_path / "lying.mp4", "-c", "copy", turned)
+    except subprocess.CalledProcessError:  # ffmpeg before version 6
+        ffmpeg("-i", tmp_path / "lying.mp4", "-c", "copy", "-metadata:s:v:0", "rotate=270", turned)
+    ffmpeg("-i", plain, "-vf", "scale=144:144,setsar=4/3", "-c:v", "libx264", "-crf", "18", wide)
+    seen = [video_fingerprint(path) for path in (plain, turned, wide)]
+    assert [(each.width, each.height) for each in seen] == [(192, 144)] * 3
+    assert [idem.video_distance(seen[0], each) for each in seen] == [0, 0, 0]
+
+
+def test_frames_are_those_at_the_midpoints_of_eight_equal_parts(tmp_path: Path) -> None:
+    greys = [Image.new("RGB", (64, 64), (level, level, level)) for level in range(40, 200)]
+    for name, encoding in {
+        "intra.avi": ["-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj444p"],
+        "one_keyframe.mp4": ["-c:v", "libx264", "-crf", "8", "-g", "1000"],
+        "late_start.ts.mts": ["-c:v", "libx264", "-crf", "8", "-g", "1000", "-f", "mpegts", "-output_ts_offset", "99"],
+        "b_frames.mkv": ["-c:v", "libx264", "-crf", "8", "-bf", "4"],
+    }.items():
+        path = clip(tmp_path / name, *encoding, frames=greys, rate=20)
+        levels = np.frombuffer(base64.b64decode(video_fingerprint(path).signatures), np.uint8).reshape(8, -1)[:, 0]
+        expected = [40 + 160 * (2 * part + 1) / 16 for part in range(8)]
+        assert np.abs(levels - expected).max() <= 2.5, (name, levels)
+
+
+def test_a_video_whose_frames_come_at_odd_times_is_found_at_a_regular_rate(tmp_path: Path) -> None:
+    frames = moving_frames(1, 6, 10, (192, 144))
+    listing = tmp_path / "list.txt"
+    rng, text = random.Random(5), "ffconcat version 1.0\n"
+    for number, frame in enumerate(frames):
+        save(frame, tmp_path / f"{number}.png")
+        text += f"file {number}.png\nduration {rng.choice([0.05, 0.1, 0.1, 0.15])}\n"
+    listing.write_text(text)
+    made = ["-f", "concat", "-i", str(listing)]
+    rate = (
+        "-fps_mode"
+        if b"-fps_mode"
+        in subprocess.run([str(idem.ffmpeg_path()), "-h", "long"], capture_output=True, check=True).stdout
+        else "-vsync"
+    )
+    ffmpeg(*made, rate, "vfr", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15", tmp_path / "odd.mkv")
+    ffmpeg("-i", tmp_path / "odd.mkv", "-r", "60", "-c:v", "libx264", "-crf", "20", tmp_path / "even.mp4")
+    seen = [video_fingerprint(tmp_path / name) for name in ("odd.mkv", "even.mp4")]
+    assert idem.video_distance(*seen) == 0
+
+
+def test_a_clip_of_one_second_or_of_few_frames_has_its_eight_frames(tmp_path: Path) -> None:
+    for name, frames, rate in (("second.mp4", 25, 25), ("few.mp4", 5, 2), ("slow.mov", 4, 0.5)):
+        path = clip(tmp_path / name, frames=moving_frames(1, frames, 1, (192, 144)), rate=rate)
+        seen = video_fingerprint(path)
+        assert seen.milliseconds == pytest.approx(frames / rate * 1000, abs=60)
+        assert len(seen.hashes) == 8
+
+
+def test_three_hours_cost_no_more_than_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=1", "-c:v", "libx264", "-preset", "ultrafast", "-g", "30"]
+    asked: list[int] = []
+    run = idem.run_ffmpeg
+
+    def counted(*given: str) -> tuple[bytes, str]:
+        asked.append(given.count("-i"))
+        return run(*given)
+
+    monkeypatch.setattr(idem, "run_ffmpeg", counted)
+    for length in (60, 3 * 3600):
+        asked.clear()
+        ffmpeg(*source, "-t", str(length), tmp_path / f"{length}.mp4")
+        assert video_fingerprint(tmp_path / f"{length}.mp4").milliseconds == length * 1000
+        assert asked == [1, 8]  # what it is, and eight seeks at once
+
+
+def test_sound_that_goes_on_after_the_pictures_or_is_missing_makes_no_difference(tmp_path: Path) -> None:
+    silent = clip(tmp_path / "silent.mp4")
+    tone = ["-f", "lavfi", "-t", "9", "-i", "sine=frequency=440"]
+    ffmpeg("-i", silent, *tone, "-c:v", "copy", "-c:a", "aac", tmp_path / "longer.mp4")
+    ffmpeg("-i", silent, *tone, "-c:v", "copy", "-c:a", "aac", "-t", "4", tmp_path / "sound.mp4")
+    seen = [video_fingerprint(tmp_path / name) for name in ("silent.mp4", "sound.mp4", "longer.mp4")]
+    assert [idem.video_distance(seen[0], each) for each in seen] == [0, 0, 0]
+
+
+def test_a_video_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path: Path) -> None:
+    plain = clip(tmp_path / "plain.mkv")
+    live = tmp_path / "live.mkv"
+    with open(live, "wb") as stream:
+        subprocess.run(
+            [str(idem.ffmpeg_path()), "-v", "error", "-i", plain, "-c", "copy", "-f", "matroska", "-live", "1", "-"],
+            stdout=stream,
+            check=True,
+        )
+    assert idem.video_stream(str(idem.ffmpeg_path()), str(live)).seconds is None
+    assert idem.video_distance(video_fingerprint(plain), video_fingerprint(live)) == 0
+
+
+def test_what_is_no_video_is_named_with_the_reason(tmp_path: Path) -> None:
+    sound = ["-f", "lavfi", "-t", "2", "-i", "sine=frequency=440"]
+    ffmpeg(*sound, "-c:a", "aac", tmp_path / "sound.mp4")
+    cover = save(photo(), tmp_path / "cover.jpg")
+    ffmpeg(
+        *sound,
+        "-i",
+        cover,
+        "-map",
+        "0",
+        "-map",
+        "1",
+        "-c:v",
+        "copy",
+        "-disposition:v",
+        "attached_pic",
+        tmp_path / "c.m4v",
+    )
+    (tmp_path / "junk.avi").write_bytes(random.Random(1).randbytes(50_000))
+    (tmp_path / "page.mp4").write_text("<html><video src=a.mp4></html>")
+    whole = clip(tmp_path / "whole.mp4", "-c:v", "libx264", "-movflags", "+faststart").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    assert why_not_a_video(tmp_path / "sound.mp4") == "there is no video in it"
+    assert why_not_a_video(tmp_path / "c.m4v") == "there is no video in it"
+    assert "Invalid" in why_not_a_video(tmp_path / "junk.avi")
+    assert "Invalid" in why_not_a_video(tmp_path / "page.mp4")
+    assert re.fullmatch(r"damaged: it ends after [12]\.\d of 4\.0 s", why_not_a_video(tmp_path / "cut.mp4"))
+
+
+@ON_LINUX
+@pytest.mark.parametrize("kind", ["hls", "concat", "link"])
+def test_ffmpeg_opens_nothing_but_the_file_it_was_given(tmp_path: Path, kind: str) -> None:
+    secret = clip(tmp_path / "elsewhere" / "secret.mp4")
+    text = {
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nfile://{secret}\n#EXT-X-ENDLIST\n",
+        "concat": f"ffconcat version 1.0\nfile {secret}\n",
+        "link": f"<?xml version='1.0'?><smil><video src='file://{secret}'/></smil>",
+    }[kind]
+    (tmp_path / "playlist.mp4").write_text(text)
+    os.utime(secret, (1, 1))
+    assert why_not_a_video(tmp_path / "playlist.mp4")
+    assert secret.stat().st_atime == 1
+
+
+@pytest.mark.parametrize("name", ["a\nDuration: 00:00:01.00.mp4", "-i.mp4", "pipe:0.mp4", "a,b;c'd[e].mp4", "%03d.mp4"])
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_the_name_of_a_video_cannot_lead_ffmpeg_astray(tmp_path: Path, name: str) -> None:
+    os.rename(clip(tmp_path / "plain.mp4", seconds=2), tmp_path / name)
+    assert video_fingerprint(tmp_path / name).milliseconds == pytest.approx(2000, abs=60)
+
+
+FAKE_FFMPEG = {
+    "hangs": "sleep 600 & echo $! >> {log}; wait",
+    "prints nothing": "exit 0",
+    "dies": "kill -SEGV $$",
+    "prints rubbish": "head -c 3000000 /dev/zero; echo Input | tee /dev/stderr; exit 0",
+}
+
+
+@ON_LINUX
+@pytest.mark.parametrize("kind", FAKE_FFMPEG)
+def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended_with_its_children(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, log = tmp_path / "library", tmp_path / "children"
+    save(photo(), library / "a.jpg")
+    save(photo(), library / "b.png")
+    (library / "clip.mp4").write_bytes(b"x" * 1000)
+    fake = tmp_path / "bin" / "ffmpeg"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\n" + FAKE_FFMPEG[kind].format(log=log))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent) + os.pathsep + os.environ["PATH"])
+    monkeypatch.setattr(idem, "TASK_TIMEOUT", 2)
+    idem.ffmpeg_path.cache_clear()
+    found = report(library, "--video", capsys=capsys)
+    idem.ffmpeg_path.cache_clear()
+    assert [item["path"] for item in found["unreadable"]] == [str(library / "clip.mp4")]
+    assert (
+        found["unreadable"][0]["reason"]
+        == {
+            "hangs": "decoding took more than 2 s",
+            "prints nothing": "ffmpeg says nothing",
+            "dies": "ffmpeg says nothing",
+            "prints rubbish": "Input",
+        }[kind]
+    )
+    assert [len(group["files"]) for group in found["groups"]] == [2]
+    if kind == "hangs":
+        for child in log.read_text().split():
+            assert not is_running(int(child))
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and not just waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def hide_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no ffmpeg on the PATH."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
+    idem.ffmpeg_path.cache_clear()
+
+
+def test_the_ffmpeg_that_comes_with_the_requirements_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip(tmp_path / "library" / "a.mp4")
+    clip(tmp_path / "library" / "b.webm", "-c:v", "libvpx-vp9", "-b:v", "300k")
+    hide_ffmpeg(tmp_path, monkeypatch)
+    found = idem.ffmpeg_path()
+    assert found and "imageio_ffmpeg" in found
+    assert len(groups(tmp_path / "library", "--video", capsys=capsys)[0]) == 2
+    idem.ffmpeg_path.cache_clear()
+
+
+def test_without_any_ffmpeg_one_line_says_how_to_get_it_and_images_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_library(tmp_path / "library")
+    clip(library / "a.mp4")
+    hide_ffmpeg(tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr(idem, "can_import", lambda module: module != "imageio_ffmpeg")
+    assert main([str(library), "--video"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Found 3 duplicate group(s)")
+    assert err.splitlines() == [
+        "videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg",
+        f"Scanned {library}: 6 found, 6 new, 0 cached",
+    ]
+    idem.ffmpeg_path.cache_clear()
+
+
+def test_videos_are_fingerprinted_once_and_shown_after_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(), tmp_path / "small.jpg", quality=10)
+    shutil.copy(tmp_path / "small.jpg", tmp_path / "smaller.jpg")
+    clip(tmp_path / "film.mp4", "-c:v", "libx264", "-crf", "24")
+    clip(tmp_path / "better.mov", "-c:v", "libx264", "-crf", "12")
+    clip(tmp_path / "small.mkv", "-vf", "scale=96:72", "-c:v", "libx264", "-qp", "0")
+    first = report(tmp_path, "--video", capsys=capsys)
+    assert [(group["kind"], [file["relative"] for file in group["files"]]) for group in first["groups"]] == [
+        ("image", ["small.jpg", "smaller.jpg"]),
+        ("video", ["better.mov", "film.mp4", "small.mkv"]),
+    ]
+    assert [file["duration"] for file in first["groups"][1]["files"]] == [4, 4, 4]
+    second = report(tmp_path, "--video", capsys=capsys)
+    assert second["mode"] == "videos"
+    assert (second["totals"]["new"], second["totals"]["cached"]) == (0, 5)
+    assert second["groups"] == first["groups"]
+    assert report(tmp_path, capsys=capsys)["totals"]["files"] == 2
+
+
+# ── checksums ──
+
+
+def test_the_checksum_is_over_the_size_and_the_content_or_three_windows_of_it(tmp_path: Path) -> None:
+    mib = 1 << 20
+    for size in (1, 12 * mib, 12 * mib + 1, 40 * mib + 3):
+        content = random.Random(size).randbytes(size)
+        (tmp_path / "a.jpg").write_bytes(content)
+        middle = size // 2 - 2 * mib
+        windows = content[: 4 * mib] + content[middle : middle + 4 * mib] + content[-4 * mib :]
+        summed = content if size <= 12 * mib else windows
+        expected = hashlib.sha256(size.to_bytes(8, "little") + summed).hexdigest()
+        assert idem.checksum_of(media_file(tmp_path / "a.jpg")) == idem.Checksum(expected)
 
 
 # ── the worker pool ──
@@ -1321,20 +1727,22 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
     )
 
 
-def as_replicas(fingerprints: Sequence[ImageFingerprint]) -> list[Replica]:
+def as_replicas(fingerprints: Sequence[F]) -> list[Replica[F]]:
     return [
-        Replica(MediaFile(f"/lib/{number:03}.jpg", 1000 - number % 5, 0, 1, number), each)
+        Replica(MediaFile(f"/lib/{number:03}.jpg", 1000 - number % 5, 0, 0, 1, number), each)
         for number, each in enumerate(fingerprints)
     ]
 
 
-def star_groups(replicas: list[Replica], threshold: int) -> list[tuple[tuple[str, int], ...]]:
+def star_groups(
+    replicas: list[Replica[F]], threshold: int, distance: Callable[[F, F], int]
+) -> list[tuple[tuple[str, int], ...]]:
     """The definition of groups, comparing every replica with every other."""
     waiting = sorted(replicas, key=idem.best_first)
     found = []
     while waiting:
         centre = waiting.pop(0)
-        bits = {each: idem.distance(centre.fingerprint, each.fingerprint) for each in waiting}
+        bits = {each: distance(centre.fingerprint, each.fingerprint) for each in waiting}
         near = [each for each in waiting if bits[each] <= threshold]
         waiting = [each for each in waiting if bits[each] > threshold]
         if near:
@@ -1347,7 +1755,7 @@ def test_groups_are_stars_around_the_best_whatever_the_order(threshold: int) -> 
     for count in (1, 2, 30, 90):
         replicas = as_replicas(fingerprints_of_kin(count))
         replicas += [replace(replicas[0], file=replace(replicas[0].file, path="/lib/same.jpg"))]
-        expected = star_groups(replicas, threshold)
+        expected = star_groups(replicas, threshold, idem.distance)
         for seed in (1, 2):
             random.Random(seed).shuffle(replicas)
             found = idem.image_groups(replicas, threshold)
@@ -1385,13 +1793,13 @@ def test_thousands_of_near_identical_pictures_are_matched_without_comparing_all_
             replace(base, phash=base.phash ^ 1 << int(rng.integers(0, 60)), signature=base64.b64encode(noisy.tobytes()))
         )
     compared = []
-    original = idem.FingerprintTable.distances
+    original = idem.ImageTable.distances
 
-    def counted(table: idem.FingerprintTable, pairs: np.ndarray) -> np.ndarray:
+    def counted(table: idem.ImageTable, pairs: np.ndarray) -> np.ndarray:
         compared.append(len(pairs))
         return original(table, pairs)
 
-    monkeypatch.setattr(idem.FingerprintTable, "distances", counted)
+    monkeypatch.setattr(idem.ImageTable, "distances", counted)
     (found,) = idem.image_groups(as_replicas(kin), threshold=0)
     assert len(found.replicas) == 3000
     assert sum(compared) < 3000
