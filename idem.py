@@ -1680,7 +1680,7 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
     width, height = int(size[1]), int(size[2])
     if size[3] and int(size[3]) and int(size[4]):
         width = max(1, round(width * int(size[3]) / int(size[4])))
-    turned = re.search(r"displaymatrix: rotation of (-?[\d.]+) degrees", stream[0])
+    turned = re.search(r"display ?matrix: rotation of (-?[\d.]+) degrees", stream[0], re.IGNORECASE)
     if turned and 45 < abs(float(turned[1])) % 180 < 135:
         width, height = height, width
     rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import faulthandler
+import functools
 import hashlib
 import importlib
 import io
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,33 @@ def test_the_cache_has_the_documented_columns(tmp_path: Path, capsys: pytest.Cap
     assert rows[0]["mtime"] == f"{picture.stat().st_mtime_ns // 1000 / 1e6:.6f}"
     assert rows[0]["phash"] == f"{fingerprint(picture).phash:016x}"
     assert rows[0]["dhash"] == f"{fingerprint(picture).dhash:016x}"
+
+
+def test_a_damaged_row_of_a_video_is_made_anew_and_costs_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip(tmp_path / "a.mp4", seconds=1)
+    clip(tmp_path / "b.mkv", seconds=1)
+    cache = tmp_path / "__databases" / "videos_perceptual_hash_db.csv"
+    first = report(tmp_path, "--video", capsys=capsys)
+    header, *rows = cache.read_bytes().splitlines(keepends=True)
+    assert header.startswith(b"path,size,mtime,duration,vhash,")
+    fields = rows[1].split(b",")
+    for column, wrong in {
+        1: [b"-5", b"nan"],
+        2: [b"nan", b""],
+        3: [b"", b"-1.000", b"nan", b"1e99"],
+        4: [fields[4][:-16], fields[4] + b"0" * 16, b"x" * 128],
+        5: [b"0", b"-1"],
+        8: [b"........f", b"x" * 8],
+        9: [fields[9][:-2], b""],
+        11: [b"", fields[11][:-9] + b"\n", b"?" + fields[11][1:]],
+    }.items():
+        for value in wrong:
+            torn = b",".join([*fields[:column], value, *fields[column + 1 :]])
+            cache.write_bytes(header + rows[0] + torn)
+            again = report(tmp_path, "--video", capsys=capsys)
+            assert (again["totals"]["new"], again["groups"]) == (1, first["groups"]), (column, value)
 
 
 def test_a_changed_file_is_fingerprinted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1594,7 +1622,7 @@ def test_a_file_that_crashes_the_decoder_is_named_and_the_others_are_done(
             os.kill(os.getpid(), signal.SIGSEGV)
         return original(file)
 
-    monkeypatch.setattr(idem, "fingerprint_image", fingerprint_or_crash)
+    monkeypatch.setattr(idem, "IMAGE_WORK", replace(idem.IMAGE_WORK, do=fingerprint_or_crash))
     for new in (7, 1):
         found = report(tmp_path, capsys=capsys)
         assert found["unreadable"] == [{"path": str(fatal), "reason": "the decoder crashed (SIGSEGV)"}]
@@ -1764,6 +1792,78 @@ def test_groups_are_stars_around_the_best_whatever_the_order(threshold: int) -> 
                 for group in found
             ]
             assert shown == expected
+
+
+def fingerprints_of_video_kin(count: int) -> list[VideoFingerprint]:
+    """Made fingerprints, many of them near each other in one way or another."""
+    rng = np.random.default_rng(count)
+    made: list[VideoFingerprint] = []
+    for _ in range(count):
+        each = VideoFingerprint(
+            width=640,
+            height=360,
+            milliseconds=int(rng.integers(0, 40_000)),
+            flat=tuple(bool(flag) for flag in rng.integers(0, 4, idem.FRAMES) == 0),
+            motion=rng.integers(0, 9, 2 * idem.FRAMES, dtype=np.uint8).tobytes(),
+            content_digest="",
+            hashes=tuple(int(value) for value in rng.integers(0, 2**63, idem.FRAMES)),
+            signatures=base64.b64encode(
+                rng.integers(0, 256, (idem.FRAMES, idem.FRAME_BYTES), dtype=np.uint8).tobytes()
+            ),
+        )
+        kind = int(rng.integers(0, 6))
+        if made and kind:
+            kin = made[int(rng.integers(0, len(made)))]
+            each = [
+                replace(kin, milliseconds=kin.milliseconds + int(rng.integers(0, 400)), width=1280, height=720),
+                replace(kin, hashes=tuple(value ^ int(rng.integers(0, 64)) for value in kin.hashes)),
+                replace(kin, milliseconds=kin.milliseconds + int(rng.integers(0, 12_000))),
+                replace(kin, content_digest=str(rng.integers(0, 3)) * 64),
+                replace(kin, width=int(rng.integers(600, 660)), flat=each.flat),
+            ][kind - 1]
+        made.append(each)
+    return made
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 10, 64])
+def test_groups_of_videos_are_those_that_comparing_all_of_them_gives(threshold: int) -> None:
+    for count in (1, 2, 80):
+        replicas = as_replicas(fingerprints_of_video_kin(count))
+        expected = star_groups(replicas, threshold, idem.video_distance)
+        random.Random(count).shuffle(replicas)
+        found = idem.video_groups(replicas, threshold)
+        shown = [
+            tuple((each.file.path, bits) for each, bits in zip(group.replicas, group.distances, strict=True))
+            for group in found
+        ]
+        assert shown == expected
+        assert count < 80 or shown
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "comparable"),
+    [(5.0, 14.9, True), (5.0, 15.1, False), (1000.0, 1052.0, True), (1000.0, 1053.0, False)],
+)
+def test_videos_are_compared_only_if_they_last_about_as_long(one: float, other: float, comparable: bool) -> None:
+    base = fingerprints_of_video_kin(1)[0]
+    pair = [replace(base, flat=(False,) * 8, milliseconds=round(seconds * 1000)) for seconds in (one, other)]
+    assert (idem.video_distance(pair[0], pair[1]) < idem.NEVER) == comparable
+
+
+def test_the_best_video_has_most_pixels_then_the_highest_bit_rate_then_most_bytes() -> None:
+    base = replace(fingerprints_of_video_kin(1)[0], milliseconds=10_000)
+    made = {
+        "large": (replace(base, width=1280, height=720), 500),
+        "rich": (replace(base, milliseconds=9_990), 1000),
+        "long": (base, 1000),
+        "poor": (base, 900),
+    }
+    replicas = [
+        Replica(MediaFile(f"/{name}.mp4", size, 0, 0, 1, 1), fingerprint) for name, (fingerprint, size) in made.items()
+    ]
+    assert [each.file.path for each in sorted(replicas, key=idem.best_first)] == [
+        *("/large.mp4", "/rich.mp4", "/long.mp4", "/poor.mp4"),
+    ]
 
 
 def test_a_chain_of_look_alikes_is_not_one_group() -> None:
@@ -2181,6 +2281,144 @@ def test_the_script_metadata_and_requirements_name_the_same_packages() -> None:
     assert '# requires-python = ">=3.10"' in block[1]
 
 
+# ── files that are equal byte for byte ──
+
+
+def checksum_database(library: Path) -> Path:
+    return library / "__databases" / "all_media_sha_hash_db.csv"
+
+
+def test_exact_finds_equal_images_and_videos_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1), tmp_path / "a.jpg")
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "b.JPEG")
+    save(photo(1), tmp_path / "other_quality.jpg", quality=60)
+    for name in ("c.mp4", "sub/d.mov"):
+        touch(tmp_path / name)
+        (tmp_path / name).write_bytes(b"equal bytes" * 10_000)
+    (tmp_path / "e.mkv").write_bytes(b"equal bytes" * 9_999 + b"other bytes")
+    for name in ("empty.jpg", "empty.png"):
+        (tmp_path / name).touch()
+    found = report(tmp_path, "--exact", capsys=capsys)
+    assert (found["mode"], found["threshold"]) == ("exact", 0)
+    assert [(group["kind"], [file["relative"] for file in group["files"]]) for group in found["groups"]] == [
+        ("image", ["a.jpg", "b.JPEG"]),
+        ("video", ["c.mp4", os.path.join("sub", "d.mov")]),
+    ]
+    assert {file["width"] for group in found["groups"] for file in group["files"]} == {None}
+    assert [os.path.basename(item["path"]) for item in found["unreadable"]] == ["empty.jpg", "empty.png"]
+    assert not cache_file(tmp_path).exists()
+
+
+def test_the_checksum_database_has_exactly_the_shared_columns_and_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    (tmp_path / "b.mp4").write_bytes(b"22")
+    report(tmp_path, "--exact", capsys=capsys)
+    rows = list(csv.DictReader(checksum_database(tmp_path).read_text("utf-8").splitlines()))
+    times = {path.name: path.stat() for path in tmp_path.iterdir() if path.is_file()}
+    assert rows == [
+        {
+            "path": os.path.splitdrive(str(tmp_path / name))[1],
+            "size": str(len(content)),
+            "ctime": f"{times[name].st_ctime_ns // 1000 / 1e6:.6f}",
+            "mtime": f"{times[name].st_mtime_ns // 1000 / 1e6:.6f}",
+            "checksum": hashlib.sha256(len(content).to_bytes(8, "little") + content).hexdigest(),
+        }
+        for name, content in (("a.jpg", b"1"), ("b.mp4", b"22"))
+    ]
+
+
+def test_a_database_that_another_tool_wrote_is_used_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["path,size,ctime,mtime,checksum"]
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+        each = (tmp_path / name).stat()
+        rows.append(f"{os.path.splitdrive(tmp_path / name)[1]},5,{each.st_ctime - 9},{each.st_mtime},{'AB' * 32}")
+    checksum_database(tmp_path).parent.mkdir()
+    checksum_database(tmp_path).write_text("\r\n".join(rows) + "\r\n", "utf-8", newline="")
+    before = checksum_database(tmp_path).read_bytes()
+    found = report(tmp_path, "--exact", capsys=capsys)
+    assert (found["totals"]["cached"], found["totals"]["groups"]) == (2, 1)  # as the database claims, so not read
+    assert checksum_database(tmp_path).read_bytes() == before
+
+
+def test_a_checksum_row_that_is_none_is_dropped_and_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"equal")
+    first = report(tmp_path, "--exact", capsys=capsys)
+    good = checksum_database(tmp_path).read_text("utf-8")
+    checksum = hashlib.sha256((5).to_bytes(8, "little") + b"equal").hexdigest()
+    for wrong in ("", checksum[:-1], "g" * 64, checksum + "00"):
+        checksum_database(tmp_path).write_text(good.replace(checksum, wrong, 1), "utf-8")
+        again = report(tmp_path, "--exact", capsys=capsys)
+        assert (again["totals"]["new"], again["groups"]) == (1, first["groups"])
+        assert sorted(checksum_database(tmp_path).read_text("utf-8").splitlines()) == sorted(good.splitlines())
+
+
+def test_large_files_that_differ_outside_the_windows_are_no_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mib = 1 << 20
+    content = bytearray(random.Random(1).randbytes(mib) * 40)
+    (tmp_path / "a.mov").write_bytes(content)
+    content[6 * mib] ^= 1
+    (tmp_path / "b.mov").write_bytes(content)
+    for _ in range(2):
+        assert groups(tmp_path, "--exact", capsys=capsys) == []
+    rows = csv.DictReader(checksum_database(tmp_path).read_text("utf-8").splitlines())
+    assert len({row["checksum"] for row in rows}) == 1
+
+
+def test_large_equal_files_are_compared_whole_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = random.Random(2).randbytes(1 << 20) * 40
+    for name in ("a.mov", "b.mov", "c.mp4"):
+        (tmp_path / name).write_bytes(content)
+    assert groups(tmp_path, "--exact", capsys=capsys) == [["a.mov", "b.mov", "c.mp4"]]
+    for name in ("a.mov", "b.mov", "c.mp4"):  # other bytes, nothing else: who reads them would see no group
+        path = tmp_path / name
+        each = path.stat()
+        path.write_bytes(name.encode() * 8 * (1 << 20))
+        os.truncate(path, each.st_size)
+        os.utime(path, ns=(each.st_atime_ns, each.st_mtime_ns))
+    assert groups(tmp_path, "--exact", capsys=capsys) == [["a.mov", "b.mov", "c.mp4"]]
+
+
+def test_files_whose_size_no_other_has_are_read_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in {"a": 100, "b": 20_000_000, "c": 300, "d": 20_000_000, "e": 100, "f": 500}.items():
+        (tmp_path / f"{name}.jpg").write_bytes(b"x" * size)
+    read: list[list[str]] = []
+    compute = idem.compute
+
+    def noted(work: Any, files: Sequence[MediaFile], jobs: int, take: Any) -> None:
+        read.append([Path(file.path).stem for file in files])
+        compute(work, files, jobs, take)
+
+    monkeypatch.setattr(idem, "compute", noted)
+    assert groups(tmp_path, "--exact", capsys=capsys) == [["b.jpg", "d.jpg"], ["a.jpg", "e.jpg"]]
+    assert read == [["a", "b", "d", "e"], ["b", "d"], ["c", "f"]]
+
+
+def test_options_without_effect_beside_exact_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"equal")
+    assert main([str(tmp_path), "--exact", "-t", "0", "--delta", "2mb", "--video"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Found 1 duplicate group(s) · 2 files · 5 B potentially recoverable")
+    assert "largest" not in out
+    assert err.splitlines()[0] == "--threshold and --delta and --video have no effect with --exact"
+    assert main([str(tmp_path), "--exact", "-t", "3"]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == "--threshold has no effect with --exact"
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Benchmark
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2249,3 +2487,72 @@ def test_benchmark_of_tree_and_sweep(count: int) -> None:
                 list(search(hashes, radius))
             times.append((time.perf_counter() - began) / 5 * 1000)
         print(f"\n{count} hashes, radius {radius:2}: tree {times[0]:.2f} ms, sweep {times[1]:.2f} ms", end="")
+
+
+def bare_frames(path: str) -> None:
+    """What nobody who looks at eight frames of a video by ffmpeg can do without."""
+    length = video_seconds(path)
+    command = [str(idem.ffmpeg_path()), "-nostdin", "-v", "quiet"]
+    for part in range(8):
+        command += ["-threads", "1", "-ss", f"{length * (2 * part + 1) / 16:.3f}", "-i", path]
+    for part in range(8):
+        command += ["-map", f"{part}:V:0", "-frames:v", "1", "-vf", "scale=64:64"]
+        command += ["-pix_fmt", "rgb24", "-f", "rawvideo", "-y", os.devnull]
+    subprocess.run(command, check=True)
+
+
+@functools.cache
+def video_seconds(path: str) -> float:
+    return idem.video_stream(str(idem.ffmpeg_path()), path).seconds or 0
+
+
+@pytest.mark.bench
+def test_benchmark_of_videos(tmp_path: Path) -> None:
+    library = tmp_path / "lib"
+    encodings = {"a.mp4": ["-c:v", "libx264"], "b.mkv": ["-c:v", "libx265", "-x265-params", "log-level=error"]}
+    encodings |= {"c.webm": ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"]}
+    encodings |= {"d.avi": ["-c:v", "mpeg4", "-q:v", "4"], "e.mov": ["-c:v", "libx264", "-r", "30"]}
+    for name, encoding in encodings.items():
+        clip(library / f"0_{name}", *encoding, seconds=8, rate=25, size=(640, 360))
+        for number in range(1, 20):
+            shutil.copy(library / f"0_{name}", library / f"{number}_{name}")
+    paths = sorted(str(path) for path in library.iterdir())
+    for path in paths:
+        video_seconds(path)
+    command = [sys.executable, str(HERE / "idem.py"), str(library), "--video", "--cache", str(tmp_path / "cache")]
+    ratios = []
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        cold = timed(command)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(idem.available_cores()) as pool:
+            list(pool.map(bare_frames, paths))
+        floor = time.perf_counter() - began
+        ratios.append(cold / floor)
+    print(f"\n{len(paths)} clips: cold {cold:.2f} s, ffmpeg floor {floor:.2f} s, ratio {sorted(ratios)[1]:.2f}", end="")
+    print(f"; warm {timed(command):.2f} s")
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("threshold", [0, 10])
+def test_benchmark_of_matching_videos(threshold: int) -> None:
+    replicas = as_replicas(fingerprints_of_video_kin(20_000))
+    began = time.perf_counter()
+    found = idem.video_groups(replicas, threshold)
+    took = time.perf_counter() - began
+    print(f"\n20,000 videos, threshold {threshold}: {len(found)} groups in {took:.2f} s", end="")
+
+
+@pytest.mark.bench
+def test_benchmark_of_exact(tmp_path: Path) -> None:
+    for library, count, size in ((tmp_path / "photos", 200, 5_000_000), (tmp_path / "tiny", 20_000, 2_000)):
+        for number in range(count):
+            path = library / str(number // 500) / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(random.Random(number // 2).randbytes(size))
+        command = [sys.executable, str(HERE / "idem.py"), str(library), "--exact", "--cache", str(tmp_path / "cache")]
+        cold = timed(command)
+        floor = timed(["sh", "-c", f"find {library} -name '*.jpg' -print0 | xargs -0 -P 2 -n 50 sha256sum > /dev/null"])
+        print(
+            f"\n{count} files of {size} bytes: cold {cold:.2f} s, sha256sum {floor:.2f} s, warm {timed(command):.2f} s"
+        )
