@@ -56,6 +56,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -69,10 +70,11 @@ import warnings
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from itertools import pairwise
+from itertools import count, pairwise, product
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
@@ -154,6 +156,7 @@ MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at o
 TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
 
 READ_BLOCK = 1 << 20  # bytes
+MAX_NAME_BYTES = 255  # in file systems that matter
 CONTENT_PARTS = 64  # parts of a file that are told apart to see whether another is the same with some bits flipped
 
 ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
@@ -339,6 +342,7 @@ class Findings:
     threshold: int
     found: int  # groups, of which these are shown:
     groups: tuple[AnyGroup, ...]
+    decisions: tuple[Decision, ...]  # one for each of them
     unreadable: tuple[Unreadable, ...]
     tally: Tally
 
@@ -411,6 +415,13 @@ def is_inside(path: str, root: str) -> bool:
     return path.startswith(root if root.endswith(os.sep) else root + os.sep)
 
 
+def relative(path: str, root: str) -> str:
+    """The path below the root, empty for the root itself; the path as it is when it is not inside."""
+    if path == root:
+        return ""
+    return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
+
+
 def progress_bar(total: int, unit: str) -> tqdm[NoReturn] | SilentBar:
     """A bar with rate and time left on stderr; nothing where that is not a terminal or there is nothing to do."""
     if not total or not sys.stderr.isatty():
@@ -450,6 +461,18 @@ def scan(directory: str, suffixes: Collection[str]) -> Scan:
     walk.files.sort(key=lambda file: file.path)
     walk.unreadable.sort(key=lambda item: item.path)
     return Scan(root, tuple(walk.files), tuple(walk.unreadable), tuple(sorted(walk.application_libraries)))
+
+
+def media_file(path: str, status: os.stat_result) -> MediaFile:
+    """The file with this status."""
+    return MediaFile(
+        path=path,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        device=status.st_dev,
+        inode=status.st_ino,
+    )
 
 
 class Walk:
@@ -509,16 +532,7 @@ class Walk:
         if status.st_size == 0:
             self.unreadable.append(Unreadable(entry.path, "the file is empty"))
             return
-        self.files.append(
-            MediaFile(
-                path=entry.path,
-                size=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                ctime_ns=status.st_ctime_ns,
-                device=status.st_dev,
-                inode=status.st_ino,
-            )
-        )
+        self.files.append(media_file(entry.path, status))
 
     def is_first_sight(self, status: os.stat_result) -> bool:
         """Whether this inode is new to the walk. File systems without inodes report 0: always new."""
@@ -739,6 +753,15 @@ class FingerprintCache(Generic[F]):
         if folder not in listings:
             listings[folder] = names_in(folder)
         return bool(listings[folder]) and name not in listings[folder]
+
+    def relocate(self, old: MediaFile, new: MediaFile) -> None:
+        """Let a scanned file that has been moved keep its fingerprint."""
+        fingerprint = self.known.pop(cached_path(old.path), None)
+        self.files.pop(cached_path(old.path), None)
+        if fingerprint is not None:
+            self.needs_rewrite = True
+            self.files[cached_path(new.path)] = new
+            self.store(new, fingerprint)
 
     # ── writing ──
 
@@ -2040,7 +2063,7 @@ def die_with_parent() -> None:
 
 
 # Loaded ahead: between fork and exec is no time for it.
-LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBC: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def end_with_parent(parent: int) -> None:
@@ -2561,6 +2584,36 @@ def groups_of(
     return groups
 
 
+def without_match(
+    replicas: Iterable[Replica[F]], trash: str, table_of: Callable[[Sequence[Any]], Table], threshold: int
+) -> list[Unreadable]:
+    """The replicas inside the trash folder that are within the threshold of none outside of it."""
+    import numpy as np
+
+    classes: dict[object, list[Replica[F]]] = defaultdict(list)
+    for replica in replicas:
+        classes[alike_for_sure(replica.fingerprint)].append(replica)
+    members = list(classes.values())
+    table = table_of([each[0].fingerprint for each in members])
+    trashed = np.array([any(is_inside(each.file.path, trash) for each in own) for own in members], bool)
+    live = np.array([any(not is_inside(each.file.path, trash) for each in own) for own in members], bool)
+    first = table.clusters(threshold)
+    found = live.copy()
+    for row in np.flatnonzero(trashed & ~live).tolist():
+        others = np.flatnonzero(live & (first == first[row]))
+        pairs = np.stack([np.full(len(others), row), others], axis=1)
+        found[row] = bool((table.distances(pairs) <= threshold).any())
+    return [
+        Unreadable(each.file.path, NO_MATCH)
+        for own, matched in zip(members, found.tolist(), strict=True)
+        for each in own
+        if not matched and is_inside(each.file.path, trash)
+    ]
+
+
+NO_MATCH = "there is no copy of it in the library"
+
+
 def exact_groups(replicas: Iterable[Replica[Checksum]]) -> list[Group[Checksum]]:
     """The groups of replicas with the same size and checksum, each in order of path."""
     alike: dict[tuple[int, str], list[Replica[Checksum]]] = defaultdict(list)
@@ -2708,7 +2761,807 @@ def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> 
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Present: text and JSON
+#  Decide: Group -> Decision. Pure: the one source of every suggestion
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# Words that tell nothing of a picture: what cameras and apps call their files, what people call folders for now,
+# and words for pictures as such. Compared without regard to case.
+EMPTY_WORDS = frozenset(
+    """
+    img imgp imag image images dsc dscf dscn dscp dcim pxl vid video videos mvi mvimg mov movie movies pict pic pics
+    picture pictures gopr gopro dji sam csc cimg hpim burst bracketed edited edit hdr pano panorama portrait live raw
+    whatsapp telegram signal snapchat instagram facebook messenger viber wechat mmexport received sent fbimg tumblr
+    pinterest screenshot screenshots screen shot bildschirmfoto capture snap scan scans scanned
+    photo photos photograph foto fotos bild bilder aufnahme imagen imagenes
+    backup backups untitled unnamed unbenannt new neu neue neuer nouveau final last latest version ver vers
+    copy copies copie copia kopie kopia kopio duplicate duplicates dup dups doubles
+    file files folder folders ordner dossier carpeta document documents dokumente desktop home user users public
+    camera cameras cam roll album albums library libraries media gallery collection
+    download downloads import imports imported export exports exported upload uploads saved shared sync cloud
+    dropbox icloud onedrive google drive takeout lightroom apple android iphone ipad samsung huawei xiaomi nokia
+    canon nikon olympus sony panasonic fuji fujifilm pana msdcf olymp mobile phone handy card usb disk disc hdd ssd
+    external archive archives archiv misc miscellaneous various diverse other others stuff sonstiges todo sort sorted
+    unsorted inbox temp tmp test thumb thumbs thumbnail thumbnails preview previews cache resized resize small medium
+    large big original originals orig web compressed lowres highres hires full size fullsize max jpeg jpg png gif heic
+    heif tif tiff bmp webp mp4 avi the and from for with von der die das und
+    """.split()  # noqa: SIM905 (a list would take as many lines as there are words)
+)
+MONTHS = frozenset(
+    """
+    jan january januar feb february februar mar march mrz marz apr april may mai jun june juni jul july juli
+    aug august sep sept september oct october okt oktober nov november dec december dez dezember
+    """.split()  # noqa: SIM905 (a list would take as many lines as there are words)
+)
+CAMERA_FOLDER = re.compile(r"\d{3}[A-Za-z_0-9]{5}")  # 100APPLE, 101MSDCF, 102_PANA: the DCF standard for cameras
+COPY_MARK = re.compile(
+    r"(?i)(?:(?:^|[\s_-])(?:copy|copies|copie|copia|kopie|kopia|kopio)(?:[\s_-]?\(?\d{1,3}\)?)?|\(\d{1,3}\))$"
+    r"|^(?:copy of|kopie von|copie de|copia de)\s"
+)
+UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+SHORTEST_WORD = 3  # letters, in scripts with upper and lower case
+IDEOGRAPH = 2  # letters that one of a script without them stands for: these words are shorter
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What decisions depend on beside the group itself."""
+
+    root: str
+    ignored: frozenset[str] = frozenset()  # casefolded words
+    taken: AbstractSet[str] = frozenset()  # paths of files, as `os.path.normcase` has them
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to become of a group: its keeper and where that will be, which replicas go to the trash, and why."""
+
+    keeper: Replica[Any]
+    target: str
+    trash: tuple[Replica[Any], ...]
+    reasons: tuple[str, ...]
+
+
+def decide(group: AnyGroup, scoring: Scoring) -> Decision:
+    """The suggestion for a group: the best replica stays, under the best name, in the best folder.
+
+    The best name and folder are those that tell a person most, but the keeper's own unless another beats it.
+    """
+    keeper = group.replicas[0]
+    if isinstance(keeper.fingerprint, Checksum):
+        keeper = max(group.replicas, key=lambda each: (folder_score(each, scoring), name_rank(each, scoring)))
+    return arranged(group, keeper, best_named(group, keeper, scoring), best_placed(group, keeper, scoring), scoring)
+
+
+def arranged(
+    group: AnyGroup, keeper: Replica[Any], named: Replica[Any], placed: Replica[Any], scoring: Scoring
+) -> Decision:
+    """The decision that keeps one replica, under the name of another and in the folder of yet another."""
+    folder, stem = os.path.dirname(placed.file.path), stem_of(named)
+    target = os.path.join(folder, stem + suffix_of(keeper.file.path))
+    own = {os.path.normcase(each.file.path) for each in group.replicas}
+    number = 1
+    while os.path.normcase(target) in scoring.taken and os.path.normcase(target) not in own:
+        number += 1
+        target = os.path.join(folder, with_counter(stem + suffix_of(keeper.file.path), number))
+    reasons = [why_best(group, keeper)]
+    if named is not keeper:
+        reasons.append(f"name from {os.path.basename(named.file.path)}")
+    if placed is not keeper:
+        reasons.append(f"folder {relative(folder, scoring.root) or '.'}")
+    return Decision(keeper, target, tuple(each for each in group.replicas if each is not keeper), tuple(reasons))
+
+
+def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
+    """The suggestions for groups that are acted on one after the other: no two put their keepers in one place."""
+    decisions: list[Decision] = []
+    taken = set(scoring.taken)
+    for group in groups:
+        decision = decide(group, replace(scoring, taken=taken))
+        taken.add(os.path.normcase(decision.target))
+        decisions.append(decision)
+    return tuple(decisions)
+
+
+def why_best(group: AnyGroup, keeper: Replica[Any]) -> str:
+    """In a few words, what the keeper has that the others have not."""
+    each = keeper.fingerprint
+    if isinstance(each, Checksum):
+        return "all files are equal"
+    others = [replica for replica in group.replicas if replica is not keeper]
+    pixels = each.width * each.height
+    if all(other.fingerprint.width * other.fingerprint.height < pixels for other in others):
+        return f"largest: {pixels / 1e6:.1f} MP" if pixels >= 50_000 else f"largest: {each.width} x {each.height}"
+    if any(other.file.size < keeper.file.size for other in others):
+        return f"largest file: {readable_size(keeper.file.size)}"
+    return "as good as any"
+
+
+# ── names ──
+
+
+def best_named(group: AnyGroup, keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
+    """The replica whose name says most; at equal scores one without a copy mark, then the keeper."""
+    return max(group.replicas, key=lambda each: (name_rank(each, scoring), each is keeper))
+
+
+def best_placed(group: AnyGroup, keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
+    """The replica whose folder says most; at equal scores the keeper."""
+    return max(group.replicas, key=lambda each: (folder_score(each, scoring), each is keeper))
+
+
+def name_rank(replica: Replica[Any], scoring: Scoring) -> tuple[int, bool]:
+    """Orders names: by what they say, then those without a copy mark higher."""
+    stem = stem_of(replica)
+    return telling_letters(stem, scoring.ignored), not has_copy_mark(stem)
+
+
+def has_copy_mark(stem: str) -> bool:
+    """Whether the name ends like that of a copy: `beach copy`, `beach (1)`, `beach_2`, but not `2021-07-05`."""
+    counted = re.fullmatch(r"(.+)[_-]\d{1,2}", stem)
+    counts = counted and (telling_letters(counted[1], frozenset()) or re.search(r"\d{3}$", counted[1]))
+    return bool(COPY_MARK.search(stem) or counts)
+
+
+def folder_score(replica: Replica[Any], scoring: Scoring) -> int:
+    """How much the folders between the library and the file say to a person, in letters."""
+    folders = relative(os.path.dirname(replica.file.path), scoring.root).split(os.sep)
+    return sum(telling_letters(name, scoring.ignored) for name in folders if not CAMERA_FOLDER.fullmatch(name))
+
+
+def stem_of(replica: Replica[Any]) -> str:
+    """The file's name without its suffix."""
+    return os.path.splitext(os.path.basename(replica.file.path))[0]
+
+
+def suffix_of(path: str) -> str:
+    """`.jpg` of `beach.jpg`."""
+    return os.path.splitext(path)[1]
+
+
+def telling_letters(name: str, ignored: frozenset[str]) -> int:
+    """How many letters of the name are in words that say something to a person."""
+    tokens = re.findall(r"[^\W_]+", UUID.sub(" ", unicodedata.normalize("NFC", name)))
+    total = 0
+    for position, token in enumerate(tokens):
+        neighbours = tokens[max(0, position - 1) : position] + tokens[position + 1 : position + 2]
+        if token.casefold() in MONTHS and any(each.isdecimal() for each in neighbours):
+            continue  # part of a date
+        total += sum(weight_of(word, ignored) for word in words_in(token, ignored))
+    return total
+
+
+def words_in(token: str, ignored: frozenset[str]) -> list[str]:
+    """The runs of letters in a token of letters and digits, split where a new word begins in CamelCase.
+
+    None where letters and digits take turns, as in hashes and identifiers.
+    """
+    if says_nothing(token, ignored) or is_machine_made(token):
+        return []
+    runs = [run for run in re.findall(r"[^\W\d_]+", token) if not says_nothing(run, ignored)]
+    return [word for run in runs for word in split_at_capitals(run)]
+
+
+def is_machine_made(token: str) -> bool:
+    """Whether a token looks like a hash or an identifier: letters and digits in turns, or long and hexadecimal."""
+    turns = len(re.findall(r"\d+|\D+", token))
+    mixed = any(each.isdecimal() for each in token)
+    return turns >= 4 or (mixed and len(token) >= 12 and bool(re.fullmatch(r"[0-9a-fA-F]+", token)))
+
+
+def split_at_capitals(run: str) -> list[str]:
+    """`NewYorkTrip` in three words, `HDRPano` in two."""
+    borders = [0]
+    for place in range(1, len(run)):
+        after_small = run[place].isupper() and run[place - 1].islower()
+        before_small = run[place].isupper() and run[place + 1 : place + 2].islower() and run[place - 1].isupper()
+        if after_small or before_small:
+            borders.append(place)
+    return [run[begin:end] for begin, end in pairwise([*borders, len(run)])]
+
+
+def says_nothing(word: str, ignored: frozenset[str]) -> bool:
+    """Whether this is one of the words that count nothing."""
+    folded = word.casefold()
+    return folded in EMPTY_WORDS or folded in ignored
+
+
+def weight_of(word: str, ignored: frozenset[str]) -> int:
+    """The letters a word counts for: none if it says nothing, is too short to, or cannot be pronounced."""
+    if says_nothing(word, ignored):
+        return 0
+    if word.upper() == word.lower():  # a script without case: Chinese, Arabic, Thai...
+        return IDEOGRAPH * len(word)
+    return len(word) if len(word) >= SHORTEST_WORD and is_pronounceable(word) else 0
+
+
+def is_pronounceable(word: str) -> bool:
+    """Whether a word in Latin letters has the vowels that a word has; True for other alphabets."""
+    plain = "".join(each for each in unicodedata.normalize("NFD", word.casefold()) if each.isalpha())
+    if not plain.isascii():
+        return True
+    vowels = sum(each in "aeiouy" for each in plain) / len(plain)
+    rare = sum(each in "jkqvwxz" for each in plain) / len(plain)
+    return vowels >= 0.12 and not (vowels < 0.25 and rare > 0.5)
+
+
+def with_counter(name: str, number: int, reserve: int = 0) -> str:
+    """`beach (2).jpg`; the stem is cut where a file system would not take so long a name with `reserve` bytes more."""
+    stem, suffix = os.path.splitext(name)
+    tail = suffix if number == 1 else f" ({number}){suffix}"
+    while stem and len(os.fsencode(stem + tail)) > MAX_NAME_BYTES - reserve:
+        stem = stem[:-1]
+    return stem + tail
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Act: Decision -> moves, journal, undo. The only section that touches the user's media
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A file before and after a move; the paths differ, and on another file system so does the identity."""
+
+    before: MediaFile
+    after: MediaFile
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that was not moved, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of decisions, or of an undo."""
+
+    trashed: tuple[Moved, ...] = ()
+    renamed: tuple[Moved, ...] = ()
+    companions: tuple[Moved, ...] = ()
+    returned: tuple[Moved, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def moved(self) -> tuple[Moved, ...]:
+        """All moves, in no particular order."""
+        return self.trashed + self.renamed + self.companions + self.returned
+
+    @property
+    def freed(self) -> int:
+        """Bytes of the pictures that went to the trash."""
+        return sum(each.before.size for each in self.trashed)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(*(getattr(self, each) + getattr(other, each) for each in self.__slots__))
+
+
+def as_it_is(path: str) -> MediaFile:
+    """The file at this path now. OSError when there is none; ValueError when it is not a regular file."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    return media_file(path, status)
+
+
+def check_still(file: MediaFile) -> None:
+    """ValueError or OSError unless the file is the very one that was scanned, untouched since.
+
+    The time of the last change of status tells even of an edit that restored size and time of modification.
+    """
+    now = as_it_is(file.path)
+    if os.name == "nt":
+        now = replace(now, ctime_ns=file.ctime_ns)  # there it is the time of creation
+    if now != file:
+        raise ValueError("it has changed since it was scanned")
+
+
+def check_readable(path: str) -> None:
+    """OSError unless the file can be read."""
+    with open(path, "rb") as stream:
+        stream.read(1)
+
+
+def check_folder(folder: str, root: str) -> None:
+    """ValueError unless the folder is in the library, and no link leads there or out of it."""
+    if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
+        raise ValueError(f"{printable(folder)} is a link or outside the library")
+
+
+# ── one move: never replaces, never loses ──
+
+
+def rename_without_replacing(source: str, target: str) -> None:
+    """Rename a file. FileExistsError if there is anything at the target, even if it has only just appeared.
+
+    By the system's own call for that where it has one; else by a second link, where the file system has those;
+    else over an empty file that has just been made for it.
+    """
+    if os.name == "nt" or differs_in_case_only(source, target):
+        os.rename(source, target)  # Windows never replaces
+        return
+    if system_rename(source, target):
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    else:
+        os.unlink(source)
+        return
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        os.rename(source, target)
+    except OSError:
+        os.unlink(target)
+        raise
+
+
+def differs_in_case_only(source: str, target: str) -> bool:
+    """Whether both are names of one file, on a file system that does not tell capitals from small letters."""
+    return (
+        source != target
+        and source.casefold() == target.casefold()
+        and os.path.exists(target)
+        and (os.path.samefile(source, target))
+    )
+
+
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
+NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
+RENAME_EXCL = 4  # of renamex_np(2)
+
+
+def system_rename(source: str, target: str) -> bool:
+    """Rename by the system's call that does not replace; False where it or the file system has none."""
+    one, other = os.fsencode(source), os.fsencode(target)
+    if sys.platform == "darwin" and hasattr(LIBC, "renamex_np"):
+        failed = LIBC.renamex_np(one, other, RENAME_EXCL)
+    elif sys.platform == "linux" and hasattr(LIBC, "renameat2"):
+        failed = LIBC.renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_NOREPLACE)
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in NO_SUCH_CALL:
+        return False
+    raise OSError(number, os.strerror(number), source, None, target)
+
+
+def move(file: MediaFile, target: str, part: str) -> MediaFile:
+    """Move the file, unchanged since it was seen, to a path where nothing is; the file as it is there.
+
+    On another file system it is copied to `part`, read back, renamed, and only then taken away here. FileExistsError
+    when there is something at the target; OSError or ValueError when it cannot be moved. Then it is still here.
+    """
+    check_still(file)
+    try:
+        rename_without_replacing(file.path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy_without_replacing(file, target, part)
+    else:
+        if replace(as_it_is(target), path=file.path, ctime_ns=file.ctime_ns) != file:
+            rename_without_replacing(target, file.path)
+            raise ValueError("it was exchanged while it was moved")
+    save_folder(os.path.dirname(target))
+    return as_it_is(target)
+
+
+def copy_without_replacing(file: MediaFile, target: str, part: str) -> None:
+    """Put a verified copy at the target, then take the file away. Either happens wholly or not at all."""
+    try:
+        with open(file.path, "rb") as source, open(part, "xb") as copy:
+            digest = hashlib.sha256()
+            while block := source.read(READ_BLOCK):
+                digest.update(block)
+                copy.write(block)
+            copy.flush()
+            os.fsync(copy.fileno())
+        shutil.copystat(file.path, part)
+        with open(part, "rb") as copy:
+            if digest_of(copy) != digest.hexdigest():
+                raise ValueError("the copy on the other file system came out wrong")
+        check_still(file)
+        rename_without_replacing(part, target)
+    except (OSError, ValueError):
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+    save_folder(os.path.dirname(target))
+    try:
+        os.unlink(file.path)
+    except OSError:
+        os.unlink(target)  # the copy that has just been made: the file itself could not be taken away
+        raise
+
+
+def save_folder(folder: str) -> None:
+    """Have the names in the folder written to the disk, where a system can do that."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ── the journal: every move is written down before and after it happens ──
+
+
+class Journal:
+    """The record of all moves in a library, one JSON object per line, paths relative to the library.
+
+    A batch begins, has moves, each with a line before (`move`, `return`) and one after (`moved`, `returned`,
+    `failed`), and ends. Every line is on the disk before the next thing happens.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.path = os.path.join(root, CACHE_FOLDER, JOURNAL_FILE)
+        self.lines = journal_lines(self.path)
+        self.batch = max((line.batch for line in self.lines), default=0)
+        self.number = 0
+        self.stream: BinaryIO | None = None
+
+    def write(self, event: str, **values: Any) -> None:
+        """Add a line. IdemError when it cannot be written: then nothing may be moved."""
+        record = {"batch": self.batch, "event": event, **values}
+        try:
+            if self.stream is None:
+                check_folder(os.path.dirname(self.path), self.root)
+                self.stream = opened_for_lines(self.path)
+            self.stream.write(json.dumps(record).encode("ascii") + b"\n")
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        except (OSError, ValueError) as error:
+            reason = reason_of(error)
+            raise IdemError(f"cannot write the journal {printable(self.path)}: {reason}; no file is moved") from None
+
+    def begin(self) -> None:
+        self.batch += 1
+        self.number = 0
+        self.write("begin", time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def move(self, file: MediaFile, target: str, event: str = "move") -> MediaFile:
+        """`move` the file, with a line before and one after; what `move` raises."""
+        self.number += 1
+        part = os.path.join(os.path.dirname(target), f".idem-{os.getpid()}-{time.time_ns()}.part")
+        paths = {"from": self.relative(file.path), "to": self.relative(target), "part": self.relative(part)}
+        self.write(event, number=self.number, **paths, size=file.size, mtime_ns=file.mtime_ns)
+        try:
+            check_folder(os.path.dirname(file.path), self.root)
+            make_folder(os.path.dirname(target), self.root)
+            after = move(file, target, part)
+        except (OSError, ValueError):
+            self.write("failed", number=self.number)
+            raise
+        self.write("moved", number=self.number)
+        return after
+
+    def relative(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def end(self) -> None:
+        self.write("end")
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+
+JOURNAL_FILE = "idem_journal.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """A line of the journal; moves have paths, size and time, other events none."""
+
+    batch: int
+    event: str
+    number: int = 0
+    source: str = ""
+    target: str = ""
+    part: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+
+
+def journal_lines(path: str) -> list[JournalLine]:
+    """The lines of a journal that are whole; none when there is no journal. IdemError when it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return [line for raw in stream for line in [parsed_journal_line(raw)] if line is not None]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise IdemError(f"cannot read the journal {printable(path)}: {reason_of(error)}") from None
+
+
+def parsed_journal_line(raw: bytes) -> JournalLine | None:
+    """The line; None if it is torn or not one."""
+    try:
+        each = json.loads(raw)
+        return JournalLine(
+            batch=int(each["batch"]),
+            event=str(each["event"]),
+            number=int(each.get("number", 0)),
+            source=str(each.get("from", "")),
+            target=str(each.get("to", "")),
+            part=str(each.get("part", "")),
+            size=int(each.get("size", 0)),
+            mtime_ns=int(each.get("mtime_ns", 0)),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def opened_for_lines(path: str) -> BinaryIO:
+    """The file, open to append, at the start of a line."""
+    stream = open(path, "a+b")  # noqa: SIM115 (its owner closes it)
+    if stream.seek(0, os.SEEK_END):
+        stream.seek(-1, os.SEEK_END)
+        if stream.read(1) != b"\n":
+            stream.write(b"\n")
+    return stream
+
+
+def make_folder(folder: str, root: str) -> None:
+    """Create the folder inside the library. ValueError when a link would lead elsewhere."""
+    missing = []
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    check_folder(folder, root)
+    for each in reversed(missing):
+        os.mkdir(each)
+
+
+# ── carrying out decisions ──
+
+SIDECARS = frozenset({".xmp", ".aae", ".json", ".thm", ".dop", ".pp3", ".on1", ".cos"})  # edits and metadata
+LIVE_PHOTOS = frozenset({".heic", ".heif", ".jpg", ".jpeg"})
+LIVE_VIDEOS = frozenset({".mov", ".mp4"})
+MOST_COUNTERS = 10_000
+
+
+def carry_out(decisions: Iterable[Decision], root: str, members: AbstractSet[str]) -> Outcome:
+    """Move what the decisions say, and tell what became of it. IdemError when the journal cannot be written.
+
+    `members` are the paths of all files in groups, which go nowhere as companions of others. The caller holds the
+    run lock. A decision is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved
+    is named, and the rest goes on.
+    """
+    outcome = Outcome()
+    with closing(Journal(root)) as journal:
+        journal.begin()
+        mover = Mover(journal, members)
+        for decision in decisions:
+            with interrupts_held_back():
+                outcome += mover.carry_out(decision)
+        journal.end()
+    return outcome
+
+
+class Mover:
+    """Carries out decisions about the files of one library."""
+
+    def __init__(self, journal: Journal, members: AbstractSet[str]) -> None:
+        self.journal = journal
+        self.root = journal.root
+        self.members = members
+
+    def carry_out(self, decision: Decision) -> Outcome:
+        """First the trash, then the name: a keeper may take that of a replica that has just gone."""
+        keeper = decision.keeper.file
+        try:
+            check_decision(decision, self.root)
+            check_still(keeper)
+            check_readable(keeper.path)
+        except (OSError, ValueError) as error:
+            reason = f"its group stays as it is: {printable(keeper.path)}: {reason_of(error)}"
+            group = decision.keeper, *decision.trash
+            return Outcome(refused=tuple(Refusal(each.file.path, reason) for each in group))
+        outcome = Outcome()
+        for replica in decision.trash:
+            outcome += self.trash(replica.file, keeper)
+        if decision.target == keeper.path:
+            return outcome
+        if outcome.refused:
+            why = "not renamed, as not all of its group is in the trash"
+            return outcome + Outcome(refused=(Refusal(keeper.path, why),))
+        return outcome + self.rename(keeper, decision.target)
+
+    def trash(self, file: MediaFile, keeper: MediaFile) -> Outcome:
+        """The file and its companions, moved to the same place below the trash folder, while its keeper is there."""
+        target = os.path.join(self.root, TRASH_FOLDER, os.path.relpath(file.path, self.root))
+        try:
+            check_still(keeper)
+            moved, *others = self.moved_together(file, target)
+        except (OSError, ValueError) as error:
+            return Outcome(refused=(Refusal(file.path, reason_of(error)),))
+        return Outcome(trashed=(moved,), companions=tuple(others))
+
+    def rename(self, keeper: MediaFile, target: str) -> Outcome:
+        """The keeper and its companions under their new name."""
+        try:
+            moved, *others = self.moved_together(keeper, target)
+        except (OSError, ValueError) as error:
+            return Outcome(refused=(Refusal(keeper.path, f"not renamed: {reason_of(error)}"),))
+        return Outcome(renamed=(moved,), companions=tuple(others))
+
+    def moved_together(self, file: MediaFile, target: str) -> list[Moved]:
+        """The file and its companions, moved; all of them or none. A counter is added where a name is taken."""
+        check_still(file)
+        together = [file, *companions_of(file.path, self.members)]
+        folder, name = os.path.split(target)
+        suffix = suffix_of(name)
+        longest = max(len(os.fsencode(name_beside(each.path, file.path, "", suffix))) for each in together)
+        for number in range(1, MOST_COUNTERS):
+            stem = os.path.splitext(with_counter(name, number, longest - len(os.fsencode(suffix))))[0]
+            targets = [os.path.join(folder, name_beside(each.path, file.path, stem, suffix)) for each in together]
+            if any(os.path.lexists(each) and not differs_in_case_only(file.path, each) for each in targets):
+                continue
+            try:
+                return self.moved_all(together, targets)
+            except FileExistsError:
+                continue  # it has appeared since
+        raise OSError(errno.EEXIST, "all names are taken")
+
+    def moved_all(self, files: list[MediaFile], targets: list[str]) -> list[Moved]:
+        """The files, moved to the targets; when one cannot be, those before it go back."""
+        moved: list[Moved] = []
+        try:
+            # Companions first: a file without them would have lost something, they without it have not.
+            for file, target in reversed(list(zip(files, targets, strict=True))):
+                moved.append(Moved(file, self.journal.move(file, target)))
+        except (OSError, ValueError):
+            for each in reversed(moved):
+                self.journal.move(each.after, each.before.path)
+            raise
+        return moved[::-1]
+
+
+def check_decision(decision: Decision, root: str) -> None:
+    """ValueError unless it keeps a file of its own, and all paths are inside the library and outside the trash."""
+    paths = [decision.keeper.file.path, decision.target, *(each.file.path for each in decision.trash)]
+    if decision.keeper.file.path in paths[2:] or len(set(paths[2:])) < len(paths[2:]):
+        raise ValueError("a file cannot be kept and trashed, or trashed twice")
+    for path in paths:
+        parts = os.path.relpath(path, root).split(os.sep)
+        if not is_inside(path, root) or os.path.normpath(path) != path or parts[0] in (TRASH_FOLDER, CACHE_FOLDER):
+            raise ValueError(f"{printable(path)} is not in the library")
+    if suffix_of(decision.target) != suffix_of(decision.keeper.file.path):
+        raise ValueError("a keeper keeps its own file extension")
+
+
+def companions_of(path: str, members: AbstractSet[str]) -> list[MediaFile]:
+    """The files beside this one that are nothing without it: edits, metadata and the video of a Live Photo.
+
+    Those named after its stem belong to every file with that stem: they are not companions while another is there.
+    """
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
+    found, alone = [], True
+    for each in sorted(os.listdir(folder)):
+        if each == name or not each.startswith(stem + "."):
+            continue
+        kind = os.path.splitext(each)[1].lower()
+        if each.startswith(name + "."):
+            belongs = kind in SIDECARS
+            shared = False
+        else:
+            live = suffix.lower() in LIVE_PHOTOS and kind in LIVE_VIDEOS
+            belongs = shared = os.path.splitext(each)[0] == stem and (kind in SIDECARS or live)
+            alone &= belongs or os.path.splitext(each)[0] != stem
+        if belongs and os.path.join(folder, each) not in members:
+            found.append((os.path.join(folder, each), shared))
+    chosen = [each for each, shared in found if alone or not shared]
+    return [as_it_is(each) for each in chosen if stat.S_ISREG(os.lstat(each).st_mode)]
+
+
+def name_beside(path: str, main: str, stem: str, suffix: str) -> str:
+    """What a companion of `main`, or that itself, is called when main's name becomes this stem and suffix."""
+    old_stem, old_suffix = os.path.splitext(os.path.basename(main))
+    name = os.path.basename(path)
+    if name.startswith(old_stem + old_suffix):
+        return stem + suffix + name[len(old_stem + old_suffix) :]
+    return stem + name[len(old_stem) :]
+
+
+# ── undo ──
+
+UNDO_CLOCK = 2_000_000_000  # ns by which a file system may round the time of a file that is moved to it
+PART_NAME = re.compile(r"\.idem-\d+-\d+\.part")
+
+
+def batch_to_undo(lines: Sequence[JournalLine]) -> int | None:
+    """The last batch that has moves and has not been undone."""
+    moved = {line.batch for line in lines if line.event == "move"}
+    return max(moved - {line.batch for line in lines if line.event == "undone"}, default=None)
+
+
+def interrupted_batch(lines: Sequence[JournalLine]) -> int | None:
+    """The batch that `--undo` would put back, if it was never finished."""
+    last = batch_to_undo(lines)
+    return None if any(line.batch == last and line.event == "end" for line in lines) else last
+
+
+def undo(root: str) -> Outcome | None:
+    """Put the files of the last batch back, newest first; None when there is nothing to undo.
+
+    What cannot go back is named, and the rest goes on; the batch counts as undone. The caller holds the run lock.
+    """
+    with closing(Journal(root)) as journal:
+        batch = batch_to_undo(journal.lines)
+        if batch is None:
+            return None
+        lines = [line for line in journal.lines if line.batch == batch]
+        failed = {line.number for line in lines if line.event == "failed"}
+        journal.batch, journal.number = batch, max(line.number for line in lines)
+        returned: list[Moved] = []
+        refused: list[Refusal] = []
+        for line in reversed([line for line in lines if line.event == "move"]):
+            try:
+                with interrupts_held_back():
+                    returned += put_back(journal, line, failed=line.number in failed)
+            except (OSError, ValueError) as error:
+                refused.append(Refusal(os.path.join(root, line.target), f"not put back: {reason_of(error)}"))
+        journal.write("undone")
+    return Outcome(returned=tuple(returned), refused=tuple(refused))
+
+
+def put_back(journal: Journal, line: JournalLine, failed: bool) -> list[Moved]:
+    """The file that this move took away, back at its place; nothing when it is there. OSError or ValueError if not."""
+    source, target, part = (inside(each, journal.root) for each in (line.source, line.target, line.part))
+    if PART_NAME.fullmatch(os.path.basename(part)) and os.path.lexists(part):
+        os.unlink(part)  # a copy that was never finished
+    if failed or (not os.path.lexists(target) and is_moved_file(source, line)):
+        return []
+    if not is_moved_file(target, line):
+        raise ValueError("another file is in its place" if os.path.lexists(target) else "it is gone")
+    if is_moved_file(source, line) and is_double(source, target):
+        os.unlink(target)  # the move was cut off when the file had both names
+        return []
+    file = as_it_is(target)
+    return [Moved(file, journal.move(file, source, "return"))]
+
+
+def inside(path: str, root: str) -> str:
+    """The path that a journal names, absolute. ValueError when it is outside the library."""
+    absolute = os.path.normpath(os.path.join(root, path))
+    if not is_inside(absolute, root):
+        raise ValueError(f"{printable(path)} is not in the library")
+    return absolute
+
+
+def is_moved_file(path: str, line: JournalLine) -> bool:
+    """Whether the file that this line is about is here."""
+    try:
+        file = as_it_is(path)
+    except (OSError, ValueError):
+        return False
+    return file.size == line.size and abs(file.mtime_ns - line.mtime_ns) <= UNDO_CLOCK
+
+
+def is_double(one: str, other: str) -> bool:
+    """Whether two paths are of one file, or of two with the same bytes."""
+    if os.path.samefile(one, other):
+        return True
+    with open(one, "rb") as stream, open(other, "rb") as other_stream:
+        return digest_of(stream) == digest_of(other_stream)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Present: text, JSON, questions in the terminal
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 
@@ -2721,7 +3574,10 @@ def text_report(findings: Findings) -> str:
     head = (
         f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {recoverable} potentially recoverable"
     )
-    blocks = [group_text(number, group, findings) for number, group in enumerate(findings.groups, 1)]
+    blocks = [
+        group_text(number, group, findings) + f"\n{'':9}  → {decision_text(decision, findings.root)}"
+        for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True), 1)
+    ]
     return "\n\n".join([head, RULE, *blocks]) + "\n"
 
 
@@ -2735,9 +3591,12 @@ def group_text(number: int, group: AnyGroup, findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def relative(path: str, root: str) -> str:
-    """The path below the root."""
-    return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
+def decision_text(decision: Decision, root: str) -> str:
+    """What is to happen to a group, in one line."""
+    keeper = decision.keeper.file.path
+    renamed = f" as {printable(relative(decision.target, root))}" if decision.target != keeper else ""
+    reasons = printable("; ".join(decision.reasons))
+    return f"keep {printable(relative(keeper, root))}{renamed}, trash {len(decision.trash):,} ({reasons})"
 
 
 def json_report(findings: Findings) -> str:
@@ -2748,7 +3607,10 @@ def json_report(findings: Findings) -> str:
             "directory": findings.root,
             "mode": findings.mode,
             "threshold": findings.threshold,
-            "groups": [group_json(group, findings.root) for group in findings.groups],
+            "groups": [
+                group_json(group, findings.root) | {"decision": decision_json(decision)}
+                for group, decision in zip(findings.groups, findings.decisions, strict=True)
+            ],
             "unreadable": [{"path": item.path, "reason": item.reason} for item in findings.unreadable],
             "totals": {
                 "files": findings.tally.found,
@@ -2769,6 +3631,15 @@ def group_json(group: AnyGroup, root: str) -> dict[str, Any]:
         "files": [
             replica_json(replica, bits, root) for replica, bits in zip(group.replicas, group.distances, strict=True)
         ],
+    }
+
+
+def decision_json(decision: Decision) -> dict[str, Any]:
+    return {
+        "keep": decision.keeper.file.path,
+        "target": decision.target,
+        "trash": [replica.file.path for replica in decision.trash],
+        "reasons": list(decision.reasons),
     }
 
 
@@ -2810,6 +3681,179 @@ def say_what_was_scanned(scanned: Scan, findings: Findings) -> None:
         say(f"Showing {len(findings.groups):,} of {findings.found:,} groups, as --delta and --limit ask")
 
 
+# ── questions in the terminal ──
+
+ANSWERS = "kusx"  # keep, undo, skip, stop: these letters name no folder
+
+
+class Session:
+    """Groups shown one after the other, and what was answered to each."""
+
+    def __init__(self, findings: Findings, scoring: Scoring) -> None:
+        self.findings = findings
+        self.scoring = scoring
+        self.groups = list(findings.groups)
+        self.members = {replica.file.path for group in self.groups for replica in group.replicas}
+        self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
+        self.undone: list[Outcome] = []
+        self.skipped: set[int] = set()
+
+    def run(self) -> None:
+        """Ask about every group until there is none left or the user stops."""
+        position = 0
+        while position < len(self.groups):
+            print(self.question(position))
+            answer = self.answer_to(position)
+            if answer == "x":
+                break
+            if answer == "u":
+                position = self.undo_last(position)
+            elif answer == "s":
+                self.skipped.add(position)
+                position += 1
+            else:
+                self.act(position, answer)
+                position += 1
+
+    def answer_to(self, position: int) -> str:
+        """One of ANSWERS or the name of a folder. IdemError when there is nobody to answer."""
+        named = folder_labels(self.groups[position])
+        allowed = {*named, "s", "u", "x"} | ({"k"} if len(named) == 1 else set())
+        while True:
+            try:
+                answer = input("> ").strip().lower()
+            except EOFError:
+                if not self.done and not self.skipped and not (sys.stdin and sys.stdin.isatty()):
+                    raise IdemError("cannot ask: standard input is not a terminal and holds no answers") from None
+                print()
+                return "x"
+            if answer in allowed:
+                return answer
+            print(f"Please answer {', '.join(sorted(allowed - set(ANSWERS), key=label_order))}, {self.hint(named)}")
+
+    def question(self, position: int) -> str:
+        """The group, its files and folders, and what can be answered."""
+        group = self.groups[position]
+        decision = decide(group, self.scoring)
+        lines = [RULE, f"Group {position + 1} of {len(self.groups):,} · {len(group.replicas):,} files", ""]
+        for replica in group.replicas:
+            note = "  ← keep" if replica is decision.keeper else ""
+            lines.append(f"{described(replica)}  {printable(relative(replica.file.path, self.scoring.root))}{note}")
+        lines.append("")
+        named = folder_labels(group)
+        for label, folder in named.items():
+            note = "  ← suggested" if folder == os.path.dirname(decision.target) and len(named) > 1 else ""
+            lines.append(f"{label:>4}) {printable(relative(folder, self.scoring.root)) or '.'}{note}")
+        return "\n".join([*lines, "", f"Suggestion: {decision_text(decision, self.scoring.root)}", self.hint(named)])
+
+    def hint(self, named: dict[str, str]) -> str:
+        """What can be answered."""
+        keep = "k keep the best copy" if len(named) == 1 else "a letter keeps the best copy in that folder"
+        return f"{keep}, s skip, u undo the last group, x stop"
+
+    def act(self, position: int, answer: str) -> None:
+        """Keep the best copy in the chosen folder, under the best name, and trash the others."""
+        group = self.groups[position]
+        named = folder_labels(group)
+        decision = kept_in(group, named.get(answer, next(iter(named.values()))), self.scoring)
+        outcome = carry_out([decision], self.scoring.root, self.members)
+        self.done.append((position, outcome))
+        for line in outcome_lines(outcome, self.scoring.root):
+            print(line)
+
+    def undo_last(self, position: int) -> int:
+        """Put back the files of the last group that was acted on; the group to ask about next."""
+        if not self.done:
+            print("There is nothing to undo yet.")
+            return position
+        position, _ = self.done.pop()
+        outcome = undo(self.scoring.root) or Outcome()
+        self.undone.append(outcome)
+        self.skipped -= set(range(position, len(self.groups)))
+        back = {each.after.path: each.after for each in outcome.returned}
+        group = self.groups[position]
+        replicas = tuple(replace(each, file=back.get(each.file.path, each.file)) for each in group.replicas)
+        self.groups[position] = replace(group, replicas=replicas)
+        for line in outcome_lines(outcome, self.scoring.root):
+            print(line)
+        return position
+
+    def total(self) -> Outcome:
+        """All that was done and not undone."""
+        return functools.reduce(Outcome.__add__, (outcome for _, outcome in self.done), Outcome())
+
+
+def kept_in(group: AnyGroup, folder: str, scoring: Scoring) -> Decision:
+    """The decision that keeps the best copy in this folder of the group, under the best name."""
+    there = [replica for replica in group.replicas if os.path.dirname(replica.file.path) == folder]
+    keeper = there[0] if isinstance(group.replicas[0].fingerprint, Checksum) else group.replicas[0]
+    placed = keeper if keeper in there else there[0]
+    return arranged(group, keeper, best_named(group, keeper, scoring), placed, scoring)
+
+
+def folder_labels(group: AnyGroup) -> dict[str, str]:
+    """The folders of the group, best replica first, each under the letters that choose it."""
+    folders = dict.fromkeys(os.path.dirname(replica.file.path) for replica in group.replicas)
+    return dict(zip(labels(), folders, strict=False))
+
+
+def labels() -> Iterator[str]:
+    """a, b, ... without those of ANSWERS, then aa, ab and so on."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    yield from (letter for letter in letters if letter not in ANSWERS)
+    for length in count(2):
+        yield from map("".join, product(letters, repeat=length))
+
+
+def label_order(label: str) -> tuple[int, str]:
+    """Sorts labels as `labels` gives them."""
+    return len(label), label
+
+
+def described(replica: Replica[Any]) -> str:
+    """Size, dimensions and date of a file, in columns."""
+    each = replica.fingerprint
+    dimensions = f"{each.width} x {each.height}" if each.width else ""
+    return f"{readable_size(replica.file.size):>9}  {dimensions:>13}  {local_time(replica.file.mtime_ns):16}"
+
+
+def local_time(nanoseconds: int) -> str:
+    """A time as people here write it, to the minute; empty when no calendar has it."""
+    try:
+        return datetime.fromtimestamp(nanoseconds // 10**9).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, OSError, ValueError):
+        return ""
+
+
+def outcome_lines(outcome: Outcome, root: str) -> list[str]:
+    """What was moved and what was not, a line each."""
+
+    def shown(path: str) -> str:
+        return printable(relative(path, root))
+
+    lines = [f"trashed   {shown(each.before.path)}" for each in outcome.trashed]
+    lines += [f"renamed   {shown(each.before.path)} to {shown(each.after.path)}" for each in outcome.renamed]
+    lines += [f"with it   {shown(each.before.path)} to {shown(each.after.path)}" for each in outcome.companions]
+    lines += [f"put back  {shown(each.after.path)}" for each in outcome.returned]
+    return lines + [f"refused   {shown(each.path)}: {each.reason}" for each in outcome.refused]
+
+
+def summary(outcome: Outcome, skipped: int, root: str) -> str:
+    """What a session came to, where the files are, and how to get them back."""
+    counts = [f"{len(outcome.trashed):,} trashed", f"{len(outcome.renamed):,} renamed", f"{skipped:,} skipped"]
+    counts += [f"{len(outcome.refused):,} failed", f"{readable_size(outcome.freed)} freed once the trash is emptied"]
+    lines = [RULE, ", ".join(counts)]
+    if outcome.moved:
+        lines.append(f"The files are in {printable(os.path.join(root, TRASH_FOLDER))}")
+        lines.append(f"To put the last group back, and so on one by one: python idem.py {shell_word(root)} --undo")
+    return "\n".join(lines)
+
+
+def shell_word(path: str) -> str:
+    """The path as it can be typed."""
+    return f'"{printable(path)}"' if os.name == "nt" else printable(shlex.quote(path))
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2828,6 +3872,8 @@ class Options:
     json: bool
     video: bool
     exact: bool
+    ignored: frozenset[str]
+    action: str  # "report", "interactive", "verify-trash" or "undo"
 
 
 class Parser(argparse.ArgumentParser):
@@ -2865,6 +3911,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
     )
     what.add_argument("-l", "--limit", type=whole_number(1), metavar="N", help="only the N groups with most to recover")
+    what.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="a word that says nothing in names and folders; may be given more than once",
+    )
+    act = parser.add_argument_group("what to do, instead of printing the groups")
+    act.add_argument("-i", "--interactive", action="store_true", help="decide in the terminal, group by group")
+    act.add_argument("--undo", action="store_true", help="put the files of the last batch of moves back")
+    act.add_argument("--verify-trash", action="store_true", help="check that all in the trash has a copy outside of it")
     how = parser.add_argument_group("how")
     how.add_argument("-c", "--cache", metavar="DIR", help=f"keep fingerprints here, not in DIR/{CACHE_FOLDER}")
     how.add_argument(
@@ -2921,7 +3978,23 @@ def checked_options(namespace: argparse.Namespace) -> Options:
         json=namespace.json,
         video=bool(namespace.video),
         exact=namespace.exact,
+        ignored=frozenset(word.casefold() for text in namespace.ignore for word in re.findall(r"[^\W_]+", text)),
+        action=chosen_action(namespace),
     )
+
+
+def chosen_action(namespace: argparse.Namespace) -> str:
+    """What to do. IdemError when more than one thing is asked for."""
+    asked = [name for name in ACTIONS if getattr(namespace, name.replace("-", "_"))]
+    if len(asked) > 1:
+        raise IdemError(f"choose one of {' and '.join('--' + name for name in asked)}")
+    if asked and namespace.json:
+        raise IdemError(f"--json goes with the report, not with --{asked[0]}")
+    return asked[0] if asked else "report"
+
+
+ACTIONS = "interactive", "verify-trash", "undo"
+MOVING = "interactive", "undo"  # those that move files
 
 
 def real_parts(path: str) -> list[str]:
@@ -3134,18 +4207,26 @@ def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
     if ffmpeg is None:
         say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
         return Copies([], [], Tally(0, 0, 0, 0))
+    replicas, unreadable, tally = video_replicas(scanned, folder, ffmpeg, options)
+    return Copies(video_groups(replicas, options.threshold), unreadable, tally)
+
+
+def video_replicas(
+    scanned: Scan, folder: str, ffmpeg: str, options: Options
+) -> tuple[list[Replica[VideoFingerprint]], list[Unreadable], Tally]:
+    """The scanned videos with their fingerprints, and the unreadable ones."""
     with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
-        work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], options.jobs)
+        missing = [file for file in scanned.files if cache.lookup(file) is None]
+        work = video_work(ffmpeg, missing, options.jobs)
         replicas, unreadable, cached = fingerprints_of(scanned.files, cache, work, options.jobs)
-        groups = video_groups(replicas, options.threshold)
-    return Copies(groups, unreadable, tally_of(scanned, cached, cache))
+    return replicas, unreadable, tally_of(scanned, cached, cache)
 
 
 def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
     """The groups of equal files; known before the files are read that only the database wants."""
-    count = Counter(file.size for file in scanned.files)
-    alike = [file for file in scanned.files if count[file.size] > 1]
-    alone = [file for file in scanned.files if count[file.size] == 1]
+    of_size = Counter(file.size for file in scanned.files)
+    alike = [file for file in scanned.files if of_size[file.size] > 1]
+    alone = [file for file in scanned.files if of_size[file.size] == 1]
     with closing(FingerprintCache(CHECKSUM_CACHE, folder, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, options.jobs)
         groups = exact_groups(replicas)
@@ -3172,34 +4253,52 @@ def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
     return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
 
 
-def find_copies(options: Options) -> Findings:
-    """Scan, fingerprint, match and look closer: what every mode of reporting starts from."""
-    with_videos = options.video or options.exact
-    scanned = scan(options.directory, IMAGE_SUFFIXES | VIDEO_SUFFIXES if with_videos else IMAGE_SUFFIXES)
-    folder = options.cache or os.path.join(scanned.root, CACHE_FOLDER)
+@contextmanager
+def library_in_use(options: Options) -> Iterator[str]:
+    """The library's folder, without links, locked with its cache folder against other runs."""
+    root = os.path.realpath(options.directory)
+    own = os.path.join(root, CACHE_FOLDER)
+    folder = options.cache or own
     with ExitStack() as held:
-        for locked in sorted({folder, os.path.join(scanned.root, CACHE_FOLDER)}):
-            if locked == folder or os.path.isdir(locked):
+        for locked in sorted({folder, own}):
+            if locked == folder or os.path.isdir(own) or options.action in MOVING:
                 held.enter_context(run_lock(locked))
-        if options.exact:
-            found = [exact_copies(scanned, folder, options)]
-        else:
-            found = [image_copies(only(scanned, "image"), folder, options)]
-            if options.video:
-                found.append(video_copies(only(scanned, "video"), folder, options))
+        if interrupted_batch(journal_lines(os.path.join(own, JOURNAL_FILE))) and options.action != "undo":
+            say(f"the last moves were interrupted; to put them back: python idem.py {shell_word(root)} --undo")
+        yield root
+
+
+def find_copies(options: Options, root: str) -> Findings:
+    """Scan, fingerprint, match, look closer and decide: what every mode starts from. The caller holds the lock."""
+    with_videos = options.video or options.exact
+    scanned = scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES if with_videos else IMAGE_SUFFIXES)
+    folder = options.cache or os.path.join(root, CACHE_FOLDER)
+    if options.exact:
+        found = [exact_copies(scanned, folder, options)]
+    else:
+        found = [image_copies(only(scanned, "image"), folder, options)]
+        if options.video:
+            found.append(video_copies(only(scanned, "video"), folder, options))
     groups = [group for copies in found for group in copies.groups]
     left_out = [*scanned.unreadable, *(item for copies in found for item in copies.unreadable)]
+    shown = chosen_groups(groups, options.delta, options.limit)
     findings = Findings(
-        root=scanned.root,
+        root=root,
         mode="exact" if options.exact else "videos" if options.video else "images",
         threshold=options.threshold,
         found=len(groups),
-        groups=chosen_groups(groups, options.delta, options.limit),
+        groups=shown,
+        decisions=decisions_for(shown, scoring_of(scanned, options)),
         unreadable=tuple(sorted(left_out, key=lambda item: item.path)),
         tally=functools.reduce(Tally.__add__, (copies.tally for copies in found)),
     )
     say_what_was_scanned(scanned, findings)
     return findings
+
+
+def scoring_of(scanned: Scan, options: Options) -> Scoring:
+    """What decisions about the scanned library depend on."""
+    return Scoring(scanned.root, options.ignored, frozenset(os.path.normcase(file.path) for file in scanned.files))
 
 
 def only(scanned: Scan, kind: str) -> Scan:
@@ -3209,7 +4308,8 @@ def only(scanned: Scan, kind: str) -> Scan:
 
 def run_report(options: Options) -> int:
     """Print the copies; the exit status."""
-    findings = find_copies(options)
+    with library_in_use(options) as root:
+        findings = find_copies(options, root)
     try:
         print(json_report(findings) if options.json else text_report(findings), end="\n" if options.json else "")
         sys.stdout.flush()
@@ -3221,6 +4321,105 @@ def run_report(options: Options) -> int:
         say(f"idem: cannot write the report: {reason_of(error)}")
         return 1
     return 0
+
+
+def run_interactive(options: Options) -> int:
+    """Ask about every group and move what is answered; the exit status."""
+    with library_in_use(options) as root:
+        findings = find_copies(options, root)
+        if not findings.groups:
+            print(text_report(findings), end="")
+            return 0
+        taken = frozenset(os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files)
+        session = Session(findings, Scoring(root, options.ignored, taken))
+        try:
+            session.run()
+        except KeyboardInterrupt:
+            print()
+        finally:
+            for outcome in (*(outcome for _, outcome in session.done), *session.undone):
+                caches_follow(outcome, options.cache or os.path.join(root, CACHE_FOLDER), root)
+        total = session.total()
+        print(summary(total, len(session.skipped), root))
+        return 1 if total.refused or any(outcome.refused for outcome in session.undone) else 0
+
+
+def caches_follow(outcome: Outcome, folder: str, root: str) -> None:
+    """Let every cached fingerprint of a file that was moved stand for it where it is now."""
+    before = Scan(root, tuple(each.before for each in outcome.moved), (), ())
+    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if outcome.moved else ():
+        if os.path.isfile(os.path.join(folder, form.file_name)):
+            with closing(FingerprintCache(form, folder, before)) as cache:
+                for each in outcome.moved:
+                    cache.relocate(each.before, each.after)
+
+
+def run_undo(options: Options) -> int:
+    """Put the last batch back; the exit status."""
+    with library_in_use(options) as root:
+        outcome = undo(root)
+        if outcome is None:
+            print("Nothing to undo.")
+            return 0
+        caches_follow(outcome, options.cache or os.path.join(root, CACHE_FOLDER), root)
+    for line in outcome_lines(outcome, root):
+        print(line)
+    print(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")
+    return 1 if outcome.refused else 0
+
+
+def run_verify_trash(options: Options) -> int:
+    """Say which files of the trash have no match in the library; the exit status."""
+    with library_in_use(options) as root:
+        trash = os.path.join(root, TRASH_FOLDER)
+        if not os.path.isdir(trash):
+            print("There is no trash: nothing to verify.")
+            return 0
+        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        live, trashed = scan(root, suffixes), scan(trash, suffixes)
+        both = replace(live, files=tuple(sorted((*live.files, *trashed.files), key=lambda file: file.path)))
+        folder = options.cache or os.path.join(root, CACHE_FOLDER)
+        unmatched = [*trashed.unreadable, *unverified(both, trash, folder, options)]
+    for item in unmatched:
+        print(f"{printable(relative(item.path, root))}: {item.reason}")
+    verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
+    print(f"{plural(verified, 'file')} in the trash verified, {len(unmatched):,} not")
+    return 1 if unmatched else 0
+
+
+def unverified(both: Scan, trash: str, folder: str, options: Options) -> list[Unreadable]:
+    """The files in the trash that have no match outside of it, and those that cannot be read."""
+    if options.exact:
+        return unverified_exactly(both, trash, folder, options)
+    images, videos = only(both, "image"), only(both, "video")
+    with closing(FingerprintCache(IMAGE_CACHE, folder, images)) as cache:
+        replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, options.jobs)
+    missing = without_match(replicas, trash, ImageTable, options.threshold)
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        missing += unverified_exactly(videos, trash, folder, options)
+    else:
+        moving, broken, _ = video_replicas(videos, folder, ffmpeg, options)
+        missing += without_match(moving, trash, VideoTable, options.threshold)
+        unreadable += broken
+    return [*(item for item in unreadable if is_inside(item.path, trash)), *missing]
+
+
+def unverified_exactly(both: Scan, trash: str, folder: str, options: Options) -> list[Unreadable]:
+    """`unverified`, by checksums."""
+    copies = exact_copies(both, folder, options)
+    matched = {
+        replica.file.path
+        for group in copies.groups
+        if any(not is_inside(replica.file.path, trash) for replica in group.replicas)
+        for replica in group.replicas
+    }
+    unreadable = {item.path: item for item in copies.unreadable}
+    return [
+        unreadable.get(file.path, Unreadable(file.path, NO_MATCH))
+        for file in both.files
+        if is_inside(file.path, trash) and file.path not in matched
+    ]
 
 
 def discard(stream: TextIO) -> None:
@@ -3237,6 +4436,9 @@ def check_requirements() -> None:
     missing = [package for module, package in REQUIRED_MODULES.items() if not can_import(module)]
     if missing:
         raise IdemError(f"missing {', '.join(missing)}: python -m pip install {' '.join(missing)}")
+
+
+RUN = {"report": run_report, "interactive": run_interactive, "verify-trash": run_verify_trash, "undo": run_undo}
 
 
 def stop_at_signal(number: int, _frame: FrameType | None) -> NoReturn:
@@ -3265,7 +4467,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if namespace.directory is None:
             build_parser().print_help()
             return 0
-        return run_report(checked_options(namespace))
+        options = checked_options(namespace)
+        return RUN[options.action](options)
     except IdemError as error:
         say(f"idem: {error}")
         return 2
