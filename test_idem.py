@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import faulthandler
 import functools
 import hashlib
@@ -26,8 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,7 +333,7 @@ def test_an_unreadable_folder_is_named_and_the_rest_is_done(open_folder: Path) -
     assert [len(group["files"]) for group in found["groups"]] == [2]
 
 
-def main_as_nobody(library: Path, *arguments: str) -> tuple[int, str, str]:
+def main_as_nobody(library: Path, *arguments: str, answers: str = "") -> tuple[int, str, str]:
     """Exit status, stdout and stderr of idem run by a user without privileges.
 
     In a forked copy of this process, because such a user may be unable to start this interpreter.
@@ -349,6 +352,7 @@ def main_as_nobody(library: Path, *arguments: str) -> tuple[int, str, str]:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            sys.stdin = io.StringIO(answers)
             status = main([str(library), *arguments])
             sys.stdout.flush()
             sys.stderr.flush()
@@ -1978,6 +1982,919 @@ def test_sides_must_be_in_proportion_within_the_rounding_of_the_smaller(
     pair = [replace(base, width=width, height=height) for width, height in (one, other)]
     assert (idem.distance(pair[0], pair[1]) == 0) == same
     assert idem.distance(pair[0], pair[1]) == idem.distance(pair[1], pair[0])
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Decide
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("IMG_20210705", "DSC00123", "DSCF1234", "DSCN0001", "_DSC1234", "P1040567", "PXL_20210705_123456789"),
+        *("VID_20210705_101112", "MVI_1234", "MOV_0001", "PICT0001", "IMGP1234", "GOPR0123", "GH010234", "DJI_0001"),
+        *("WhatsApp Image 2021-07-05 at 10.11.12", "IMG-20210705-WA0003", "FB_IMG_1625472000000", "IMG_E1234"),
+        *("Screenshot_20210705-101112", "Screen Shot 2021-07-05 at 10.11.12", "signal-2021-07-05-101112"),
+        *("Snapchat-1234567890", "received_1234567890", "IMG_1234_burst_01", "IMG_1234-edited", "IMG_0001_HDR"),
+        *("PANO_20210705", "2021-07-05 10.11.12", "20210705T101112", "5 July 2021", "Jul-05-2021", "12345", "100_1234"),
+        *("a8f3c9e1b2", "E3F1A2-77", "xkqjzw", "d41d8cd98f00b204e9800998ecf8427e", "dQw4w9WgXcQ"),
+        *("3F2504E0-4F89-11D3-9A0C-0305E82C3301", "image", "Photo (1)", "picture_2", "backup", "Untitled", "new final"),
+        *(
+            "copy",
+            "- Kopie",
+            "Copy of IMG_1234",
+            "",
+            "___",
+            "MVIMG_20210705_101112",
+            "PXL_20210705.PORTRAIT",
+            "ab",
+            "IMG",
+        ),
+    ],
+)
+def test_names_that_cameras_apps_and_machines_give_say_nothing(name: str) -> None:
+    assert idem.telling_letters(name, frozenset()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [
+        ("beach", 5),
+        ("new_york_5", 4),
+        ("New York 2021-07-05", 4),
+        ("NewYorkTrip", 8),
+        ("Zürich", 6),
+        ("Zu\u0308rich", 6),
+        ("Łódź", 4),
+        ("Москва", 6),
+        ("東京", 4),
+        ("Angstschweiß", 12),
+        ("Schwarzwald", 11),
+        ("beach - Kopie (2)", 5),
+        ("beach2", 5),
+        ("IMG_1234 Oma Geburtstag", 13),
+        ("20210705_wedding", 7),
+        ("May at the lake", 7),
+    ],
+)
+def test_words_count_by_their_letters_in_any_script(name: str, letters: int) -> None:
+    assert idem.telling_letters(name, frozenset()) == letters
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("Photos", "Pictures", "Camera Roll", "DCIM", "100APPLE", "101MSDCF", "2021", "2021-07-05", "Backup"),
+        *("Downloads", "New folder", "WhatsApp Images", "Misc", "tmp", "duplicates", "thumbs", "resized", "102_PANA"),
+        *("iCloud Photos", "Google Photos", "Neuer Ordner", "SD Card", "2021_07 Import", "Screenshots", "."),
+    ],
+)
+def test_folders_for_any_pictures_say_nothing(folder: str) -> None:
+    replica = Replica(MediaFile(f"/lib/{folder}/a.jpg".replace("/", os.sep), 1, 0, 0, 0, 0), idem.Checksum("0" * 64))
+    assert idem.folder_score(replica, idem.Scoring(f"{os.sep}lib")) == 0
+
+
+def test_the_words_of_the_librarys_own_path_do_not_count() -> None:
+    root = os.sep + os.path.join("home", "margaret", "wedding")
+    files = [MediaFile(os.path.join(root, name), 1, 0, 0, 0, 0) for name in ("a.jpg", os.path.join("lake", "a.jpg"))]
+    scores = [idem.folder_score(Replica(file, idem.Checksum("")), idem.Scoring(root)) for file in files]
+    assert scores == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [
+        *(("beach copy", True), ("beach (1)", True), ("beach_2", True), ("beach - Kopie", True), ("IMG_1234_2", True)),
+        *(("Copy of beach", True), ("beach copy 3", True), ("beach", False), ("2021-07-05", False), ("IMG_1", False)),
+    ],
+)
+def test_copy_marks_are_told_from_dates_and_numbers(name: str, marked: bool) -> None:
+    assert idem.has_copy_mark(name) == marked
+
+
+def made_group(*names: str, exact: bool = False) -> idem.AnyGroup:
+    """A group of files below /lib, the first being the best."""
+    base = random_fingerprint(np.random.default_rng(1))
+    made: list[Any] = [replace(base, width=4000 - 100 * place, height=3000) for place in range(len(names))]
+    if exact:
+        made = [idem.Checksum("0" * 64)] * len(names)
+    paths = [os.path.join(os.sep, "lib", *name.split("/")) for name in names]
+    files = [MediaFile(path, 1000 if exact else 1000 - place, 0, 0, 1, place) for place, path in enumerate(paths)]
+    replicas = tuple(Replica(file, each) for file, each in zip(files, made, strict=True))
+    return idem.Group("image", replicas, (0,) * len(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "target", "reasons"),
+    [
+        (
+            ["IMG_20210705.jpg", "vacation/IMG_20210705.jpg", "new_york_5.jpg"],
+            "vacation/new_york_5.jpg",
+            ["largest: 12.0 MP", "name from new_york_5.jpg", "folder vacation"],
+        ),
+        (["beach.jpg", "copies/IMG_1.png"], "beach.jpg", ["largest: 12.0 MP"]),
+        (["IMG_1.HEIC", "beach.jpg"], "beach.HEIC", ["largest: 12.0 MP", "name from beach.jpg"]),
+        (["beach (1).jpg", "beach.jpg"], "beach.jpg", ["largest: 12.0 MP", "name from beach.jpg"]),
+        (["beach.jpg", "shore.jpg"], "beach.jpg", ["largest: 12.0 MP"]),
+        (["IMG_1.jpg", "DSC_0001.jpg"], "IMG_1.jpg", ["largest: 12.0 MP"]),
+        (["lake/a.jpg", "hill/b.jpg"], "lake/a.jpg", ["largest: 12.0 MP"]),
+        (["lake/a.jpg", "Backup/lake trip/2021/b.jpg"], "Backup/lake trip/2021/a.jpg", None),
+    ],
+)
+def test_the_best_copy_stays_under_the_best_name_in_the_best_folder(
+    names: list[str], target: str, reasons: list[str] | None
+) -> None:
+    group = made_group(*names)
+    decision = idem.decide(group, idem.Scoring(os.path.join(os.sep, "lib")))
+    assert decision.keeper is group.replicas[0]
+    assert decision.target == os.path.join(os.sep, "lib", *target.split("/"))
+    assert decision.trash == group.replicas[1:]
+    assert reasons is None or list(decision.reasons) == reasons
+
+
+def test_among_equal_files_the_one_in_the_best_folder_then_with_the_best_name_stays() -> None:
+    group = made_group("beach.jpg", "lake/IMG_1.jpg", "lake/IMG_2 boat.jpg", exact=True)
+    decision = idem.decide(group, idem.Scoring(os.path.join(os.sep, "lib")))
+    assert decision.keeper is group.replicas[2]
+    assert decision.target == os.path.join(os.sep, "lib", "lake", "beach.jpg")
+    assert decision.reasons == ("all files are equal", "name from beach.jpg")
+
+
+def test_ignored_words_count_nothing_in_names_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(), tmp_path / "Hochzeit" / "IMG_1.jpg", quality=95)
+    save(photo(), tmp_path / "lake" / "anna.jpg", quality=60)
+    (found,) = report(tmp_path, "--ignore", "ANNA", "--ignore", "hochzeit", capsys=capsys)["groups"]
+    assert found["decision"] == {
+        "keep": str(tmp_path / "Hochzeit" / "IMG_1.jpg"),
+        "target": str(tmp_path / "lake" / "IMG_1.jpg"),
+        "trash": [str(tmp_path / "lake" / "anna.jpg")],
+        "reasons": [
+            f"largest file: {idem.readable_size((tmp_path / 'Hochzeit' / 'IMG_1.jpg').stat().st_size)}",
+            "folder lake",
+        ],
+    }
+
+
+def test_no_two_keepers_are_sent_to_one_place_nor_to_that_of_another_picture() -> None:
+    root = os.path.join(os.sep, "lib")
+    groups = [made_group(f"{n}/IMG_1.jpg", "lake/beach.jpg" if n == 1 else f"lake/boat {n}/beach.jpg") for n in (1, 2)]
+    groups += [made_group("3/IMG_1.jpg", "3/DSC_2.jpg", "lake/boat 2/IMG_3.jpg", "4/beach.png")]
+    taken = {os.path.normcase(os.path.join(root, "lake", "boat 2", "beach.jpg"))}
+    decisions = idem.decisions_for(groups, idem.Scoring(root, taken=taken))
+    assert [os.path.relpath(each.target, root).replace(os.sep, "/") for each in decisions] == [
+        *("lake/beach.jpg", "lake/boat 2/beach.jpg", "lake/boat 2/beach (2).jpg"),
+    ]
+
+
+def test_the_report_says_what_it_suggests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(1, (1600, 1200)), tmp_path / "IMG_1.jpg")
+    save(photo(1, (800, 600)), tmp_path / "lake" / "beach.jpg")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "           → keep IMG_1.jpg as lake/beach.jpg, trash 1 (largest: 1.9 MP; name from beach.jpg; folder lake)"
+    ).replace("/", os.sep)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Act
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def contents(library: Path) -> dict[str, str]:
+    """The SHA-256 of every file outside the folder of the caches, by relative path."""
+    files = [path for path in library.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {
+        path.relative_to(library).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.relative_to(library).parts[0] != "__databases"
+    }
+
+
+def made_doubles(library: Path, *names: str, content: bytes = b"double") -> Path:
+    """Equal files of these names."""
+    for name in names:
+        path = library / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return library
+
+
+def found_in(library: Path, *arguments: str) -> idem.Findings:
+    """What a run finds that is about to act."""
+    options = idem.checked_options(idem.build_parser().parse_args([str(library), *arguments]))
+    with idem.library_in_use(options) as root:
+        return idem.find_copies(options, root)
+
+
+def carried_out(findings: idem.Findings) -> idem.Outcome:
+    members = {replica.file.path for group in findings.groups for replica in group.replicas}
+    return idem.carry_out(findings.decisions, findings.root, members)
+
+
+def refusals(outcome: idem.Outcome, library: Path) -> dict[str, str]:
+    """The reasons by relative path."""
+    return {Path(each.path).relative_to(library).as_posix(): each.reason for each in outcome.refused}
+
+
+TRASH = "__duplicate_files_trash"
+
+
+def test_replicas_go_to_the_same_place_in_the_trash_and_the_keeper_gets_its_name(tmp_path: Path) -> None:
+    save(photo(1, (1600, 1200)), tmp_path / "IMG_20210705.jpg")
+    save(photo(1, (800, 600)), tmp_path / "vacation" / "IMG_20210705.jpg")
+    save(photo(1, (800, 600)), tmp_path / "new_york_5.jpg")
+    before = contents(tmp_path)
+    outcome = carried_out(found_in(tmp_path))
+    assert contents(tmp_path) == {
+        "vacation/new_york_5.jpg": before["IMG_20210705.jpg"],
+        f"{TRASH}/vacation/IMG_20210705.jpg": before["vacation/IMG_20210705.jpg"],
+        f"{TRASH}/new_york_5.jpg": before["new_york_5.jpg"],
+    }
+    assert (len(outcome.trashed), len(outcome.renamed), outcome.refused) == (2, 1, ())
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
+
+
+# ── SAFETY row 1 ──
+
+
+def test_a_replica_that_was_edited_since_is_refused_even_if_its_times_were_restored(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg")
+    findings = found_in(tmp_path, "--exact")
+    edited = tmp_path / "IMG_1.jpg"
+    times = edited.stat()
+    edited.write_bytes(b"edited")
+    os.utime(edited, ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = contents(tmp_path)
+    outcome = carried_out(findings)
+    assert refusals(outcome, tmp_path) == {"IMG_1.jpg": "it has changed since it was scanned"}
+    assert contents(tmp_path) == {
+        "beach.jpg": before["beach.jpg"],
+        "IMG_1.jpg": before["IMG_1.jpg"],
+        f"{TRASH}/IMG_2.jpg": before["IMG_2.jpg"],
+    }
+
+
+# ── SAFETY rows 2 and 3 ──
+
+
+@pytest.mark.parametrize("fault", ["gone", "truncated", "a link to a replica", "unreadable folder"])
+def test_without_its_keeper_a_whole_group_is_refused(tmp_path: Path, fault: str) -> None:
+    made_doubles(tmp_path, "lake/beach.jpg", "IMG_1.jpg", "IMG_2.jpg")
+    findings = found_in(tmp_path, "--exact")
+    keeper = tmp_path / "lake" / "beach.jpg"
+    if fault == "truncated":
+        os.truncate(keeper, 3)
+    else:
+        keeper.unlink()
+    if fault == "a link to a replica":
+        keeper.symlink_to(tmp_path / "IMG_1.jpg")
+    if fault == "unreadable folder":
+        keeper.parent.rmdir()
+    before = contents(tmp_path)
+    outcome = carried_out(findings)
+    assert sorted(refusals(outcome, tmp_path)) == ["IMG_1.jpg", "IMG_2.jpg", "lake/beach.jpg"]
+    assert outcome.moved == ()
+    assert contents(tmp_path) == before
+
+
+def test_a_keeper_that_goes_in_the_midst_of_its_group_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg")
+    findings = found_in(tmp_path, "--exact")
+    original = idem.move
+
+    def move_and_lose(file: MediaFile, target: str, part: str) -> MediaFile:
+        (tmp_path / "beach.jpg").write_bytes(b"other")
+        return original(file, target, part)
+
+    monkeypatch.setattr(idem, "move", move_and_lose)
+    outcome = carried_out(findings)
+    assert refusals(outcome, tmp_path) == {"IMG_2.jpg": "it has changed since it was scanned"}
+    assert (tmp_path / "IMG_2.jpg").exists()
+
+
+# ── SAFETY row 5 ──
+
+
+def test_a_library_that_is_a_link_works_like_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    (tmp_path / "link").symlink_to(library)
+    before = contents(library)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("k\n"))
+    assert main([str(tmp_path / "link"), "--exact", "--interactive"]) == 0
+    assert sorted(contents(library)) == [f"{TRASH}/IMG_1.jpg", "beach.jpg"]
+    assert main([str(tmp_path / "link"), "--undo"]) == 0
+    assert contents(library) == before
+
+
+# ── SAFETY row 6 ──
+
+
+def test_a_name_taken_in_the_trash_gets_a_counter_and_links_there_are_not_followed(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg", "sub/IMG_3.jpg")
+    made_doubles(tmp_path, f"{TRASH}/IMG_1.jpg", f"{TRASH}/IMG_1 (2).jpg", content=b"older trash")
+    (tmp_path / TRASH / "IMG_2.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / TRASH / "sub").symlink_to(tmp_path / "outside")
+    outcome = carried_out(found_in(tmp_path, "--exact"))
+    assert [Path(each.after.path).name for each in outcome.trashed] == ["IMG_1 (3).jpg", "IMG_2 (2).jpg"]
+    assert list(refusals(outcome, tmp_path)) == ["sub/IMG_3.jpg"]
+    assert (tmp_path / TRASH / "IMG_1.jpg").read_bytes() == b"older trash"
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not (tmp_path / "nowhere.jpg").exists()
+
+
+def test_a_trash_folder_that_leads_out_of_the_library_is_refused(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    (tmp_path / "outside").mkdir()
+    (library / TRASH).symlink_to(tmp_path / "outside")
+    outcome = carried_out(found_in(library, "--exact"))
+    assert list(refusals(outcome, library)) == ["IMG_1.jpg"]
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_journal_that_leads_out_of_the_library_is_not_written(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    findings = found_in(library, "--exact", "--cache", str(tmp_path / "cache"))
+    (tmp_path / "outside").mkdir()
+    (library / "__databases").symlink_to(tmp_path / "outside")
+    with pytest.raises(idem.IdemError, match="no file is moved"):
+        carried_out(findings)
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert (library / "IMG_1.jpg").exists()
+
+
+# ── SAFETY row 7 ──
+
+
+@pytest.mark.parametrize("way", ["system", "link", "placeholder"])
+def test_a_destination_that_appears_at_the_last_moment_is_never_overwritten(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg")
+    findings = found_in(tmp_path, "--exact")
+    before = contents(tmp_path)
+    use_way(way, monkeypatch)
+    rename = idem.rename_without_replacing
+
+    def late_rename(source: str, target: str) -> None:
+        if not Path(target).name.endswith(").jpg"):
+            Path(target).write_bytes(b"somebody else's")
+        rename(source, target)
+
+    monkeypatch.setattr(idem, "rename_without_replacing", late_rename)
+    outcome = carried_out(findings)
+    assert outcome.refused == ()
+    assert contents(tmp_path) == {
+        f"{TRASH}/beach.jpg": hashlib.sha256(b"somebody else's").hexdigest(),
+        f"{TRASH}/beach (2).jpg": before["beach.jpg"],
+        "lake/beach.jpg": hashlib.sha256(b"somebody else's").hexdigest(),
+        "lake/beach (2).jpg": before["lake/IMG_1.jpg"],
+    }
+
+
+def use_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files renamed as on systems without the better ways."""
+
+    def no_links(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if way != "system":
+        monkeypatch.setattr(idem, "system_rename", lambda source, target: False)
+    if way == "placeholder":
+        monkeypatch.setattr(os, "link", no_links)
+
+
+# ── SAFETY row 8 ──
+
+
+@contextmanager
+def mounted(folder: Path, *arguments: str) -> Iterator[None]:
+    """A file system of its own in this folder."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", *arguments, str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@ON_LINUX
+@AS_ROOT
+def test_a_trash_on_another_file_system_gets_verified_copies_with_their_times(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", content=b"x" * 3_000_000)
+    os.utime(tmp_path / "IMG_1.jpg", ns=(1_500_000_000_123_456_789, 1_500_000_000_123_456_789))
+    (tmp_path / "IMG_1.xmp").write_text("edits")
+    before = contents(tmp_path)
+    with mounted(tmp_path / TRASH, "-t", "tmpfs", "tmpfs"):
+        outcome = carried_out(found_in(tmp_path, "--exact"))
+        assert outcome.refused == ()
+        assert contents(tmp_path) == {
+            "beach.jpg": before["beach.jpg"],
+            f"{TRASH}/IMG_1.jpg": before["IMG_1.jpg"],
+            f"{TRASH}/IMG_1.xmp": before["IMG_1.xmp"],
+        }
+        assert (tmp_path / TRASH / "IMG_1.jpg").stat().st_mtime_ns == 1_500_000_000_123_456_789
+        assert main([str(tmp_path), "--undo"]) == 0
+        assert contents(tmp_path) == before
+
+
+@ON_LINUX
+@AS_ROOT
+def test_a_full_file_system_leaves_the_source_and_no_part_of_a_copy(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", content=b"x" * 3_000_000)
+    made_doubles(tmp_path, "boat.jpg", "IMG_2.jpg", content=b"y" * 300_000)
+    before = contents(tmp_path)
+    with mounted(tmp_path / TRASH, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
+        outcome = carried_out(found_in(tmp_path, "--exact"))
+        assert refusals(outcome, tmp_path) == {"IMG_1.jpg": "No space left on device"}
+        assert sorted(contents(tmp_path)) == [f"{TRASH}/IMG_2.jpg", "IMG_1.jpg", "beach.jpg", "boat.jpg"]
+        assert Counter(contents(tmp_path).values()) == Counter(before.values())
+
+
+def test_a_copy_that_comes_out_wrong_is_thrown_away_and_the_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    before = contents(tmp_path)
+    findings = found_in(tmp_path, "--exact")
+    pretend_other_file_system(monkeypatch)
+    monkeypatch.setattr(idem, "digest_of", lambda stream: "wrong")
+    outcome = carried_out(findings)
+    assert refusals(outcome, tmp_path) == {"IMG_1.jpg": "the copy on the other file system came out wrong"}
+    assert contents(tmp_path) == before
+
+
+def pretend_other_file_system(monkeypatch: pytest.MonkeyPatch, probability: float = 1, seed: int = 1) -> None:
+    """Let renames fail as they do between file systems, but for those of unfinished copies."""
+    rename, rng = idem.rename_without_replacing, random.Random(seed)
+
+    def refusing(source: str, target: str) -> None:
+        if not source.endswith(".part") and rng.random() < probability:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(idem, "rename_without_replacing", refusing)
+
+
+# ── SAFETY row 9 ──
+
+
+@ON_LINUX
+@AS_ROOT
+def test_an_immutable_file_is_named_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg")
+    done = subprocess.run(["chattr", "+i", tmp_path / "IMG_1.jpg"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"files cannot be made immutable here: {done.stderr.decode().strip()}")
+    try:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("k\n"))
+        assert main([str(tmp_path), "--exact", "-i"]) == 1
+        assert sorted(contents(tmp_path)) == [f"{TRASH}/IMG_2.jpg", "IMG_1.jpg", "beach.jpg"]
+    finally:
+        subprocess.run(["chattr", "-i", tmp_path / "IMG_1.jpg"], check=True)
+
+
+@ON_LINUX
+@AS_ROOT
+def test_a_file_that_its_user_may_not_move_is_named(open_folder: Path) -> None:
+    made_doubles(open_folder, "beach.jpg", "IMG_1.jpg", "locked/IMG_2.jpg")
+    subprocess.run(["chown", "-R", "65534:65534", open_folder], check=True)
+    (open_folder / "locked").chmod(0o555)
+    status, out, _ = main_as_nobody(open_folder, "--exact", "-i", answers="a\n")
+    assert status == 1
+    assert f"refused   {os.path.join('locked', 'IMG_2.jpg')}: Permission denied" in out.splitlines()
+    assert sorted(contents(open_folder)) == [f"{TRASH}/IMG_1.jpg", "beach.jpg", "locked/IMG_2.jpg"]
+
+
+@ON_LINUX
+@AS_ROOT
+def test_in_a_read_only_library_nothing_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    before = contents(library)
+    with mounted(library, "--bind", str(library)):
+        subprocess.run(["mount", "-o", "remount,bind,ro", library], check=True)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("k\n"))
+        assert main([str(library), "--exact", "-i", "--cache", str(tmp_path / "cache")]) == 2
+    assert contents(library) == before
+
+
+# ── SAFETY row 10 ──
+
+
+def killed_at(step: int, function: str, findings: idem.Findings) -> bool:
+    """Carry out in a process that is killed right after its nth call of an idem function; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        original, calls = getattr(idem, function), itertools.count(1)
+
+        def deadly(*arguments: Any, **named: Any) -> Any:
+            result = original(*arguments, **named)
+            if next(calls) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(idem, function, deadly)
+        carried_out(findings)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def library_of_twenty_moves(library: Path) -> Path:
+    for number in range(4):
+        names = [f"lake {word}/{number}.jpg" for word in ("boat", "shore", "bridge")]
+        made_doubles(library, f"IMG_{number}.jpg", *names, content=b"picture %d" % number)
+        made_doubles(library, f"lake boat/{number}.xmp", content=b"edits %d" % number)
+        made_doubles(library, f"sunset {'x' * number}.jpg", content=b"picture %d" % number)
+    return library
+
+
+@ON_LINUX
+@pytest.mark.parametrize("way", ["system", "link", "placeholder", "copy"])
+def test_a_run_that_is_killed_after_any_move_is_undone_byte_for_byte(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = library_of_twenty_moves(tmp_path)
+    before = contents(library)
+    if way == "copy":
+        pretend_other_file_system(monkeypatch)
+    else:
+        use_way(way, monkeypatch)
+    for step in itertools.count(1):
+        killed = killed_at(step, "move", found_in(library, "--exact"))
+        assert Counter(contents(library).values()) == Counter(before.values())
+        capsys.readouterr()
+        found_in(library, "--exact")
+        assert ("the last moves were interrupted" in capsys.readouterr().err) == killed
+        assert main([str(library), "--undo"]) == 0
+        assert contents(library) == before
+        if not killed:
+            break
+    assert step > 20
+
+
+@ON_LINUX
+@pytest.mark.parametrize("function", ["rename_without_replacing", "save_folder", "check_still", "make_folder"])
+@pytest.mark.parametrize("way", ["system", "copy"])
+def test_a_run_that_is_killed_within_a_move_loses_nothing_and_is_undone(
+    tmp_path: Path, way: str, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg", "IMG_2.jpg")
+    before = contents(library)
+    if way == "copy":
+        pretend_other_file_system(monkeypatch)
+    for step in itertools.count(1):
+        killed = killed_at(step, function, found_in(library, "--exact"))
+        assert set(contents(library).values()) >= set(before.values())
+        assert main([str(library), "--undo"]) == 0
+        assert {name: each for name, each in contents(library).items() if not name.endswith(".part")} == before
+        if not killed:
+            break
+    assert step > 2
+    assert not list(library.rglob("*.part"))
+
+
+@ON_LINUX
+def test_a_run_killed_between_a_second_link_and_the_end_of_the_first_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    before = contents(library)
+    use_way("link", monkeypatch)
+    findings = found_in(library, "--exact")
+    child = os.fork()
+    if child == 0:
+        os.unlink = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        carried_out(findings)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (library / TRASH / "IMG_1.jpg").samefile(library / "IMG_1.jpg")
+    assert main([str(library), "--undo"]) == 0
+    assert contents(library) == before
+
+
+# ── SAFETY row 11 ──
+
+
+def test_a_name_of_255_bytes_is_cut_to_make_room_for_a_counter(tmp_path: Path) -> None:
+    name = "ü" * 125 + "x.jpg"
+    assert len(name.encode()) == 255
+    made_doubles(tmp_path, "beach trip/" + name, name)
+    made_doubles(tmp_path, f"{TRASH}/{name}", content=b"older")
+    (tmp_path / (name[:-4] + ".xmp")).write_text("edits")
+    outcome = carried_out(found_in(tmp_path, "--exact"))
+    assert outcome.refused == ()
+    cut = "ü" * 123
+    assert sorted(path.name for path in (tmp_path / TRASH).iterdir()) == sorted(
+        [name, f"{cut} (2).jpg", f"{cut} (2).xmp"]
+    )
+
+
+def test_a_rename_may_change_nothing_but_capitals(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    (findings,) = [found_in(tmp_path, "--exact")]
+    target = str(tmp_path / "BEACH.jpg")
+    outcome = idem.carry_out([replace(findings.decisions[0], target=target)], findings.root, set())
+    assert outcome.refused == ()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["BEACH.jpg"]
+
+
+# ── SAFETY row 12 ──
+
+
+def test_a_second_run_on_a_library_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    with idem.run_lock(str(tmp_path / "__databases")):
+        for arguments in (["-i"], ["--undo"], ["--verify-trash"], [], ["-i", "--cache", str(tmp_path / "cache")]):
+            assert main([str(tmp_path), "--exact", *arguments]) == 2
+            assert capsys.readouterr().err == f"idem: another run of idem is using {tmp_path / '__databases'}\n"
+
+
+# ── decisions that may not be ──
+
+
+def test_a_decision_about_files_outside_the_library_or_without_a_keeper_is_refused(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    made_doubles(tmp_path / "lib", f"{TRASH}/old.jpg", content=b"double")
+    made_doubles(tmp_path, "outside.jpg")
+    findings = found_in(library, "--exact")
+    decision = findings.decisions[0]
+    outside = replace(decision.trash[0], file=media_file(tmp_path / "outside.jpg"))
+    in_trash = replace(decision.trash[0], file=media_file(library / TRASH / "old.jpg"))
+    before = contents(tmp_path)
+    for wrong in (
+        replace(decision, trash=(outside,)),
+        replace(decision, trash=(in_trash,)),
+        replace(decision, trash=(decision.keeper,)),
+        replace(decision, trash=decision.trash * 2),
+        replace(decision, keeper=outside),
+        replace(decision, target=str(tmp_path / "elsewhere.jpg")),
+        replace(decision, target=str(library / ".." / "elsewhere.jpg")),
+        replace(decision, target=str(library / "beach.png")),
+        replace(decision, target=str(library / TRASH / "beach.jpg")),
+    ):
+        outcome = idem.carry_out([wrong], findings.root, set())
+        assert outcome.moved == ()
+        assert outcome.refused
+    assert contents(tmp_path) == before | {
+        each: found for each, found in contents(tmp_path).items() if "__databases" in each
+    }
+
+
+# ── companions ──
+
+
+def test_companions_go_to_the_trash_with_their_photo(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "lake/beach.heic", "a/IMG_1.HEIC")
+    for name in ("IMG_1.xmp", "IMG_1.HEIC.xmp", "IMG_1.AAE", "IMG_1.HEIC.json", "IMG_1.MOV", "IMG_10.xmp", "IMG_1.txt"):
+        made_doubles(tmp_path, f"a/{name}", content=name.encode())
+    before = contents(tmp_path)
+    (tmp_path / "a" / "IMG_1.txt").unlink()
+    assert carried_out(found_in(tmp_path, "--exact")).refused == ()
+    assert sorted(contents(tmp_path)) == sorted(
+        [
+            "lake/beach.heic",
+            "a/IMG_10.xmp",
+            *(f"{TRASH}/a/IMG_1{end}" for end in (".HEIC", ".xmp", ".HEIC.xmp", ".AAE", ".HEIC.json", ".MOV")),
+        ]
+    )
+    assert set(contents(tmp_path).values()) <= set(before.values())
+
+
+def test_companions_take_the_new_name_and_folder_of_their_keeper(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg")
+    made_doubles(tmp_path, "lake/IMG_1.xmp", content=b"1")
+    made_doubles(tmp_path, "lake/IMG_1.jpg.xmp", content=b"2")
+    made_doubles(tmp_path, "beach.xmp", content=b"3")
+    assert carried_out(found_in(tmp_path, "--exact")).refused == ()
+    found = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.xmp")}
+    assert found == {"lake/beach.xmp": b"1", "lake/beach.jpg.xmp": b"2", f"{TRASH}/beach.xmp": b"3"}
+
+
+@pytest.mark.parametrize("other", ["IMG_1.CR2", "IMG_1.png", "IMG_1.txt"])
+def test_companions_stay_with_another_file_of_their_stem(tmp_path: Path, other: str) -> None:
+    made_doubles(tmp_path, "lake/beach.jpg", "IMG_1.jpg")
+    made_doubles(tmp_path, other, content=b"other")
+    made_doubles(tmp_path, "IMG_1.xmp", "IMG_1.jpg.json", content=b"edits")
+    carried_out(found_in(tmp_path, "--exact"))
+    assert sorted(contents(tmp_path)) == sorted(
+        ["lake/beach.jpg", other, "IMG_1.xmp", f"{TRASH}/IMG_1.jpg", f"{TRASH}/IMG_1.jpg.json"]
+    )
+
+
+def test_the_video_of_a_live_photo_that_is_in_a_group_itself_stays(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "lake/beach.heic", "IMG_1.HEIC")
+    made_doubles(tmp_path, "IMG_1.MOV", "lake/old.mov", content=b"video")
+    findings = found_in(tmp_path, "--exact")
+    members = {replica.file.path for group in findings.groups for replica in group.replicas}
+    images = [each for each in findings.decisions if each.keeper.file.path.endswith(".heic")]
+    idem.carry_out(images, findings.root, members)
+    assert (tmp_path / "IMG_1.MOV").exists()
+
+
+def test_a_photo_whose_companion_cannot_come_along_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_doubles(tmp_path, "lake/beach.jpg", "IMG_1.jpg")
+    made_doubles(tmp_path, "IMG_1.xmp", "IMG_1.jpg.json", content=b"edits")
+    findings = found_in(tmp_path, "--exact")
+    before = contents(tmp_path)
+    move = idem.move
+
+    def failing(file: MediaFile, target: str, part: str) -> MediaFile:
+        if file.path.endswith("IMG_1.jpg"):
+            raise OSError(errno.EIO, "Input/output error")
+        return move(file, target, part)
+
+    monkeypatch.setattr(idem, "move", failing)
+    outcome = carried_out(findings)
+    assert refusals(outcome, tmp_path) == {"IMG_1.jpg": "Input/output error"}
+    assert contents(tmp_path) == before
+
+
+def test_a_keeper_gets_another_name_where_one_of_its_companions_would_have_none(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "IMG_1.jpg", "beach.jpg")
+    made_doubles(tmp_path, "IMG_1.jpg.xmp", content=b"edits")
+    made_doubles(tmp_path, "beach.jpg.xmp.txt", content=b"unrelated")
+    (tmp_path / "lake").mkdir()
+    findings = found_in(tmp_path, "--exact")
+    image = next(each for each in findings.groups[0].replicas if each.file.path.endswith("IMG_1.jpg"))
+    other = next(each for each in findings.groups[0].replicas if each is not image)
+    made_doubles(tmp_path, "lake/beach.jpg.xmp", content=b"of another")
+    decision = idem.Decision(image, str(tmp_path / "lake" / "beach.jpg"), (other,), ())
+    idem.carry_out([decision], findings.root, set())
+    assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == [
+        *("beach (2).jpg", "beach (2).jpg.xmp", "beach.jpg.xmp"),
+    ]
+
+
+# ── undo ──
+
+
+def test_undo_goes_back_batch_by_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states = [contents(made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg"))]
+    for number in (2, 3):
+        carried_out(found_in(tmp_path, "--exact"))
+        made_doubles(tmp_path, f"boat {number}.jpg", f"IMG_{number}.jpg", content=b"%d" % number)
+        states.append(contents(tmp_path))
+    carried_out(found_in(tmp_path, "--exact"))
+    later = {"boat 2.jpg", "IMG_2.jpg", "boat 3.jpg", "IMG_3.jpg"}
+    for state in reversed(states):
+        assert main([str(tmp_path), "--undo"]) == 0
+        now = contents(tmp_path)
+        assert {name: now[name] for name in state} == state
+        assert set(now) - set(state) <= later
+    capsys.readouterr()
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert capsys.readouterr().out == "Nothing to undo.\n"
+
+
+def test_what_cannot_go_back_is_named_and_the_rest_goes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg", "IMG_4.jpg"]
+    made_doubles(tmp_path, "beach.jpg", *names)
+    carried_out(found_in(tmp_path, "--exact"))
+    (tmp_path / "IMG_1.jpg").write_bytes(b"somebody else's")
+    (tmp_path / TRASH / "IMG_2.jpg").unlink()
+    (tmp_path / TRASH / "IMG_3.jpg").write_bytes(b"another")
+    assert main([str(tmp_path), "--undo"]) == 1
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "1 file put back, 3 not",
+        "put back  IMG_4.jpg",
+        f"refused   {os.path.join(TRASH, 'IMG_1.jpg')}: not put back: File exists",
+        f"refused   {os.path.join(TRASH, 'IMG_2.jpg')}: not put back: it is gone",
+        f"refused   {os.path.join(TRASH, 'IMG_3.jpg')}: not put back: another file is in its place",
+    ]
+    assert (tmp_path / "IMG_1.jpg").read_bytes() == b"somebody else's"
+    assert (tmp_path / TRASH / "IMG_1.jpg").read_bytes() == b"double"
+
+
+def test_a_torn_or_hostile_journal_moves_nothing_out_of_or_into_the_library(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    made_doubles(tmp_path, "outside.jpg")
+    before = contents(library)
+    carried_out(found_in(library, "--exact"))
+    journal = library / "__databases" / "idem_journal.jsonl"
+    good = journal.read_bytes()
+    hostile = {"batch": 9, "event": "move", "number": 1, "size": 6, "mtime_ns": 0, "part": "x"}
+    status = (tmp_path / "outside.jpg").stat()
+    lines = [
+        {**hostile, "from": "beach.jpg", "to": "../outside.jpg", "mtime_ns": status.st_mtime_ns},
+        {**hostile, "from": "../stolen.jpg", "to": "beach.jpg", "mtime_ns": status.st_mtime_ns},
+        {**hostile, "from": str(tmp_path / "stolen.jpg"), "to": "beach.jpg"},
+    ]
+    for line in lines:
+        journal.write_bytes(good + json.dumps(line).encode() + b"\n")
+        assert main([str(library), "--undo"]) == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lib", "outside.jpg"]
+        assert (library / "beach.jpg").exists()
+    journal.write_bytes(good + b'{"batch": 7, "event": "mo\n\xff\x00junk\n[1]\nnull\n{"batch": "x"}\n{"batch": 1, "ev')
+    assert main([str(library), "--undo"]) == 0
+    assert contents(library) == before
+
+
+# ── whatever happens ──
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 25) for start in range(0, 250, 25)], ids=lambda seeds: seeds[0])
+def test_nothing_is_ever_lost_in_made_libraries_with_faults_at_random(
+    tmp_path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in seeds:
+        library = random_library(tmp_path / str(seed), random.Random(seed))
+        states = [contents(library)]
+        for round_number in range(2):
+            with monkeypatch.context() as patch:
+                outcome = act_with_faults(library, random.Random(seed * 10 + round_number), patch)
+            now = contents(library)
+            assert Counter(now.values()) == Counter(states[0].values()), seed
+            live = {each for name, each in now.items() if not name.startswith(TRASH)}
+            assert {
+                each for name, each in states[0].items() if Path(name).suffix in (".jpg", ".png", ".mov")
+            } <= live | {states[0][name] for name in states[0] if "/live" in name}, seed
+            skipped = {Path(each.path).name for each in outcome.refused}
+            assert len(skipped) <= len(now)
+            states.append(now)
+        for state in reversed(states[:-1]):
+            if contents(library) != state:
+                assert main([str(library), "--undo"]) == 0, seed
+            assert contents(library) == state, seed
+
+
+def random_library(library: Path, rng: random.Random) -> Path:
+    """Groups of equal files under all sorts of names and folders, with companions."""
+    folders = ["", "lake", "lake/boat trip", "2021", "Backup/old", "wedding ü", "DCIM/100APPLE"]
+    stems = [
+        "beach",
+        "IMG_1",
+        "IMG_2",
+        "new_york_5",
+        "a8f3c9e1b2",
+        "beach (1)",
+        "東京",
+        "-dash",
+        "two\nlines",
+        "x" * 240,
+    ]
+    for group in range(rng.randint(1, 4)):
+        for _ in range(rng.randint(2, 4)):
+            stem, folder = rng.choice(stems), rng.choice(folders)
+            path = f"{folder}/{stem}{rng.choice(['.jpg', '.JPG', '.png', '.mov'])}".lstrip("/")
+            if not (library / path).exists():
+                made_doubles(library, path, content=b"picture %d" % group)
+            for companion in rng.sample([".xmp", ".AAE", ".jpg.json", ".CR2"], rng.choice([0, 0, 1, 2])):
+                name = f"{folder}/{stem}{companion}".lstrip("/")
+                if not (library / name).exists():
+                    made_doubles(library, name, content=name.encode())
+    return library
+
+
+def act_with_faults(library: Path, rng: random.Random, patch: pytest.MonkeyPatch) -> idem.Outcome:
+    """Carry out what is suggested, while renames fail at random and other files appear."""
+    findings = found_in(library, "--exact")
+    rename = idem.rename_without_replacing
+
+    def unreliable(source: str, target: str) -> None:
+        fault = rng.random()
+        if fault < 0.15 and not source.endswith(".part"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        if fault < 0.25:
+            raise OSError(rng.choice([errno.EIO, errno.EACCES, errno.ENOSPC, errno.EEXIST]), "made to fail")
+        rename(source, target)
+
+    patch.setattr(idem, "rename_without_replacing", unreliable)
+    return carried_out(findings)
+
+
+# ── the caches ──
+
+
+def test_nothing_is_fingerprinted_again_because_it_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1, (800, 600)), tmp_path / "IMG_1.jpg")
+    save(photo(1, (400, 300)), tmp_path / "lake" / "beach.jpg")
+    clip(tmp_path / "VID_1.mp4", "-c:v", "libx264", "-crf", "12", seconds=1)
+    clip(tmp_path / "lake" / "boat.mp4", "-c:v", "libx264", "-crf", "28", seconds=1)
+    report(tmp_path, "--exact", capsys=capsys)
+    report(tmp_path, "--video", capsys=capsys)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("b\nb\n"))
+    assert main([str(tmp_path), "--video", "-i"]) == 0
+    assert sorted(contents(tmp_path)) == [
+        *(f"{TRASH}/lake/beach.jpg", f"{TRASH}/lake/boat.mp4", "lake/beach.jpg", "lake/boat.mp4"),
+    ]
+    for arguments in (["--video"], ["--exact"]):
+        totals = report(tmp_path, *arguments, capsys=capsys)["totals"]
+        assert (totals["new"], totals["cached"], totals["groups"]) == (0, 2, 0)
+    assert main([str(tmp_path), "--undo"]) == main([str(tmp_path), "--undo"]) == 0
+    for arguments in (["--video"], ["--exact"]):
+        totals = report(tmp_path, *arguments, capsys=capsys)["totals"]
+        assert (totals["new"], totals["cached"]) == (0, 4)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
