@@ -131,18 +131,20 @@ FRAME_SIDE = 64  # px; what ffmpeg scales them to
 FRAME_CELLS = 16  # per side, of the small picture of a frame
 FRAME_BYTES = FRAME_CELLS**2 + 2 * (FRAME_CELLS // 2) ** 2
 FRAMES_TEXT = FRAMES * FRAME_BYTES // 3 * 4  # characters of base64
-TELLING_FRAMES = 4  # that must not be flat, and as many that must agree, or there is nothing to go by
-AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; the others must be explained by motion
-MOTION_SLACK = 2  # times the motion between a frame and the next two: copies may be off by that much
+TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
+DISTINCT_FRAMES = 5  # that must show something else than each other: else they prove no more than one picture does
 STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
-CHANGES = 2  # times that what the frames show must change: else they are no more proof than one picture is
-FRAME_HASH_RADIUS = 12  # bits, on average over the frames; re-encoding flips far fewer
+FRAME_HASH_RADIUS = (
+    16  # bits, on average over the frames; re-encoding flips far fewer, a frame more or less at a cut some
+)
 DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
 SAME_DURATION = 0.2, 0.002  # the same for copies: containers round, and audio may end later than the pictures
 # By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
 STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
 STRETCH_SLACK = 0.01
-QUICKTIME_GAMMA = 1.8 / 2.2  # QuickTime brightened or darkened the luma of some codecs by this exponent
+AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
+BLURRED = 2  # times the slack at most
+QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
 GAMMA_SLACK = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
 PIXELS_AT_ONCE = 17_000_000  # of frames decoded by one ffmpeg, which holds some ten pictures for each of them
 
@@ -150,6 +152,7 @@ CHECKSUM_WINDOW = 4 << 20  # bytes; of files larger than three of them only thre
 
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
 TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
+SLOWEST_DRIVE = 5_000_000  # bytes per second
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
@@ -258,18 +261,20 @@ class ImageFingerprint:
 class VideoFingerprint:
     """What idem knows of a video after looking at FRAMES of its frames.
 
-    `signatures` are FRAME_BYTES for each frame, laid out like the signature of an image, in base64. `motion` holds,
-    for each frame, by how many levels its luma and its chroma differ at most from the next two frames.
-    `content_digest` is the SHA-256 of the file where the frames say too little and only an equal file is a copy.
+    `signatures` are FRAME_BYTES for each frame, laid out like the signature of an image, in base64; `following` those
+    of the next frame after each that shows something else: a copy may be off by one. `content_digest` is the SHA-256
+    of the file where the frames say too little and only an equal file is a copy.
     """
 
     width: int  # px, upright, in square pixels
     height: int
     milliseconds: int
+    quicktime_rgb: bool  # stored as RGB in a QuickTime file: see QUICKTIME_GAMMA
+    whole: bool  # that it does not break off has been looked at
     flat: tuple[bool, ...]  # which frames show hardly anything: see `is_flat`
-    motion: bytes
     content_digest: str
     hashes: tuple[int, ...]  # pHash of each frame
+    following: bytes
     signatures: bytes
 
     @property
@@ -571,6 +576,7 @@ class CachedRow(NamedTuple):  # a dataclass would take a third of the time of lo
     path: str
     size: int
     mtime_us: int
+    ctime_us: int | None  # None in caches that do not keep it
     fields: list[bytes]  # of the fingerprint; empty for rows that are only remembered
 
 
@@ -610,12 +616,14 @@ class FingerprintCache(Generic[F]):
         self.form = form
         self.path = os.path.join(folder, form.file_name)
         self.mtime_column = form.identity_columns.index("mtime")
+        self.ctime_column = form.identity_columns.index("ctime") if "ctime" in form.identity_columns else None
         self.fingerprint_column = len(form.identity_columns)
         self.root = scanned.root
         self.files = {cached_path(file.path): file for file in scanned.files}
         self.known: dict[str, F] = {}
         self.others: dict[str, CachedRow] = {}  # rows of files that were not scanned, without their fields
         self.moved: dict[tuple[str, int], list[CachedRow]] = {}
+        self.uncertain: set[str] = set()  # files whose status has changed since: perhaps, unseen, their content, too
         self.forgotten = 0
         self.needs_rewrite = False
         self.warned = False
@@ -680,9 +688,10 @@ class FingerprintCache(Generic[F]):
             raise ValueError("not a row")
         path = fields[0].decode("utf-8", ODD_NAMES)
         size, mtime_us = int(fields[1]), microseconds(fields[self.mtime_column])
+        ctime_us = microseconds(fields[self.ctime_column]) if self.ctime_column else None
         if size < 0:
             raise ValueError("negative size")
-        return CachedRow(offset, len(raw), path, size, mtime_us, fields[self.fingerprint_column :])
+        return CachedRow(offset, len(raw), path, size, mtime_us, ctime_us, fields[self.fingerprint_column :])
 
     def take(self, row: CachedRow) -> None:
         """Hold the fingerprint of a scanned file; of any other file only where its row is."""
@@ -696,6 +705,8 @@ class FingerprintCache(Generic[F]):
         self.known.pop(row.path, None)
         if fingerprint is not None:
             self.known[row.path] = fingerprint
+            if row.ctime_us is not None and abs(row.ctime_us - file.ctime_ns // 1000) > 1:
+                self.uncertain.add(row.path)
 
     def decoded(self, row: CachedRow) -> F | None:
         """The row's fingerprint; None when it is of another version or not one at all."""
@@ -721,7 +732,12 @@ class FingerprintCache(Generic[F]):
             fingerprint = self.from_old_path(file)
             if fingerprint is not None:
                 self.store(file, fingerprint)
+                self.uncertain.add(path)
         return self.known.get(path)
+
+    def is_uncertain(self, file: MediaFile) -> bool:
+        """Whether more than its name, size and time is needed to say that this is the file it was made of."""
+        return cached_path(file.path) in self.uncertain
 
     def from_old_path(self, file: MediaFile) -> F | None:
         """The fingerprint under the path this file had before it moved; None unless it is certain which."""
@@ -769,6 +785,7 @@ class FingerprintCache(Generic[F]):
         """Keep the fingerprint of the file, in place of any it had."""
         self.needs_rewrite |= cached_path(file.path) in self.known
         self.known[cached_path(file.path)] = fingerprint
+        self.uncertain.discard(cached_path(file.path))
         self.pending.append(self.encoded_row(file, fingerprint))
         if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
             self.flush()
@@ -962,37 +979,40 @@ def encoded_video(fingerprint: VideoFingerprint) -> list[str]:
         str(FINGERPRINT_VERSION),
         str(fingerprint.width),
         str(fingerprint.height),
+        "r" * fingerprint.quicktime_rgb + "w" * fingerprint.whole,
         "".join("f" if each else "." for each in fingerprint.flat),
-        fingerprint.motion.hex(),
         fingerprint.content_digest,
+        fingerprint.following.decode(),
         fingerprint.signatures.decode(),
     ]
 
 
 VIDEO_TRAITS = re.compile(  # all columns but the signatures
     rb"(?P<seconds>[0-9]{1,8})\.(?P<thousandths>[0-9]{3}),(?P<hashes>[0-9a-f]{%d}),(?P<version>[0-9]{1,4}),"
-    rb"(?P<width>[1-9][0-9]{0,5}),(?P<height>[1-9][0-9]{0,5}),(?P<flat>[f.]{%d}),(?P<motion>[0-9a-f]{%d}),"
-    rb"(?P<content_digest>([0-9a-f]{64})?)" % (16 * FRAMES, FRAMES, 4 * FRAMES)
+    rb"(?P<width>[1-9][0-9]{0,5}),(?P<height>[1-9][0-9]{0,5}),(?P<traits>r?w?),(?P<flat>[f.]{%d}),"
+    rb"(?P<content_digest>([0-9a-f]{64})?)" % (16 * FRAMES, FRAMES)
 )
 
 
 def decoded_video(fields: list[bytes]) -> VideoFingerprint | None:
     """The inverse of `encoded_video`; None for another version, ValueError for anything it cannot have written."""
-    row = VIDEO_TRAITS.fullmatch(b",".join(fields[:-1]))
+    row = VIDEO_TRAITS.fullmatch(b",".join(fields[:-2]))
     if row is None:
         raise ValueError("not a fingerprint")
     if int(row["version"]) != FINGERPRINT_VERSION:
         return None
-    if len(fields[-1]) != FRAMES_TEXT or fields[-1].translate(None, BASE64):
+    if any(len(each) != FRAMES_TEXT or each.translate(None, BASE64) for each in fields[-2:]):
         raise ValueError("not the signatures of the frames")
     return VideoFingerprint(
         width=int(row["width"]),
         height=int(row["height"]),
         milliseconds=int(row["seconds"] + row["thousandths"]),
+        quicktime_rgb=b"r" in row["traits"],
+        whole=b"w" in row["traits"],
         flat=tuple(each == ord("f") for each in row["flat"]),
-        motion=bytes.fromhex(row["motion"].decode()),
         content_digest=row["content_digest"].decode(),
         hashes=tuple(int(row["hashes"][at : at + 16], 16) for at in range(0, 16 * FRAMES, 16)),
+        following=fields[-2],
         signatures=fields[-1],
     )
 
@@ -1001,7 +1021,18 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
     file_name="videos_perceptual_hash_db.csv",
     identity_columns=("path", "size", "mtime"),
     fingerprint_columns=(
-        *("duration", "vhash", "version", "width", "height", "flat", "motion", "content_digest", "signatures"),
+        *(
+            "duration",
+            "vhash",
+            "version",
+            "width",
+            "height",
+            "traits",
+            "flat",
+            "content_digest",
+            "following",
+            "signatures",
+        ),
     ),
     encode=encoded_video,
     decode=decoded_video,
@@ -1024,7 +1055,7 @@ CHECKSUM_CACHE: CacheFormat[Checksum] = CacheFormat(  # other tools share it, so
 )
 WHOLE_CACHE: CacheFormat[Checksum] = CacheFormat(  # of the files whose checksum is that of another, but leaves gaps
     file_name="large_media_whole_sha_hash_db.csv",
-    identity_columns=("path", "size", "mtime"),
+    identity_columns=("path", "size", "ctime", "mtime"),
     fingerprint_columns=("sha256",),
     encode=lambda checksum: [checksum.digest],
     decode=decoded_checksum,
@@ -1548,10 +1579,11 @@ FRAME_FILTER = (
     f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
     "format=yuv444p,setsar=1"
 )
-FOLLOWED = 3  # frames from each moment on: the one that counts, and two that show how fast things move
-# Which frame is the nearest must not hang on rounding where the moment lies just between two: off centre by a bit.
-HALF_FRAME = 0.5 + 1 / 32
-LATE = 1.6  # frames; a seek that ends later than that after its moment has missed it
+# The frame that is shown at a moment is the last one before it: so decode from some frames before to some after.
+FRAMES_AHEAD = 2.5
+FRAMES_AROUND = 6
+FOLLOWED = 3  # of them count: the one that is shown, and two that tell what comes next
+ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
 # Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
 MARGINS = 0.0, -4.0, -16.0, -64.0
 STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in transport streams seeking ends anywhere, not where decoding can start
@@ -1567,13 +1599,14 @@ class VideoStream:
     height: int
     frame_rate: float  # per second; on average, or a guess
     transport_stream: bool
+    quicktime_rgb: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """What was decoded around a moment: up to FOLLOWED pictures, the one that counts first."""
 
-    seconds: float  # when it is shown
+    seconds: float  # from when it is shown
     pictures: np.ndarray  # Y, Cb, Cr: (n, 3, FRAME_SIDE, FRAME_SIDE), uint8, full range
 
 
@@ -1602,9 +1635,7 @@ def fingerprint_video(ffmpeg: str, probed: dict[str, VideoStream], file: MediaFi
             seconds = about.seconds or demuxed_seconds(ffmpeg, file.path, "0:V:0")
             frames = frames_of(ffmpeg, file.path, about, seconds)
             if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
-                there = demuxed_seconds(ffmpeg, file.path, "0")
-                if there < seconds - max(SAME_DURATION[0], SAME_DURATION[1] * seconds):
-                    raise ValueError(f"damaged: it ends after {there:.1f} of {seconds:.1f} s")
+                check_end(demuxed_seconds(ffmpeg, file.path, "0"), seconds)
                 seconds = demuxed_seconds(ffmpeg, file.path, "0:V:0")
                 frames = frames_of(ffmpeg, file.path, about, seconds)
             if len(frames) < FRAMES:
@@ -1623,15 +1654,17 @@ def fingerprint_of_frames(
     small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
     flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
     signatures = np.array([each[0] for each in small])
-    proof = changes(signatures[~np.array(flat)]) >= CHANGES and flat.count(False) >= TELLING_FRAMES
+    proof = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
     return VideoFingerprint(
         width=about.width,
         height=about.height,
         milliseconds=round(seconds * 1000),
+        quicktime_rgb=about.quicktime_rgb,
+        whole=False,
         flat=flat,
-        motion=b"".join(motion(each) for each in small),
         content_digest="" if proof else digest_of(stream),
         hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
+        following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
         signatures=base64.b64encode(signatures.tobytes()),
     )
 
@@ -1667,9 +1700,11 @@ def video_streams(ffmpeg: str, files: Sequence[MediaFile]) -> dict[str, VideoStr
     """
     _, said = run_ffmpeg(ffmpeg, *(argument for file in files for argument in video_input(file.path)))
     parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
-    if len(parts) > len(files):
-        return {}  # something in them looks like that line
-    streams = {file.path: parsed_stream(part, file.path) for file, part in zip(files, parts, strict=False)}
+    streams = {
+        file.path: parsed_stream(part, file.path)
+        for file, part in zip(files, parts, strict=False)
+        if part.partition(" from '")[2].startswith(f"{spoken(file.path)}':")
+    }
     return {path: stream for path, stream in streams.items() if stream is not None}
 
 
@@ -1694,7 +1729,7 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
     The words contain names and titles, which could say anything: so the path is taken out, and only lines that
     start as those of ffmpeg do are looked at.
     """
-    container = said.partition(",")[0]
+    container = said.partition(", from ")[0]
     said = said.replace(spoken(path), "")
     stream = VIDEO_STREAM.search(said)
     size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0]) if stream else None
@@ -1707,13 +1742,15 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
     if turned and 45 < abs(float(turned[1])) % 180 < 135:
         width, height = height, width
     rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
-    duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
+    duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+), start: (-?[\d.]+)", said, re.MULTILINE)
+    begin = float(duration[4]) if duration and container.startswith("matroska") else 0.0  # there it is when it ends
     return VideoStream(
-        seconds=seconds_in(duration.groups()) if duration else None,
+        seconds=seconds_in(duration.groups()[:3]) - begin if duration else None,
         width=width,
         height=height,
         frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
         transport_stream=container == "mpegts",
+        quicktime_rgb=container.startswith("mov") and bool(re.search(r", (?:rgb|bgr|argb|abgr|gbr|pal8)", stream[0])),
     )
 
 
@@ -1723,23 +1760,42 @@ def seconds_in(parts: Sequence[str]) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def demuxed_seconds(ffmpeg: str, path: str, streams: str) -> float:
-    """When the last packet of these streams ends, found out by reading the whole file. ValueError when there is none.
+def breaks_off(ffmpeg: str, file: MediaFile) -> bool | Unreadable:
+    """False for a video that goes on as long as it says; the reason for one that does not. Runs in a worker process."""
+    try:
+        with opened_unchanged(file):
+            about = video_stream(ffmpeg, file.path)
+            if about.seconds is not None:
+                check_end(demuxed_seconds(ffmpeg, file.path, "0", about.seconds - TAIL), about.seconds)
+        return False
+    except DECODER_ERRORS as error:
+        return Unreadable(file.path, reason_of(error))
 
-    Only for files that do not say it, or where it may not be true.
+
+TAIL = 3.0  # s before the end from which on it is looked for
+
+
+def check_end(found: float, said: float) -> None:
+    """ValueError when a file ends before the time it says."""
+    if found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said):
+        raise ValueError(f"damaged: it breaks off after {found:.1f} of {said:.1f} s")
+
+
+def demuxed_seconds(ffmpeg: str, path: str, streams: str, start: float = 0.0) -> float:
+    """When the last packet of these streams ends, found out by reading the file from the start given; 0 without any.
+
+    From its beginning only for files that do not say how long they are, or where that may not be true.
     """
-    listed = ["-map", streams, "-c", "copy", "-f", "framecrc", "pipe:1"]
-    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *video_input(path), *listed)
+    sought = ["-copyts", "-start_at_zero", "-ss", f"{max(0.0, start):.3f}"]
+    listed = ["-map", streams, "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"]
+    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *sought, *video_input(path), *listed)
     bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
     packets = re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE)
-    ends = [bases[int(stream)] * (int(begin) + int(lasts)) for stream, begin, lasts in packets]
-    if not ends:
-        raise ValueError("damaged: there are no pictures in it")
-    return max(ends)
+    return max((bases[int(stream)] * (int(begin) + int(lasts)) for stream, begin, lasts in packets), default=0.0)
 
 
 def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
-    """The frames nearest to the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
+    """The frames shown at the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
 
     Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
     long) the file is decoded from ever further ahead of the moment. A moment with no frame after it has none.
@@ -1762,7 +1818,7 @@ def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dic
 
 def is_missed(frame: Frame | None, moment: float, about: VideoStream) -> bool:
     """Whether no frame was decoded for the moment, or only one that is shown later."""
-    return frame is None or frame.seconds > moment + LATE / about.frame_rate
+    return frame is None or frame.seconds > moment + ROUNDING / about.frame_rate
 
 
 def decoded_frames(
@@ -1778,37 +1834,40 @@ def decoded_frames(
     inputs: list[str] = []
     graph: list[str] = []
     for place, moment in enumerate(moments.values()):
-        start = max(0.0, moment - HALF_FRAME / frame_rate - abs(margin))
+        start = max(0.0, moment - FRAMES_AHEAD / frame_rate - abs(margin))
         inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
         chosen = f"{frame_chooser(moment, margin, frame_rate)},showinfo@at{place}"
-        filled = f"setpts=N,tpad=stop={FOLLOWED},trim=end_frame={FOLLOWED},tile=1x{FOLLOWED},setpts=0"
+        filled = f"setpts=N,tpad=stop={FRAMES_AROUND},trim=end_frame={FRAMES_AROUND},tile=1x{FRAMES_AROUND},setpts=0"
         graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
     stack = "".join(f"[p{place}]" for place in range(len(moments)))
     graph.append(f"{stack}vstack=inputs={len(moments)}" if len(moments) > 1 else f"{stack}null")
     clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
     output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
     out, said = run_ffmpeg(ffmpeg, "-nostats", *clock, *inputs, *output)
-    if len(out) != len(moments) * FOLLOWED * 3 * FRAME_SIDE**2:
+    if len(out) != len(moments) * FRAMES_AROUND * 3 * FRAME_SIDE**2:
         return {}
-    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FOLLOWED, FRAME_SIDE, FRAME_SIDE)
+    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, FRAME_SIDE, FRAME_SIDE)
     frames = {}
-    for place, number in enumerate(moments):
-        times = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
+    for place, (number, moment) in enumerate(moments.items()):
+        found = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
+        times = [float(each) for each in found]
         if times:
-            frames[number] = Frame(float(times[0]), planes[:, place, : len(times)].transpose(1, 0, 2, 3))
+            before = [at for at, seconds in enumerate(times) if seconds <= moment + ROUNDING / frame_rate]
+            shown = 0 if margin < 0 else max(before, default=0)
+            last = min(len(times), shown + FOLLOWED)
+            frames[number] = Frame(times[shown], planes[:, place, shown:last].transpose(1, 0, 2, 3))
     return frames
 
 
 def frame_chooser(moment: float, margin: float, frame_rate: float) -> str:
-    """Filters that pass the frame nearest to the moment and the two after it, small.
+    """Filters that pass the frames around the moment, small: FRAMES_AROUND of them.
 
-    That is the first one from half a frame before the moment on; looking back (at a negative margin) it is the last
-    one up to half a frame after the moment, and the two before it.
+    Looking back (at a negative margin) they are the last ones before it, in reverse.
     """
-    begin, end = (moment + half / frame_rate for half in (-HALF_FRAME, HALF_FRAME))
+    begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
     if margin < 0:
-        return f"select='lt(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FOLLOWED}"
-    return f"select='gte(t,{begin:.6f})',trim=end_frame={FOLLOWED},{FRAME_FILTER}"
+        return f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
+    return f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
 
 
 def frame_signatures(pictures: np.ndarray) -> np.ndarray:
@@ -1836,21 +1895,23 @@ def frame_hash(picture: np.ndarray) -> int:
     return int(str(imagehash.phash(Image.fromarray(luma.round().astype(np.uint8)))), 16)
 
 
-def motion(signatures: np.ndarray) -> bytes:
-    """By how many levels luma and chroma of the first signature differ at most from the others: two bytes."""
+def following(signatures: np.ndarray) -> np.ndarray:
+    """The first signature that shows something else than the one before them all; else the last."""
     import numpy as np
 
-    difference = np.abs(signatures[1:].astype(int) - signatures[0])
-    luma, chroma = difference[:, : FRAME_CELLS**2], difference[:, FRAME_CELLS**2 :]
-    return bytes([int(luma.max(initial=0)), int(chroma.max(initial=0))])
+    differs = np.abs(signatures.astype(int) - signatures[0]).max(axis=1) > CELL_SLACK
+    return signatures[int(differs.argmax())] if differs.any() else signatures[-1]
 
 
-def changes(signatures: np.ndarray) -> int:
-    """How many of the signatures show something else than the one before."""
+def distinct(signatures: np.ndarray) -> int:
+    """How many of the signatures show something else than all before them."""
     import numpy as np
 
-    difference = np.abs(np.diff(signatures.astype(int), axis=0)).max(axis=1)
-    return int((difference > STILL_RANGE).sum())
+    seen: list[np.ndarray] = []
+    for each in signatures.astype(int):
+        if all(np.abs(each - other).max() > STILL_RANGE for other in seen):
+            seen.append(each)
+    return len(seen)
 
 
 # ── checksums ──
@@ -1905,12 +1966,12 @@ def digested(file: MediaFile, head: bytes, parts: list[tuple[int, int]]) -> Chec
 
 
 def run_in_workers(
-    work: Callable[[T], R], tasks: Sequence[T], jobs: int, timeout: float = TASK_TIMEOUT
+    work: Callable[[T], R], tasks: Sequence[T], jobs: int, seconds: Callable[[T], float] | None = None
 ) -> Generator[tuple[T, R | Lost], None, None]:
     """Each task with its result, as they come, computed by `jobs` processes.
 
-    A task whose process dies or takes longer than `timeout` seconds is Lost, and it alone. Close the iterator to
-    stop all processes at once.
+    A task whose process dies or takes longer than its `seconds` (TASK_TIMEOUT) is Lost, and it alone. Close the
+    iterator to stop all processes at once.
     """
     waiting = deque(tasks)
     workers: list[Worker[T, R]] = []
@@ -1919,7 +1980,7 @@ def run_in_workers(
             workers = [worker for worker in workers if worker.process.is_alive() or worker.tasks]
             while len(workers) < jobs and len(waiting) > len(workers):
                 try:
-                    workers.append(Worker(work, timeout))
+                    workers.append(Worker(work, seconds or (lambda _task: TASK_TIMEOUT)))
                 except OSError as error:  # out of processes, memory or open files: those there are must do
                     if not workers:
                         raise IdemError(f"cannot start a worker process: {reason_of(error)}") from None
@@ -1945,8 +2006,8 @@ def ready_workers(workers: list[Worker[T, R]]) -> list[Worker[T, R]]:
 class Worker(Generic[T, R]):
     """A process, the connection to it, and the tasks it holds, the one at work first."""
 
-    def __init__(self, work: Callable[[T], R], timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, work: Callable[[T], R], seconds: Callable[[T], float]) -> None:
+        self.seconds = seconds  # that a task may take
         self.tasks: deque[T] = deque()
         self.deadline = float("inf")
         context: Any = multiprocessing.get_context(START_METHOD)
@@ -1963,7 +2024,7 @@ class Worker(Generic[T, R]):
         while waiting and len(self.tasks) < most:
             task = waiting.popleft()
             if not self.tasks:
-                self.deadline = time.monotonic() + self.timeout
+                self.deadline = time.monotonic() + self.seconds(task)
             self.tasks.append(task)
             try:
                 self.connection.send(task)
@@ -1976,7 +2037,7 @@ class Worker(Generic[T, R]):
             if self.connection.poll():
                 result = self.connection.recv()
                 task = self.tasks.popleft()
-                self.deadline = time.monotonic() + self.timeout if self.tasks else float("inf")
+                self.deadline = time.monotonic() + self.seconds(self.tasks[0]) if self.tasks else float("inf")
                 yield task, result
                 return
         except (EOFError, OSError):
@@ -1984,7 +2045,7 @@ class Worker(Generic[T, R]):
         else:
             if time.monotonic() < self.deadline:
                 return
-            reason = f"decoding took more than {self.timeout:.0f} s"
+            reason = f"it took more than {self.seconds(self.tasks[0]):.0f} s"
         self.stop()
         if self.tasks:
             lost = self.tasks.popleft()
@@ -2311,6 +2372,7 @@ class VideoTable:
         self.seconds = np.array([each.seconds for each in fingerprints], np.float64)
         self.width = np.array([each.width for each in fingerprints], np.float64)
         self.height = np.array([each.height for each in fingerprints], np.float64)
+        self.quicktime_rgb = np.array([each.quicktime_rgb for each in fingerprints], bool)
         self.by_content = np.array([bool(each.content_digest) for each in fingerprints], bool)
         self.content = np.unique([each.content_digest for each in fingerprints], return_inverse=True)[1]
 
@@ -2360,54 +2422,61 @@ class VideoTable:
         return np.abs(stretch).min(axis=1) <= np.maximum(STRETCH_SLACK, 4 / shorter)
 
     def same_frames(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Whether the frames agree: with the same luma, or one of the two brightened as QuickTime did."""
+        """Whether all frames agree: with the same luma, or one that stores RGB converted as QuickTime did."""
         import numpy as np
 
-        same = np.zeros(len(i), bool)
-        for one, other, gamma in ((i, j, 1.0), (i, j, QUICKTIME_GAMMA), (j, i, QUICKTIME_GAMMA)):
-            left = np.flatnonzero(~same)
-            if len(left):
-                same[left] = self.agreeing(one[left], other[left], gamma)
+        same = self.agreeing(i, j)
+        for one, other in ((i, j), (j, i)):
+            converted = np.flatnonzero(~same & (self.quicktime_rgb[i] != self.quicktime_rgb[j]))
+            if len(converted):
+                same[converted] = self.agreeing(one[converted], other[converted], QUICKTIME_GAMMA)
         return same
 
-    def agreeing(self, i: np.ndarray, j: np.ndarray, gamma: float) -> np.ndarray:
-        """Whether nearly all frames of each i, its luma raised to this power, agree with those of its j.
+    def agreeing(self, i: np.ndarray, j: np.ndarray, gamma: float = 1.0) -> np.ndarray:
+        """Whether the telling frames of each i, its luma raised to this power, agree with those of its j.
 
-        No frame may differ by more than the motion around it explains, and most must not differ at all.
+        Most must agree within the slack, the others within BLURRED times that. A frame of one may agree with the one
+        that follows that of the other, where a copy is off by one.
         """
         import numpy as np
 
-        ones, others = self.planes(i, gamma), self.planes(j)
-        moving = np.maximum(self.motion(i), self.motion(j))  # (frames, 2)
+        telling = ~(self.flat[i] & self.flat[j])
+        agree, blurred = np.zeros(telling.shape, bool), np.zeros(telling.shape, bool)
+        for which in (("signatures", "signatures"), ("following", "signatures"), ("signatures", "following")):
+            left = np.flatnonzero((telling & ~agree).any(axis=1))
+            if len(left):
+                agree[left] |= self.agreeing_frames(i[left], j[left], gamma, which, 1)
+                blurred[left] |= self.agreeing_frames(i[left], j[left], gamma, which, BLURRED)
+        enough = (agree & telling).sum(axis=1) >= AGREEING_SHARE * telling.sum(axis=1)
+        return enough & (blurred | ~telling).all(axis=1)
+
+    def agreeing_frames(
+        self, i: np.ndarray, j: np.ndarray, gamma: float, which: tuple[str, str], times: float
+    ) -> np.ndarray:
+        """Whether each frame agrees with its counterpart within so many times the slack, shape (n, FRAMES)."""
+        import numpy as np
+
+        ones, others = self.planes(i, which[0], gamma), self.planes(j, which[1])
         shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
         share = CONTRAST_SLACK + EDGE_SHIFT * FRAME_CELLS / shorter + (GAMMA_SLACK if gamma != 1 else 0)
         share = np.repeat(share, FRAMES).astype(np.float32)
         drawn = np.minimum(*(np.ptp(luma.reshape(len(luma), -1), axis=1) for luma in (ones[0], others[0])))
-        slack = np.minimum(CELL_SLACK + 2 * STEP_SHARE * LOSSY_STEP, np.maximum(CELL_SLACK, RANGE_SLACK * drawn))
-        agree, explained = np.ones(len(share), bool), np.ones(len(share), bool)
-        for plane, other, motion in zip(ones, others, moving.T, strict=True):
-            agree &= within_slack(plane, other, slack, share)
-            explained &= within_slack(plane, other, slack + MOTION_SLACK * motion, share)
-        telling = ~(self.flat[i] & self.flat[j])
-        agreed = (agree.reshape(-1, FRAMES) & telling).sum(axis=1)
-        contradicted = (~explained.reshape(-1, FRAMES) & telling).any(axis=1)
-        enough = np.maximum(TELLING_FRAMES, AGREEING_SHARE * telling.sum(axis=1))
-        return (agreed >= enough) & ~contradicted
+        full = times * (CELL_SLACK + 2 * STEP_SHARE * LOSSY_STEP)
+        slack = np.minimum(full, np.maximum(CELL_SLACK, RANGE_SLACK * drawn))
+        agree = np.ones(len(share), bool)
+        for plane, other in zip(ones, others, strict=True):
+            left = np.flatnonzero(agree)
+            if len(left):
+                agree[left] = within_slack(plane[left], other[left], slack[left], share[left])
+        return agree.reshape(-1, FRAMES)
 
-    def planes(self, rows: np.ndarray, gamma: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """The luma and chroma of all frames of the rows: see `planes_of`."""
+    def planes(self, rows: np.ndarray, which: str, gamma: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """The luma and chroma of all frames of the rows, or of those following them: see `planes_of`."""
         import numpy as np
 
-        levels = [signature_levels(self.fingerprints[row].signatures) for row in rows.tolist()]
+        levels = [signature_levels(getattr(self.fingerprints[row], which)) for row in rows.tolist()]
         luma, chroma = planes_of(np.array(levels, np.float32).reshape(-1, FRAME_BYTES), FRAME_CELLS)
         return (luma if gamma == 1 else 255 * (luma / 255) ** np.float32(gamma)), chroma
-
-    def motion(self, rows: np.ndarray) -> np.ndarray:
-        """The motion in luma and chroma of all frames of the rows, shape (frames, 2)."""
-        import numpy as np
-
-        motions = b"".join(self.fingerprints[row].motion for row in rows.tolist())
-        return np.frombuffer(motions, np.uint8).reshape(-1, 2).astype(np.float32)
 
     def clusters(self, threshold: int) -> np.ndarray:
         """See Table. In order of duration, so that each is compared with those within its window only."""
@@ -2696,8 +2765,13 @@ def wanting_decoding(groups: Iterable[Group[ImageFingerprint]]) -> list[Replica[
     ]
 
 
-def contradicting(groups: Iterable[Group[ImageFingerprint]]) -> list[Unreadable]:
-    """The replicas that have the length and most parts of a copy in their group, but not all of them.
+def wanting_end(groups: Iterable[Group[VideoFingerprint]]) -> list[Replica[VideoFingerprint]]:
+    """The replicas of which it is not known yet that they do not break off."""
+    return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
+
+
+def contradicting(groups: Iterable[Group[Any]]) -> list[Unreadable]:
+    """The images that have the length and most parts of a copy in their group, but not all of them.
 
     Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
     of the two is damaged cannot be told unless there are more files of the one kind than of the other, so neither
@@ -2705,6 +2779,8 @@ def contradicting(groups: Iterable[Group[ImageFingerprint]]) -> list[Unreadable]
     """
     found = []
     for group in groups:
+        if group.kind != "image":
+            continue
         copies = [each for each, bits in zip(group.replicas, group.distances, strict=True) if bits == 0]
         for alike in by_length(copies):
             votes = Counter(replica.fingerprint.part_sums for replica in alike)
@@ -4065,7 +4141,7 @@ def compute(
         work.prepare()
     weight = work.bytes_read or (lambda _file: 1)
     done, bar = 0, progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)
-    with closing(run_in_workers(work.do, files, jobs, TASK_TIMEOUT)) as results:
+    with closing(run_in_workers(work.do, files, jobs, seconds_for)) as results:
         try:
             for file, result in results:
                 with interrupts_held_back():
@@ -4076,6 +4152,11 @@ def compute(
             raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
         finally:
             bar.close()
+
+
+def seconds_for(file: MediaFile) -> float:
+    """How long a worker may take for a file: even from a slow drive, reading it is not hanging."""
+    return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
 
 
 def nothing() -> None:
@@ -4089,9 +4170,10 @@ WHOLE_WORK = Work(whole_checksum_of, "file", nothing, lambda file: file.size)
 
 def video_work(ffmpeg: str, files: Sequence[MediaFile], jobs: int) -> Work[VideoFingerprint]:
     """Fingerprinting videos by this ffmpeg; it is asked about these ahead, many at once."""
-    batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
+    plain = [file for file in files if printable(file.path) == file.path]  # others could look like ffmpeg's words
+    batches = [plain[start : start + PROBED_AT_ONCE] for start in range(0, len(plain), PROBED_AT_ONCE)]
     probed: dict[str, VideoStream] = {}
-    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs, TASK_TIMEOUT)) as results:
+    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs)) as results:
         for _, streams in results:
             probed |= {} if isinstance(streams, Lost) else streams  # whichever file it was will fail again by itself
     return Work(functools.partial(fingerprint_video, ffmpeg, probed), "video", load_decoders)
@@ -4136,12 +4218,12 @@ def with_proof_of_end(file: MediaFile, fingerprint: ImageFingerprint, cut: bool)
 
 
 @dataclass(frozen=True, slots=True)
-class CloserLook:
+class CloserLook(Generic[F]):
     """Which replicas of groups want one, what a worker does with each, and what its result makes of a fingerprint."""
 
-    wanting: Callable[[Iterable[Group[ImageFingerprint]]], list[Replica[ImageFingerprint]]]
+    wanting: Callable[[Iterable[Group[F]]], list[Replica[F]]]
     work: Work[Any]
-    judge: Callable[[MediaFile, ImageFingerprint, Any], ImageFingerprint | Unreadable]
+    judge: Callable[[MediaFile, F, Any], F | Unreadable]
 
 
 CLOSER_LOOKS = (
@@ -4151,15 +4233,19 @@ CLOSER_LOOKS = (
 
 
 def groups_proven(
-    replicas: Iterable[Replica[ImageFingerprint]], threshold: int, cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> tuple[list[Group[ImageFingerprint]], list[Unreadable]]:
+    replicas: Iterable[Replica[F]],
+    grouped: Callable[[Iterable[Replica[F]]], list[Group[F]]],
+    looks: Iterable[CloserLook[F]],
+    cache: FingerprintCache[F],
+    jobs: int,
+) -> tuple[list[Group[F]], list[Unreadable]]:
     """The groups that stand up to a closer look at their files, and the files that did not."""
     standing = {replica.file.path: replica for replica in replicas}
     rejected: list[Unreadable] = []
     while True:
-        groups = image_groups(standing.values(), threshold)
+        groups = grouped(standing.values())
         doubts: dict[str, Unreadable] = {}
-        for look in CLOSER_LOOKS:
+        for look in looks:
             judged = looked_at(look, groups, cache, jobs)
             doubts |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Unreadable)}
             standing |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Replica)}
@@ -4175,11 +4261,11 @@ def groups_proven(
 
 
 def looked_at(
-    look: CloserLook, groups: Iterable[Group[ImageFingerprint]], cache: FingerprintCache[ImageFingerprint], jobs: int
-) -> dict[str, Replica[ImageFingerprint] | Unreadable]:
+    look: CloserLook[F], groups: Iterable[Group[F]], cache: FingerprintCache[F], jobs: int
+) -> dict[str, Replica[F] | Unreadable]:
     """By path, what becomes of the replicas that want this look."""
     fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
-    judged: dict[str, Replica[ImageFingerprint] | Unreadable] = {}
+    judged: dict[str, Replica[F] | Unreadable] = {}
 
     def take(file: MediaFile, result: Any) -> None:
         verdict = result if isinstance(result, Unreadable) else look.judge(file, fingerprints[file], result)
@@ -4197,7 +4283,8 @@ def image_copies(scanned: Scan, folder: str, options: Options) -> Copies:
     """The groups among the scanned images."""
     with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, options.jobs)
-        groups, rejected = groups_proven(replicas, options.threshold, cache, options.jobs)
+        grouped = functools.partial(image_groups, threshold=options.threshold)
+        groups, rejected = groups_proven(replicas, grouped, CLOSER_LOOKS, cache, options.jobs)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
@@ -4207,19 +4294,25 @@ def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
     if ffmpeg is None:
         say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
         return Copies([], [], Tally(0, 0, 0, 0))
-    replicas, unreadable, tally = video_replicas(scanned, folder, ffmpeg, options)
-    return Copies(video_groups(replicas, options.threshold), unreadable, tally)
+    with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = video_replicas(scanned, cache, ffmpeg, options.jobs)
+        grouped = functools.partial(video_groups, threshold=options.threshold)
+        look = CloserLook(wanting_end, Work(functools.partial(breaks_off, ffmpeg), "video", nothing), with_end)
+        groups, rejected = groups_proven(replicas, grouped, [look], cache, options.jobs)
+    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
 def video_replicas(
-    scanned: Scan, folder: str, ffmpeg: str, options: Options
-) -> tuple[list[Replica[VideoFingerprint]], list[Unreadable], Tally]:
-    """The scanned videos with their fingerprints, and the unreadable ones."""
-    with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
-        missing = [file for file in scanned.files if cache.lookup(file) is None]
-        work = video_work(ffmpeg, missing, options.jobs)
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, work, options.jobs)
-    return replicas, unreadable, tally_of(scanned, cached, cache)
+    scanned: Scan, cache: FingerprintCache[VideoFingerprint], ffmpeg: str, jobs: int
+) -> tuple[list[Replica[VideoFingerprint]], list[Unreadable], int]:
+    """The scanned videos with their fingerprints, the unreadable ones, and how many came from the cache."""
+    work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], jobs)
+    return fingerprints_of(scanned.files, cache, work, jobs)
+
+
+def with_end(_file: MediaFile, fingerprint: VideoFingerprint, _breaks_off: bool) -> VideoFingerprint:
+    """The fingerprint of a video that does not break off."""
+    return replace(fingerprint, whole=True)
 
 
 def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
@@ -4229,14 +4322,36 @@ def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
     alone = [file for file in scanned.files if of_size[file.size] == 1]
     with closing(FingerprintCache(CHECKSUM_CACHE, folder, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, options.jobs)
-        groups = exact_groups(replicas)
-        in_part = [group for group in groups if group.replicas[0].file.size > summed_bytes(group.replicas[0].file)]
-        if in_part:
-            compared, failed = compared_whole(in_part, scanned, folder, options.jobs)
-            groups = [group for group in groups if group not in in_part] + compared
-            unreadable += failed
-        _, unreadable_too, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, options.jobs)
-    return Copies(groups, unreadable + unreadable_too, tally_of(scanned, cached + cached_too, cache))
+        groups, changed = certain_groups(replicas, cache, CHECKSUM_WORK, options.jobs)
+        large = [group for group in groups if group.replicas[0].file.size > summed_bytes(group.replicas[0].file)]
+        groups = [group for group in groups if group.replicas[0].file.size <= summed_bytes(group.replicas[0].file)]
+        compared, failed = compared_whole(large, scanned, folder, options.jobs)
+        _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, options.jobs)
+    left_out = [*unreadable, *changed, *failed, *unread]
+    return Copies(groups + compared, left_out, tally_of(scanned, cached + cached_too, cache))
+
+
+def certain_groups(
+    replicas: Iterable[Replica[Checksum]], cache: FingerprintCache[Checksum], work: Work[Checksum], jobs: int
+) -> tuple[list[Group[Checksum]], list[Unreadable]]:
+    """The groups of equal files, those summed again whose cached checksum may be of something else."""
+    standing = {replica.file.path: replica for replica in replicas}
+    unreadable: list[Unreadable] = []
+    while True:
+        groups = exact_groups(standing.values())
+        doubtful = [each.file for group in groups for each in group.replicas if cache.is_uncertain(each.file)]
+        if not doubtful:
+            return groups, unreadable
+
+        def take(file: MediaFile, result: Checksum | Unreadable) -> None:
+            if isinstance(result, Unreadable):
+                unreadable.append(result)
+                del standing[file.path]
+            else:
+                cache.store(file, result)
+                standing[file.path] = Replica(file, result)
+
+        compute(work, doubtful, jobs, take)
 
 
 def compared_whole(
@@ -4244,9 +4359,12 @@ def compared_whole(
 ) -> tuple[list[Group[Checksum]], list[Unreadable]]:
     """The groups that these files make by all their bytes, and the files that cannot be read."""
     files = [replica.file for group in groups for replica in group.replicas]
+    if not files:
+        return [], []
     with closing(FingerprintCache(WHOLE_CACHE, folder, replace(scanned, files=tuple(files)))) as cache:
         replicas, unreadable, _ = fingerprints_of(files, cache, WHOLE_WORK, jobs)
-    return exact_groups(replicas), unreadable
+        whole, changed = certain_groups(replicas, cache, WHOLE_WORK, jobs)
+    return whole, unreadable + changed
 
 
 def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
@@ -4399,7 +4517,8 @@ def unverified(both: Scan, trash: str, folder: str, options: Options) -> list[Un
     if ffmpeg is None:
         missing += unverified_exactly(videos, trash, folder, options)
     else:
-        moving, broken, _ = video_replicas(videos, folder, ffmpeg, options)
+        with closing(FingerprintCache(VIDEO_CACHE, folder, videos)) as cache_of_videos:
+            moving, broken, _ = video_replicas(videos, cache_of_videos, ffmpeg, options.jobs)
         missing += without_match(moving, trash, VideoTable, options.threshold)
         unreadable += broken
     return [*(item for item in unreadable if is_inside(item.path, trash)), *missing]
