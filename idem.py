@@ -144,6 +144,7 @@ STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
 STRETCH_SLACK = 0.01
 AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
 BLURRED = 2  # times the slack at most
+FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
 QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
 GAMMA_SLACK = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
 PIXELS_AT_ONCE = 17_000_000  # of frames decoded by one ffmpeg, which holds some ten pictures for each of them
@@ -2461,10 +2462,10 @@ class VideoTable:
         share = CONTRAST_SLACK + EDGE_SHIFT * FRAME_CELLS / shorter + (GAMMA_SLACK if gamma != 1 else 0)
         share = np.repeat(share, FRAMES).astype(np.float32)
         drawn = np.minimum(*(np.ptp(luma.reshape(len(luma), -1), axis=1) for luma in (ones[0], others[0])))
-        full = times * (CELL_SLACK + 2 * STEP_SHARE * LOSSY_STEP)
-        slack = np.minimum(full, np.maximum(CELL_SLACK, RANGE_SLACK * drawn))
+        most = np.maximum(CELL_SLACK, RANGE_SLACK * drawn)
         agree = np.ones(len(share), bool)
-        for plane, other in zip(ones, others, strict=True):
+        for plane, other, steps in zip(ones, others, FRAME_STEPS, strict=True):
+            slack = np.minimum(times * (CELL_SLACK + STEP_SHARE * steps), most)
             left = np.flatnonzero(agree)
             if len(left):
                 agree[left] = within_slack(plane[left], other[left], slack[left], share[left])

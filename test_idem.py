@@ -3010,12 +3010,14 @@ Group 1 · 2 files
            {beach_library}/vacation/beach.jpg
    1.8 MB  backup/beach_compressed.jpg
            {beach_library}/backup/beach_compressed.jpg
+           → keep vacation/beach.jpg, trash 1 (largest: 1.1 MP)
 
 Group 2 · 2 files
    700 KB  backup/hut.jpg  ← largest
            {beach_library}/backup/hut.jpg
    592 KB  hut.jpg
            {beach_library}/hut.jpg
+           → keep backup/hut.jpg, trash 1 (largest file: 700 KB)
 """.replace("/", os.sep).replace(os.sep, "/" if os.sep == "/" else os.sep)
     )
     assert err == f"Scanned {beach_library}: 5 found, 5 new, 0 cached\n"
@@ -3058,6 +3060,12 @@ def test_the_json_report_has_exactly_the_documented_fields(
                         "distance": 0,
                     },
                 ],
+                "decision": {
+                    "keep": str(beach_library / "vacation" / "beach.jpg"),
+                    "target": str(beach_library / "vacation" / "beach.jpg"),
+                    "trash": [str(beach_library / "backup" / "beach_compressed.jpg")],
+                    "reasons": ["largest: 1.1 MP"],
+                },
             }
         ],
         "unreadable": [
@@ -3100,7 +3108,7 @@ def test_no_file_name_can_forge_a_line_of_the_report(tmp_path: Path, capsys: pyt
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert out.count("\nGroup ") == 1
-    assert len(out.splitlines()) == 9
+    assert len(out.splitlines()) == 10
     assert "a\\n\\nGroup 9 · 2 files\\n   1 B  x\\x1b[1A\\x1b[2K.jpg" in out
 
 
