@@ -3772,7 +3772,7 @@ class Session:
         self.groups = list(findings.groups)
         self.members = {replica.file.path for group in self.groups for replica in group.replicas}
         self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
-        self.undone: list[Outcome] = []
+        self.history: list[Outcome] = []  # of all that was done and undone
         self.skipped: set[int] = set()
 
     def run(self) -> None:
@@ -3835,6 +3835,7 @@ class Session:
         decision = kept_in(group, named.get(answer, next(iter(named.values()))), self.scoring)
         outcome = carry_out([decision], self.scoring.root, self.members)
         self.done.append((position, outcome))
+        self.history.append(outcome)
         for line in outcome_lines(outcome, self.scoring.root):
             print(line)
 
@@ -3845,7 +3846,7 @@ class Session:
             return position
         position, _ = self.done.pop()
         outcome = undo(self.scoring.root) or Outcome()
-        self.undone.append(outcome)
+        self.history.append(outcome)
         self.skipped -= set(range(position, len(self.groups)))
         back = {each.after.path: each.after for each in outcome.returned}
         group = self.groups[position]
@@ -3863,7 +3864,9 @@ class Session:
 def kept_in(group: AnyGroup, folder: str, scoring: Scoring) -> Decision:
     """The decision that keeps the best copy in this folder of the group, under the best name."""
     there = [replica for replica in group.replicas if os.path.dirname(replica.file.path) == folder]
-    keeper = there[0] if isinstance(group.replicas[0].fingerprint, Checksum) else group.replicas[0]
+    keeper = group.replicas[0]
+    if isinstance(keeper.fingerprint, Checksum):
+        keeper = max(there, key=lambda each: name_rank(each, scoring))
     placed = keeper if keeper in there else there[0]
     return arranged(group, keeper, best_named(group, keeper, scoring), placed, scoring)
 
@@ -4456,20 +4459,19 @@ def run_interactive(options: Options) -> int:
         except KeyboardInterrupt:
             print()
         finally:
-            for outcome in (*(outcome for _, outcome in session.done), *session.undone):
-                caches_follow(outcome, options.cache or os.path.join(root, CACHE_FOLDER), root)
-        total = session.total()
-        print(summary(total, len(session.skipped), root))
-        return 1 if total.refused or any(outcome.refused for outcome in session.undone) else 0
+            caches_follow(session.history, options.cache or os.path.join(root, CACHE_FOLDER), root)
+        print(summary(session.total(), len(session.skipped), root))
+    return 1 if any(outcome.refused for outcome in session.history) else 0
 
 
-def caches_follow(outcome: Outcome, folder: str, root: str) -> None:
-    """Let every cached fingerprint of a file that was moved stand for it where it is now."""
-    before = Scan(root, tuple(each.before for each in outcome.moved), (), ())
-    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if outcome.moved else ():
+def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
+    """Let every cached fingerprint of a file that was moved stand for it where it is now; outcomes in order."""
+    moves = [each for outcome in outcomes for each in outcome.moved]
+    before = Scan(root, tuple(each.before for each in moves), (), ())
+    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
         if os.path.isfile(os.path.join(folder, form.file_name)):
             with closing(FingerprintCache(form, folder, before)) as cache:
-                for each in outcome.moved:
+                for each in moves:
                     cache.relocate(each.before, each.after)
 
 
@@ -4480,7 +4482,7 @@ def run_undo(options: Options) -> int:
         if outcome is None:
             print("Nothing to undo.")
             return 0
-        caches_follow(outcome, options.cache or os.path.join(root, CACHE_FOLDER), root)
+        caches_follow([outcome], options.cache or os.path.join(root, CACHE_FOLDER), root)
     for line in outcome_lines(outcome, root):
         print(line)
     print(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")

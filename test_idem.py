@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -338,7 +339,7 @@ def main_as_nobody(library: Path, *arguments: str, answers: str = "") -> tuple[i
 
     In a forked copy of this process, because such a user may be unable to start this interpreter.
     """
-    for module in idem.REQUIRED_MODULES:  # what is loaded now need not be read by that user
+    for module in (*idem.REQUIRED_MODULES, "multiprocessing.popen_fork"):  # that user need not read what is loaded
         importlib.import_module(module)
     idem.load_decoders()
     with idem.run_lock(tempfile.mkdtemp()):
@@ -346,17 +347,21 @@ def main_as_nobody(library: Path, *arguments: str, answers: str = "") -> tuple[i
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-            sys.stdin = io.StringIO(answers)
-            status = main([str(library), *arguments])
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+                sys.stdin = io.StringIO(answers)
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                status = main([str(library), *arguments])
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+            finally:
+                traceback.print_exc()
+                os._exit(99)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out.seek(0)
         err.seek(0)
@@ -2365,14 +2370,14 @@ def test_a_library_that_is_a_link_works_like_the_folder_itself(tmp_path: Path, m
 
 
 def test_a_name_taken_in_the_trash_gets_a_counter_and_links_there_are_not_followed(tmp_path: Path) -> None:
-    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg", "sub/IMG_3.jpg")
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg", "2021/IMG_3.jpg")
     made_doubles(tmp_path, f"{TRASH}/IMG_1.jpg", f"{TRASH}/IMG_1 (2).jpg", content=b"older trash")
     (tmp_path / TRASH / "IMG_2.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "outside").mkdir()
-    (tmp_path / TRASH / "sub").symlink_to(tmp_path / "outside")
+    (tmp_path / TRASH / "2021").symlink_to(tmp_path / "outside")
     outcome = carried_out(found_in(tmp_path, "--exact"))
     assert [Path(each.after.path).name for each in outcome.trashed] == ["IMG_1 (3).jpg", "IMG_2 (2).jpg"]
-    assert list(refusals(outcome, tmp_path)) == ["sub/IMG_3.jpg"]
+    assert list(refusals(outcome, tmp_path)) == ["2021/IMG_3.jpg"]
     assert (tmp_path / TRASH / "IMG_1.jpg").read_bytes() == b"older trash"
     assert list((tmp_path / "outside").iterdir()) == []
     assert not (tmp_path / "nowhere.jpg").exists()
@@ -2485,7 +2490,7 @@ def test_a_full_file_system_leaves_the_source_and_no_part_of_a_copy(tmp_path: Pa
     with mounted(tmp_path / TRASH, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
         outcome = carried_out(found_in(tmp_path, "--exact"))
         assert refusals(outcome, tmp_path) == {"IMG_1.jpg": "No space left on device"}
-        assert sorted(contents(tmp_path)) == [f"{TRASH}/IMG_2.jpg", "IMG_1.jpg", "beach.jpg", "boat.jpg"]
+        assert sorted(contents(tmp_path)) == ["IMG_1.jpg", f"{TRASH}/IMG_2.jpg", "beach.jpg", "boat.jpg"]
         assert Counter(contents(tmp_path).values()) == Counter(before.values())
 
 
@@ -2527,7 +2532,7 @@ def test_an_immutable_file_is_named_and_the_rest_goes_on(tmp_path: Path, monkeyp
     try:
         monkeypatch.setattr(sys, "stdin", io.StringIO("k\n"))
         assert main([str(tmp_path), "--exact", "-i"]) == 1
-        assert sorted(contents(tmp_path)) == [f"{TRASH}/IMG_2.jpg", "IMG_1.jpg", "beach.jpg"]
+        assert sorted(contents(tmp_path)) == ["IMG_1.jpg", f"{TRASH}/IMG_2.jpg", "beach.jpg"]
     finally:
         subprocess.run(["chattr", "-i", tmp_path / "IMG_1.jpg"], check=True)
 
@@ -2887,15 +2892,17 @@ def test_nothing_is_ever_lost_in_made_libraries_with_faults_at_random(
             now = contents(library)
             assert Counter(now.values()) == Counter(states[0].values()), seed
             live = {each for name, each in now.items() if not name.startswith(TRASH)}
-            assert {
-                each for name, each in states[0].items() if Path(name).suffix in (".jpg", ".png", ".mov")
-            } <= live | {states[0][name] for name in states[0] if "/live" in name}, seed
-            skipped = {Path(each.path).name for each in outcome.refused}
-            assert len(skipped) <= len(now)
+            pictures = {
+                each for name, each in states[0].items() if Path(name).suffix in (".jpg", ".JPG", ".png", ".mov")
+            }
+            assert pictures <= live, seed
+            gone = [Path(each.path).relative_to(library).as_posix() for each in outcome.refused]
+            assert set(gone) <= set(states[-1]), seed
             states.append(now)
         for state in reversed(states[:-1]):
-            if contents(library) != state:
-                assert main([str(library), "--undo"]) == 0, seed
+            for _ in range(2):  # a batch all of whose moves failed may be among them
+                if contents(library) != state:
+                    assert main([str(library), "--undo"]) == 0, seed
             assert contents(library) == state, seed
 
 
