@@ -18,9 +18,9 @@
 
 The pipeline, each step a section of this file and each using only those above it:
 
-    directory --scan--> MediaFile --fingerprint--> fingerprint --match--> Group --present--> report
-                                      |    ^
-                                      v    |
+    directory --scan--> MediaFile --fingerprint--> fingerprint --match--> Group --decide--> Decision
+                                      |    ^                                                   |
+                                      v    |                                 report <--present-+-act--> Outcome
                                  FingerprintCache
 
 Glossary, with a sample value of each:
@@ -35,9 +35,12 @@ Glossary, with a sample value of each:
     replica           one file of a group                                          Replica(file, fingerprint)
     keeper            the best replica: see `best_first`                           vacation/beach.jpg
     group             a keeper and all replicas within the threshold of it         Group(kind, replicas, ...)
+    decision          what is to become of a group                                 Decision(keeper, target, trash, ...)
+    companion         a file that is nothing without its photo: edits, metadata    IMG_1.xmp
+    journal           every move, written down before and after it                 idem_journal.jsonl
 
-The promise: idem sends nothing anywhere and deletes nothing; reporting writes only to its own cache folder.
-A picture wrongly taken for a copy is worse than a copy missed, so every doubt is decided for "not a copy".
+The promise: idem sends nothing anywhere and deletes nothing. Reporting writes only to its own cache folder; what is
+decided in other modes moves files within the library, never over another, and can be undone. A picture wrongly taken for a copy is worse than a copy missed, so every doubt is decided for "not a copy".
 """
 
 from __future__ import annotations
@@ -4573,7 +4576,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: something failed; 2: it could not be started as asked; 130: interrupted.
     """
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (either may be closed)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (any of them may be closed)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names must come out whatever the locale

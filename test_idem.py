@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -3284,6 +3285,209 @@ def test_the_script_metadata_and_requirements_name_the_same_packages() -> None:
     required = (HERE / "requirements.txt").read_text("utf-8").split("# To test it")[0]
     assert metadata == [line for line in required.splitlines() if line and not line.startswith("#")]
     assert '# requires-python = ">=3.10"' in block[1]
+
+
+# ── questions in the terminal ──
+
+
+def answered(
+    library: Path, answers: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, list[str]]:
+    """Exit status and printed lines of an interactive run with these answers, one a line."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{answer}\n" for answer in answers.split())))
+    status = main([str(library), "--interactive", *(arguments or ("--exact",))])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_the_terminal_asks_about_a_group_with_its_files_folders_and_the_suggestion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = save(photo(1, (1600, 1200)), tmp_path / "IMG_1.jpg")
+    small = save(photo(1, (800, 600)), tmp_path / "lake" / "beach.jpg")
+    for path in (large, small):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    date = datetime.fromtimestamp(1_600_000_000).strftime("%Y-%m-%d %H:%M")
+    sizes = [idem.readable_size(path.stat().st_size) for path in (large, small)]
+    status, lines = answered(tmp_path, "b", "-t", "0", monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 0
+    assert lines == [
+        "─" * 80,
+        "Group 1 of 1 · 2 files",
+        "",
+        f"{sizes[0]:>9}    1600 x 1200  {date}  IMG_1.jpg  ← keep",
+        f"{sizes[1]:>9}      800 x 600  {date}  {os.path.join('lake', 'beach.jpg')}",
+        "",
+        "   a) .",
+        "   b) lake  ← suggested",
+        "",
+        f"Suggestion: keep IMG_1.jpg as {os.path.join('lake', 'beach.jpg')}, trash 1 "
+        "(largest: 1.9 MP; name from beach.jpg; folder lake)",
+        "a letter keeps the best copy in that folder, s skip, u undo the last group, x stop",
+        f"> trashed   {os.path.join('lake', 'beach.jpg')}",
+        f"renamed   IMG_1.jpg to {os.path.join('lake', 'beach.jpg')}",
+        "─" * 80,
+        f"1 trashed, 1 renamed, 0 skipped, 0 failed, {sizes[1]} freed once the trash is emptied",
+        f"The files are in {tmp_path / TRASH}",
+        f"To put the last group back, and so on one by one: python idem.py {tmp_path} --undo",
+    ]
+
+
+def test_a_letter_chooses_the_folder_for_the_best_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1, (1600, 1200)), tmp_path / "IMG_1.jpg")
+    save(photo(1, (800, 600)), tmp_path / "lake" / "beach.jpg")
+    before = contents(tmp_path)
+    assert answered(tmp_path, "a", "-t", "0", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert contents(tmp_path) == {
+        "beach.jpg": before["IMG_1.jpg"],
+        f"{TRASH}/lake/beach.jpg": before["lake/beach.jpg"],
+    }
+
+
+def test_groups_can_be_kept_skipped_undone_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, 5):
+        made_doubles(tmp_path, f"beach {number}.jpg", f"IMG_{number}.jpg", content=bytes(9 - number))
+    before = contents(tmp_path)
+    for answers, trashed, skipped in (
+        ("x", [], 0),
+        ("k x", [1], 0),
+        ("k s k x", [1, 3], 1),
+        ("k k u s k k", [1, 3, 4], 1),
+        ("k k u u x", [], 0),
+        ("u k u k", [1], 0),
+        ("s u k s s s", [2], 4 - 1),
+        ("nonsense K", [1], 0),
+        ("k k k k", [1, 2, 3, 4], 0),
+    ):
+        status, lines = answered(tmp_path, answers, monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 0
+        assert [number for number in range(1, 5) if (tmp_path / TRASH / f"IMG_{number}.jpg").exists()] == trashed
+        assert any(line.startswith(f"{len(trashed)} trashed, 0 renamed, {skipped} skipped, 0 failed") for line in lines)
+        for _ in trashed:
+            assert main([str(tmp_path), "--undo"]) == 0
+        assert contents(tmp_path) == before, answers
+
+
+def test_more_than_26_folders_have_letters_and_none_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, *(f"{number:02}/IMG_{number}.jpg" for number in range(30)))
+    labels = list(itertools.islice(idem.labels(), 30))
+    assert labels[:3] == ["a", "b", "c"]
+    assert labels[21:24] == ["z", "aa", "ab"]
+    assert not set(labels) & set("ksux")
+    assert answered(tmp_path, labels[29], monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert [name for name in contents(tmp_path) if not name.startswith(TRASH)] == ["29/IMG_29.jpg"]
+
+
+@pytest.mark.parametrize("stdin", ["empty", "closed"])
+def test_without_a_terminal_and_without_answers_nothing_is_asked(
+    tmp_path: Path, stdin: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    before = contents(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("") if stdin == "empty" else None)
+    assert main([str(tmp_path), "--exact", "-i"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "idem: cannot ask: standard input is not a terminal and holds no answers"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_with_nothing_to_ask_the_terminal_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "beach.jpg")
+    assert answered(tmp_path, "", monkeypatch=monkeypatch, capsys=capsys) == (0, ["No duplicates found."])
+
+
+@pytest.mark.parametrize("pair", [("-i", "--undo"), ("--undo", "--verify-trash"), ("-i", "--json")])
+def test_only_one_thing_can_be_asked_for(
+    tmp_path: Path, pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), *pair]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ── was anything trashed by mistake? ──
+
+
+def verified(library: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    capsys.readouterr()
+    return main([str(library), "--verify-trash", *arguments]), capsys.readouterr().out.splitlines()
+
+
+def test_an_empty_or_missing_trash_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(), tmp_path / "a.jpg")
+    assert verified(tmp_path, capsys=capsys) == (0, ["There is no trash: nothing to verify."])
+    (tmp_path / TRASH).mkdir()
+    assert verified(tmp_path, capsys=capsys) == (0, ["0 files in the trash verified, 0 not"])
+
+
+def test_all_that_has_a_copy_outside_of_the_trash_is_verified_and_all_else_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1), tmp_path / "a.jpg")
+    save(photo(1).resize((320, 240)), tmp_path / TRASH / "sub" / "small.jpg")
+    clip(tmp_path / "b.mp4", "-c:v", "libx264", "-crf", "14")
+    clip(tmp_path / TRASH / "b.webm", "-c:v", "libvpx-vp9", "-b:v", "300k")
+    (tmp_path / TRASH / "a.xmp").write_text("edits")
+    assert verified(tmp_path, capsys=capsys) == (0, ["2 files in the trash verified, 0 not"])
+    save(photo(2), tmp_path / TRASH / "other.png")
+    save(photo(2), tmp_path / TRASH / "its copy.jpg")
+    save(photo(1).convert("L"), tmp_path / TRASH / "grey.jpg")
+    (tmp_path / TRASH / "broken.jpg").write_bytes(b"no picture")
+    clip(tmp_path / TRASH / "other.mp4", seed=5)
+    reason = "there is no copy of it in the library"
+    expected = {
+        os.path.join(TRASH, "broken.jpg"): "not a picture in a format idem reads",
+        **{os.path.join(TRASH, name): reason for name in ("grey.jpg", "its copy.jpg", "other.mp4", "other.png")},
+    }
+    status, lines = verified(tmp_path, capsys=capsys)
+    assert (status, lines[-1]) == (1, "2 files in the trash verified, 5 not")
+    assert dict(line.split(": ", 1) for line in lines[:-1]) == expected
+    del expected[os.path.join(TRASH, "grey.jpg")]
+    status, lines = verified(tmp_path, "--threshold", "8", capsys=capsys)
+    assert dict(line.split(": ", 1) for line in lines[:-1]) == expected
+
+
+def test_the_trash_can_be_verified_by_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(1), tmp_path / "a.jpg")
+    (tmp_path / TRASH).mkdir()
+    shutil.copy(tmp_path / "a.jpg", tmp_path / TRASH / "same.jpg")
+    save(photo(1), tmp_path / TRASH / "other quality.jpg", quality=50)
+    save(photo(2), tmp_path / TRASH / "1.jpg")
+    shutil.copy(tmp_path / TRASH / "1.jpg", tmp_path / TRASH / "2.jpg")
+    status, lines = verified(tmp_path, "--exact", capsys=capsys)
+    assert status == 1
+    assert lines == [
+        *(
+            f"{os.path.join(TRASH, name)}: there is no copy of it in the library"
+            for name in ("1.jpg", "2.jpg", "other quality.jpg")
+        ),
+        "1 file in the trash verified, 3 not",
+    ]
+
+
+def test_without_ffmpeg_videos_in_the_trash_are_verified_by_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "library"
+    made_doubles(library, "a.mp4", f"{TRASH}/a.mp4", content=b"video")
+    made_doubles(library, f"{TRASH}/b.mp4", content=b"other")
+    save(photo(1), library / "a.jpg")
+    save(photo(1), library / TRASH / "a.png")
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: None)
+    status, lines = verified(library, capsys=capsys)
+    assert status == 1
+    assert lines == [
+        f"{os.path.join(TRASH, 'b.mp4')}: there is no copy of it in the library",
+        "2 files in the trash verified, 1 not",
+    ]
 
 
 # ── files that are equal byte for byte ──
