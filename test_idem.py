@@ -3396,6 +3396,7 @@ def test_without_a_terminal_and_without_answers_nothing_is_asked(
         "idem: cannot ask: standard input is not a terminal and holds no answers"
     )
     assert contents(tmp_path) == before
+    sys.stdin.close()
 
 
 def test_with_nothing_to_ask_the_terminal_says_so(
