@@ -40,7 +40,8 @@ Glossary, with a sample value of each:
     journal           every move, written down before and after it                 idem_journal.jsonl
 
 The promise: idem sends nothing anywhere and deletes nothing. Reporting writes only to its own cache folder; what is
-decided in other modes moves files within the library, never over another, and can be undone. A picture wrongly taken for a copy is worse than a copy missed, so every doubt is decided for "not a copy".
+decided in other modes moves files within the library, never over another, and can be undone. A picture wrongly taken
+for a copy is worse than a copy missed, so every doubt is decided for "not a copy".
 """
 
 from __future__ import annotations
@@ -2849,17 +2850,19 @@ def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> 
 EMPTY_WORDS = frozenset(
     """
     img imgp imag image images dsc dscf dscn dscp dcim pxl vid video videos mvi mvimg mov movie movies pict pic pics
-    picture pictures gopr gopro dji sam csc cimg hpim burst bracketed edited edit hdr pano panorama portrait live raw
+    picture pictures gopr gopro dji sam csc cimg hpim hdr pano panorama portrait live raw
+    burst bracketed edited edit bearbeitet retouched rotated resampled cover creation
     whatsapp telegram signal snapchat instagram facebook messenger viber wechat mmexport received sent fbimg tumblr
     pinterest screenshot screenshots screen shot bildschirmfoto capture snap scan scans scanned
     photo photos photograph foto fotos bild bilder aufnahme imagen imagenes
     backup backups untitled unnamed unbenannt new neu neue neuer nouveau final last latest version ver vers
-    copy copies copie copia kopie kopia kopio duplicate duplicates dup dups doubles
+    copy copies copie copia kopie kopia kopio duplicate duplicates dup dups doubles delete deleted
     file files folder folders ordner dossier carpeta document documents dokumente desktop home user users public
     camera cameras cam roll album albums library libraries media gallery collection
     download downloads import imports imported export exports exported upload uploads saved shared sync cloud
     dropbox icloud onedrive google drive takeout lightroom apple android iphone ipad samsung huawei xiaomi nokia
     canon nikon olympus sony panasonic fuji fujifilm pana msdcf olymp mobile phone handy card usb disk disc hdd ssd
+    recovered recup dir adobe express picasa bluetooth com org net app apps whatsappbusiness facebookcreation
     external archive archives archiv misc miscellaneous various diverse other others stuff sonstiges todo sort sorted
     unsorted inbox temp tmp test thumb thumbs thumbnail thumbnails preview previews cache resized resize small medium
     large big original originals orig web compressed lowres highres hires full size fullsize max jpeg jpg png gif heic
@@ -2976,8 +2979,8 @@ def name_rank(replica: Replica[Any], scoring: Scoring) -> tuple[int, bool]:
 
 
 def has_copy_mark(stem: str) -> bool:
-    """Whether the name ends like that of a copy: `beach copy`, `beach (1)`, `beach_2`, but not `2021-07-05`."""
-    counted = re.fullmatch(r"(.+)[_-]\d{1,2}", stem)
+    """Whether the name ends like that of a copy: `beach copy`, `beach (1)`, `beach_2`; not `2021-07-05`."""
+    counted = re.fullmatch(r"(.+)[_~ -]\d{1,2}", stem)
     counts = counted and (telling_letters(counted[1], frozenset()) or re.search(r"\d{3}$", counted[1]))
     return bool(COPY_MARK.search(stem) or counts)
 
@@ -3024,8 +3027,7 @@ def words_in(token: str, ignored: frozenset[str]) -> list[str]:
 def is_machine_made(token: str) -> bool:
     """Whether a token looks like a hash or an identifier: letters and digits in turns, or long and hexadecimal."""
     turns = len(re.findall(r"\d+|\D+", token))
-    mixed = any(each.isdecimal() for each in token)
-    return turns >= 4 or (mixed and len(token) >= 12 and bool(re.fullmatch(r"[0-9a-fA-F]+", token)))
+    return turns >= 4 or (len(token) >= 10 and bool(re.fullmatch(r"[0-9a-fA-F]+", token)))
 
 
 def split_at_capitals(run: str) -> list[str]:
@@ -3103,6 +3105,7 @@ class Outcome:
     companions: tuple[Moved, ...] = ()
     returned: tuple[Moved, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    batch: int = 0  # of the journal
 
     @property
     def moved(self) -> tuple[Moved, ...]:
@@ -3115,7 +3118,9 @@ class Outcome:
         return sum(each.before.size for each in self.trashed)
 
     def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(*(getattr(self, each) + getattr(other, each) for each in self.__slots__))
+        moves = ("trashed", "renamed", "companions", "returned", "refused")
+        both = {each: getattr(self, each) + getattr(other, each) for each in moves}
+        return Outcome(**both, batch=max(self.batch, other.batch))
 
 
 def as_it_is(path: str) -> MediaFile:
@@ -3213,11 +3218,20 @@ def system_rename(source: str, target: str) -> bool:
     raise OSError(number, os.strerror(number), source, None, target)
 
 
-def move(file: MediaFile, target: str, part: str) -> MediaFile:
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Names for a moment, of a move to another file system."""
+
+    part: str  # beside the target: the copy while it grows
+    aside: str  # beside the source: the file while it is looked at once more before it is taken away
+
+
+def move(file: MediaFile, target: str, scratch: Scratch, note_copy: Callable[[], None]) -> MediaFile:
     """Move the file, unchanged since it was seen, to a path where nothing is; the file as it is there.
 
-    On another file system it is copied to `part`, read back, renamed, and only then taken away here. FileExistsError
-    when there is something at the target; OSError or ValueError when it cannot be moved. Then it is still here.
+    On another file system it is copied, read back, renamed, and only then taken away here; `note_copy` is called
+    before there are two of it. FileExistsError when there is something at the target; OSError or ValueError when it
+    cannot be moved. Then it is still here.
     """
     check_still(file)
     try:
@@ -3225,52 +3239,78 @@ def move(file: MediaFile, target: str, part: str) -> MediaFile:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        copy_without_replacing(file, target, part)
+        copy_verified(file, scratch.part)
+        try:
+            check_still(file)
+            note_copy()
+            rename_without_replacing(scratch.part, target)
+        except (OSError, ValueError, IdemError):
+            os.unlink(scratch.part)
+            raise
+        save_folder(os.path.dirname(target))
+        take_away(file, target, scratch.aside)
     else:
-        if replace(as_it_is(target), path=file.path, ctime_ns=file.ctime_ns) != file:
+        if not is_same_file(target, file):
             rename_without_replacing(target, file.path)
-            raise ValueError("it was exchanged while it was moved")
+            raise ValueError("it was exchanged while it was moved") from None
     save_folder(os.path.dirname(target))
     return as_it_is(target)
 
 
-def copy_without_replacing(file: MediaFile, target: str, part: str) -> None:
-    """Put a verified copy at the target, then take the file away. Either happens wholly or not at all."""
-    try:
-        with open(file.path, "rb") as source, open(part, "xb") as copy:
-            digest = hashlib.sha256()
+def is_same_file(path: str, file: MediaFile) -> bool:
+    """Whether the file that was elsewhere is here now, but for its path and the time of its last change of status."""
+    return replace(as_it_is(path), path=file.path, ctime_ns=file.ctime_ns) == file
+
+
+def copy_verified(file: MediaFile, part: str) -> None:
+    """Make a copy with the file's times and read it back. OSError or ValueError when it fails; then there is none."""
+    digest = hashlib.sha256()
+    with open(file.path, "rb") as source, open(part, "xb") as copy:
+        try:
             while block := source.read(READ_BLOCK):
                 digest.update(block)
                 copy.write(block)
             copy.flush()
             os.fsync(copy.fileno())
+        except OSError:
+            os.unlink(part)
+            raise
+    try:
         shutil.copystat(file.path, part)
         with open(part, "rb") as copy:
             if digest_of(copy) != digest.hexdigest():
                 raise ValueError("the copy on the other file system came out wrong")
-        check_still(file)
-        rename_without_replacing(part, target)
     except (OSError, ValueError):
-        with suppress(FileNotFoundError):
-            os.unlink(part)
+        os.unlink(part)
         raise
-    save_folder(os.path.dirname(target))
+
+
+def take_away(file: MediaFile, copy: str, aside: str) -> None:
+    """Unlink the file, of which there is a verified copy, unless it has just been edited. Then both stay."""
     try:
-        os.unlink(file.path)
+        rename_without_replacing(file.path, aside)
+    except FileNotFoundError:
+        return  # somebody else has taken it away: the copy is what is left
     except OSError:
-        os.unlink(target)  # the copy that has just been made: the file itself could not be taken away
+        check_still(file)
+        os.unlink(copy)
         raise
+    if not is_same_file(aside, file):
+        rename_without_replacing(aside, file.path)
+        raise ValueError(f"it was edited while it was moved; what it was before is in {printable(copy)}")
+    os.unlink(aside)
 
 
 def save_folder(folder: str) -> None:
-    """Have the names in the folder written to the disk, where a system can do that."""
+    """Have the names in the folder written to the disk, where the system can do that: the move itself is done."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 # ── the journal: every move is written down before and after it happens ──
@@ -3279,8 +3319,8 @@ def save_folder(folder: str) -> None:
 class Journal:
     """The record of all moves in a library, one JSON object per line, paths relative to the library.
 
-    A batch begins, has moves, each with a line before (`move`, `return`) and one after (`moved`, `returned`,
-    `failed`), and ends. Every line is on the disk before the next thing happens.
+    A batch begins, has moves, each with a line before (`move`, or `return` of an earlier one) and one after (`moved`
+    or `failed`), and ends. Every line is on the disk before the next thing happens.
     """
 
     def __init__(self, root: str) -> None:
@@ -3303,28 +3343,51 @@ class Journal:
             os.fsync(self.stream.fileno())
         except (OSError, ValueError) as error:
             reason = reason_of(error)
-            raise IdemError(f"cannot write the journal {printable(self.path)}: {reason}; no file is moved") from None
+            raise IdemError(
+                f"cannot write the journal {printable(self.path)}: {reason}; no file is moved without it"
+            ) from None
 
     def begin(self) -> None:
         self.batch += 1
         self.number = 0
         self.write("begin", time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
-    def move(self, file: MediaFile, target: str, event: str = "move") -> MediaFile:
-        """`move` the file, with a line before and one after; what `move` raises."""
+    def move(self, file: MediaFile, target: str, returned: int = 0) -> MediaFile:
+        """`move` the file, with a line before and one after; what `move` raises. `returned` is what it puts back."""
         self.number += 1
-        part = os.path.join(os.path.dirname(target), f".idem-{os.getpid()}-{time.time_ns()}.part")
-        paths = {"from": self.relative(file.path), "to": self.relative(target), "part": self.relative(part)}
-        self.write(event, number=self.number, **paths, size=file.size, mtime_ns=file.mtime_ns)
+        number, name = self.number, f".idem-{os.getpid()}-{time.time_ns()}"
+        scratch = Scratch(
+            os.path.join(os.path.dirname(target), f"{name}.part"),
+            os.path.join(os.path.dirname(file.path), f"{name}.aside"),
+        )
+        self.write(
+            "return" if returned else "move",
+            number=number,
+            returned=returned,
+            **{"from": self.relative(file.path), "to": self.relative(target)},
+            part=self.relative(scratch.part),
+            aside=self.relative(scratch.aside),
+            size=file.size,
+            mtime_ns=file.mtime_ns,
+        )
         try:
             check_folder(os.path.dirname(file.path), self.root)
             make_folder(os.path.dirname(target), self.root)
-            after = move(file, target, part)
+            after = move(file, target, scratch, lambda: self.write("copy", number=number))
         except (OSError, ValueError):
-            self.write("failed", number=self.number)
+            self.write("failed", number=number)
             raise
-        self.write("moved", number=self.number)
+        self.write("moved", number=number)
         return after
+
+    def keep(self, path: str, target: str) -> None:
+        """Write down what a decision keeps, and where that is to be."""
+        self.write("keep", **{"from": self.relative(path), "to": self.relative(target)})
+
+    def kept(self) -> set[str]:
+        """The paths of all that was ever kept."""
+        kept = [line for line in self.lines if line.event == "keep"]
+        return {os.path.join(self.root, *path.split("/")) for line in kept for path in (line.source, line.target)}
 
     def relative(self, path: str) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
@@ -3351,6 +3414,8 @@ class JournalLine:
     source: str = ""
     target: str = ""
     part: str = ""
+    aside: str = ""
+    returned: int = 0  # the number of the move that this one puts back
     size: int = 0
     mtime_ns: int = 0
 
@@ -3377,10 +3442,12 @@ def parsed_journal_line(raw: bytes) -> JournalLine | None:
             source=str(each.get("from", "")),
             target=str(each.get("to", "")),
             part=str(each.get("part", "")),
+            aside=str(each.get("aside", "")),
+            returned=int(each.get("returned", 0)),
             size=int(each.get("size", 0)),
             mtime_ns=int(each.get("mtime_ns", 0)),
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -3420,9 +3487,9 @@ def carry_out(decisions: Iterable[Decision], root: str, members: AbstractSet[str
     run lock. A decision is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved
     is named, and the rest goes on.
     """
-    outcome = Outcome()
     with closing(Journal(root)) as journal:
         journal.begin()
+        outcome = Outcome(batch=journal.batch)
         mover = Mover(journal, members)
         for decision in decisions:
             with interrupts_held_back():
@@ -3437,7 +3504,8 @@ class Mover:
     def __init__(self, journal: Journal, members: AbstractSet[str]) -> None:
         self.journal = journal
         self.root = journal.root
-        self.members = members
+        # A video that was kept when its copies went must not follow a photo of its name into the trash later.
+        self.members = {*members, *journal.kept()}
 
     def carry_out(self, decision: Decision) -> Outcome:
         """First the trash, then the name: a keeper may take that of a replica that has just gone."""
@@ -3451,6 +3519,7 @@ class Mover:
             group = decision.keeper, *decision.trash
             return Outcome(refused=tuple(Refusal(each.file.path, reason) for each in group))
         outcome = Outcome()
+        self.journal.keep(keeper.path, decision.target)
         for replica in decision.trash:
             outcome += self.trash(replica.file, keeper)
         if decision.target == keeper.path:
@@ -3560,59 +3629,100 @@ def name_beside(path: str, main: str, stem: str, suffix: str) -> str:
 # ── undo ──
 
 UNDO_CLOCK = 2_000_000_000  # ns by which a file system may round the time of a file that is moved to it
-PART_NAME = re.compile(r"\.idem-\d+-\d+\.part")
+SCRATCH_NAME = re.compile(r"\.idem-\d+-\d+\.(?:part|aside)")
 
 
-def batch_to_undo(lines: Sequence[JournalLine]) -> int | None:
-    """The last batch that has moves and has not been undone."""
+def batch_to_undo(lines: Sequence[JournalLine]) -> int:
+    """The last batch that has moves and has not been undone; 0 when there is none."""
     moved = {line.batch for line in lines if line.event == "move"}
-    return max(moved - {line.batch for line in lines if line.event == "undone"}, default=None)
+    return max(moved - {line.batch for line in lines if line.event == "undone"}, default=0)
 
 
-def interrupted_batch(lines: Sequence[JournalLine]) -> int | None:
-    """The batch that `--undo` would put back, if it was never finished."""
+def interrupted_batch(lines: Sequence[JournalLine]) -> int:
+    """The batch that `--undo` would put back, if it was never finished; else 0."""
     last = batch_to_undo(lines)
-    return None if any(line.batch == last and line.event == "end" for line in lines) else last
+    return 0 if any(line.batch == last and line.event == "end" for line in lines) else last
 
 
-def undo(root: str) -> Outcome | None:
-    """Put the files of the last batch back, newest first; None when there is nothing to undo.
+def undo(root: str, batch: int = 0) -> Outcome | None:
+    """Put the files of this or else the last batch back, newest first; None when there is nothing to undo.
 
-    What cannot go back is named, and the rest goes on; the batch counts as undone. The caller holds the run lock.
+    What cannot go back is named, and the rest goes on. Then the batch counts as undone; if nothing at all could go
+    back, as when the drive with the trash is missing, only at the second attempt. The caller holds the run lock.
     """
     with closing(Journal(root)) as journal:
-        batch = batch_to_undo(journal.lines)
-        if batch is None:
-            return None
+        batch = batch or batch_to_undo(journal.lines)
         lines = [line for line in journal.lines if line.batch == batch]
-        failed = {line.number for line in lines if line.event == "failed"}
+        if not batch or not lines:
+            return None
+        log = MoveLog.of(lines)
         journal.batch, journal.number = batch, max(line.number for line in lines)
         returned: list[Moved] = []
         refused: list[Refusal] = []
-        for line in reversed([line for line in lines if line.event == "move"]):
+        for line in reversed([line for line in lines if line.event == "move" and line.number not in log.over]):
             try:
                 with interrupts_held_back():
-                    returned += put_back(journal, line, failed=line.number in failed)
+                    returned += put_back(journal, line, log)
             except (OSError, ValueError) as error:
                 refused.append(Refusal(os.path.join(root, line.target), f"not put back: {reason_of(error)}"))
-        journal.write("undone")
-    return Outcome(returned=tuple(returned), refused=tuple(refused))
+        tried = any(line.event == "refused" for line in lines)
+        journal.write("undone" if returned or not refused or tried else "refused")
+    return Outcome(returned=tuple(returned), refused=tuple(refused), batch=batch)
 
 
-def put_back(journal: Journal, line: JournalLine, failed: bool) -> list[Moved]:
+@dataclass(frozen=True, slots=True)
+class MoveLog:
+    """What the journal says of the moves of a batch, by number."""
+
+    done: frozenset[int]
+    copied: frozenset[int]  # there may be two of the file
+    over: frozenset[int]  # failed, or put back
+
+    @staticmethod
+    def of(lines: Sequence[JournalLine]) -> MoveLog:
+        done = frozenset(line.number for line in lines if line.event == "moved")
+        back = {line.returned for line in lines if line.event == "return" and line.number in done}
+        failed = {line.number for line in lines if line.event == "failed"}
+        return MoveLog(done, frozenset(line.number for line in lines if line.event == "copy"), frozenset(back | failed))
+
+
+def put_back(journal: Journal, line: JournalLine, log: MoveLog) -> list[Moved]:
     """The file that this move took away, back at its place; nothing when it is there. OSError or ValueError if not."""
-    source, target, part = (inside(each, journal.root) for each in (line.source, line.target, line.part))
-    if PART_NAME.fullmatch(os.path.basename(part)) and os.path.lexists(part):
-        os.unlink(part)  # a copy that was never finished
-    if failed or (not os.path.lexists(target) and is_moved_file(source, line)):
+    source, target = inside(line.source, journal.root), inside(line.target, journal.root)
+    if line.number not in log.done:
+        settle(journal.root, line, line.number in log.copied)
+    here, there = is_moved_file(target, line), is_moved_file(source, line)
+    if there and not here:
         return []
-    if not is_moved_file(target, line):
+    if not here:
         raise ValueError("another file is in its place" if os.path.lexists(target) else "it is gone")
-    if is_moved_file(source, line) and is_double(source, target):
-        os.unlink(target)  # the move was cut off when the file had both names
-        return []
+    if there and line.number not in log.done and os.path.samefile(source, target):
+        return []  # one file whose name differs in capitals only
     file = as_it_is(target)
-    return [Moved(file, journal.move(file, source, "return"))]
+    return [Moved(file, journal.move(file, source, line.number))]
+
+
+def settle(root: str, line: JournalLine, copied: bool) -> None:
+    """Bring a move that was cut off to one of its ends: the file is at its source or at its target, not at both."""
+    source, target, part, aside = (inside(each, root) for each in (line.source, line.target, line.part, line.aside))
+    for folder in {os.path.dirname(each) for each in (source, target) if os.path.lexists(os.path.dirname(each))}:
+        check_folder(folder, root)
+    if SCRATCH_NAME.fullmatch(os.path.basename(part)) and os.path.lexists(part):
+        os.unlink(part)  # a copy that was never finished
+    if SCRATCH_NAME.fullmatch(os.path.basename(aside)) and os.path.lexists(aside) and not os.path.lexists(source):
+        rename_without_replacing(aside, source)
+    if is_moved_file(source, line) and is_moved_file(target, line) and is_double(source, target, copied):
+        os.unlink(target)
+
+
+def is_double(one: str, other: str, copied: bool) -> bool:
+    """Whether these are two names of one file, or, if one was copied to the other, two files with the same bytes."""
+    if os.path.samefile(one, other):
+        return os.lstat(one).st_nlink > 1
+    if not copied:
+        return False
+    with open(one, "rb") as stream, open(other, "rb") as other_stream:
+        return digest_of(stream) == digest_of(other_stream)
 
 
 def inside(path: str, root: str) -> str:
@@ -3630,14 +3740,6 @@ def is_moved_file(path: str, line: JournalLine) -> bool:
     except (OSError, ValueError):
         return False
     return file.size == line.size and abs(file.mtime_ns - line.mtime_ns) <= UNDO_CLOCK
-
-
-def is_double(one: str, other: str) -> bool:
-    """Whether two paths are of one file, or of two with the same bytes."""
-    if os.path.samefile(one, other):
-        return True
-    with open(one, "rb") as stream, open(other, "rb") as other_stream:
-        return digest_of(stream) == digest_of(other_stream)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3777,6 +3879,7 @@ class Session:
         self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
         self.history: list[Outcome] = []  # of all that was done and undone
         self.skipped: set[int] = set()
+        self.answered = False
 
     def run(self) -> None:
         """Ask about every group until there is none left or the user stops."""
@@ -3798,18 +3901,19 @@ class Session:
     def answer_to(self, position: int) -> str:
         """One of ANSWERS or the name of a folder. IdemError when there is nobody to answer."""
         named = folder_labels(self.groups[position])
-        allowed = {*named, "s", "u", "x"} | ({"k"} if len(named) == 1 else set())
+        allowed = {*named, *ANSWERS} - ({*named} if len(named) == 1 else set())
         while True:
             try:
                 answer = input("> ").strip().lower()
+                self.answered = True
             except EOFError:
-                if not self.done and not self.skipped and not (sys.stdin and sys.stdin.isatty()):
+                if not self.answered and not sys.stdin.isatty():
                     raise IdemError("cannot ask: standard input is not a terminal and holds no answers") from None
                 print()
                 return "x"
             if answer in allowed:
                 return answer
-            print(f"Please answer {', '.join(sorted(allowed - set(ANSWERS), key=label_order))}, {self.hint(named)}")
+            print(f"That is no answer here: {self.hint(named)}")
 
     def question(self, position: int) -> str:
         """The group, its files and folders, and what can be answered."""
@@ -3821,24 +3925,27 @@ class Session:
             lines.append(f"{described(replica)}  {printable(relative(replica.file.path, self.scoring.root))}{note}")
         lines.append("")
         named = folder_labels(group)
-        for label, folder in named.items():
-            note = "  ← suggested" if folder == os.path.dirname(decision.target) and len(named) > 1 else ""
+        for label, folder in named.items() if len(named) > 1 else ():
+            note = "  ← suggested" if folder == os.path.dirname(decision.target) else ""
             lines.append(f"{label:>4}) {printable(relative(folder, self.scoring.root)) or '.'}{note}")
         return "\n".join([*lines, "", f"Suggestion: {decision_text(decision, self.scoring.root)}", self.hint(named)])
 
     def hint(self, named: dict[str, str]) -> str:
         """What can be answered."""
-        keep = "k keep the best copy" if len(named) == 1 else "a letter keeps the best copy in that folder"
-        return f"{keep}, s skip, u undo the last group, x stop"
+        letter = "" if len(named) == 1 else "a folder's letters keep the best copy there, "
+        return f"{letter}k keep as suggested, s skip, u undo the last group, x stop"
 
     def act(self, position: int, answer: str) -> None:
-        """Keep the best copy in the chosen folder, under the best name, and trash the others."""
+        """Keep the best copy in the chosen folder or as suggested, under the best name, and trash the others."""
         group = self.groups[position]
-        named = folder_labels(group)
-        decision = kept_in(group, named.get(answer, next(iter(named.values()))), self.scoring)
-        outcome = carry_out([decision], self.scoring.root, self.members)
-        self.done.append((position, outcome))
-        self.history.append(outcome)
+        if answer == "k":
+            decision = decide(group, self.scoring)
+        else:
+            decision = kept_in(group, folder_labels(group)[answer], self.scoring)
+        with interrupts_held_back():  # what was moved must be counted
+            outcome = carry_out([decision], self.scoring.root, self.members)
+            self.done.append((position, outcome))
+            self.history.append(outcome)
         for line in outcome_lines(outcome, self.scoring.root):
             print(line)
 
@@ -3847,8 +3954,8 @@ class Session:
         if not self.done:
             print("There is nothing to undo yet.")
             return position
-        position, _ = self.done.pop()
-        outcome = undo(self.scoring.root) or Outcome()
+        position, acted = self.done.pop()
+        outcome = (undo(self.scoring.root, acted.batch) if acted.moved else None) or Outcome()
         self.history.append(outcome)
         self.skipped -= set(range(position, len(self.groups)))
         back = {each.after.path: each.after for each in outcome.returned}
@@ -3886,11 +3993,6 @@ def labels() -> Iterator[str]:
     yield from (letter for letter in letters if letter not in ANSWERS)
     for length in count(2):
         yield from map("".join, product(letters, repeat=length))
-
-
-def label_order(label: str) -> tuple[int, str]:
-    """Sorts labels as `labels` gives them."""
-    return len(label), label
 
 
 def described(replica: Replica[Any]) -> str:
@@ -4117,7 +4219,7 @@ def run_lock(folder: str) -> Iterator[None]:
         except Timeout:
             raise IdemError(f"another run of idem is using {printable(folder)}") from None
         except OSError as error:
-            if error.errno not in UNWRITABLE:
+            if error.errno not in UNWRITABLE or os.access(folder, os.W_OK):
                 say(
                     f"warning: cannot lock {printable(folder)}: {reason_of(error)}; do not run idem on it twice at once"
                 )
@@ -4385,12 +4487,22 @@ def library_in_use(options: Options) -> Iterator[str]:
     own = os.path.join(root, CACHE_FOLDER)
     folder = options.cache or own
     with ExitStack() as held:
+        for above in folders_above(root) if options.action in MOVING else ():  # a run there may be about these files
+            if os.path.isfile(os.path.join(above, CACHE_FOLDER, LOCK_FILE)):
+                held.enter_context(run_lock(os.path.join(above, CACHE_FOLDER)))
         for locked in sorted({folder, own}):
             if locked == folder or os.path.isdir(own) or options.action in MOVING:
                 held.enter_context(run_lock(locked))
         if interrupted_batch(journal_lines(os.path.join(own, JOURNAL_FILE))) and options.action != "undo":
             say(f"the last moves were interrupted; to put them back: python idem.py {shell_word(root)} --undo")
         yield root
+
+
+def folders_above(path: str) -> Iterator[str]:
+    """The folders that this one is in, the innermost first."""
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent
 
 
 def find_copies(options: Options, root: str) -> Findings:
@@ -4457,14 +4569,17 @@ def run_interactive(options: Options) -> int:
             return 0
         taken = frozenset(os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files)
         session = Session(findings, Scoring(root, options.ignored, taken))
+        status = 0
         try:
             session.run()
         except KeyboardInterrupt:
+            status = 130
             print()
         finally:
             caches_follow(session.history, options.cache or os.path.join(root, CACHE_FOLDER), root)
-        print(summary(session.total(), len(session.skipped), root))
-    return 1 if any(outcome.refused for outcome in session.history) else 0
+            if session.answered:
+                print(summary(session.total(), len(session.skipped), root))
+    return status or int(any(outcome.refused for outcome in session.history))
 
 
 def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
@@ -4496,9 +4611,11 @@ def run_verify_trash(options: Options) -> int:
     """Say which files of the trash have no match in the library; the exit status."""
     with library_in_use(options) as root:
         trash = os.path.join(root, TRASH_FOLDER)
-        if not os.path.isdir(trash):
+        if not os.path.lexists(trash):
             print("There is no trash: nothing to verify.")
             return 0
+        if os.path.realpath(trash) != trash or not os.path.isdir(trash):
+            raise IdemError(f"cannot verify {printable(trash)}: it is a link or no folder")
         suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
         live, trashed = scan(root, suffixes), scan(trash, suffixes)
         both = replace(live, files=tuple(sorted((*live.files, *trashed.files), key=lambda file: file.path)))
