@@ -3871,9 +3871,9 @@ ANSWERS = "kusx"  # keep, undo, skip, stop: these letters name no folder
 class Session:
     """Groups shown one after the other, and what was answered to each."""
 
-    def __init__(self, findings: Findings, scoring: Scoring) -> None:
-        self.findings = findings
-        self.scoring = scoring
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str]) -> None:
+        self.taken = taken  # paths of files, kept up as they move
+        self.scoring = Scoring(findings.root, ignored, taken)
         self.groups = list(findings.groups)
         self.members = {replica.file.path for group in self.groups for replica in group.replicas}
         self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
@@ -3945,7 +3945,7 @@ class Session:
         with interrupts_held_back():  # what was moved must be counted
             outcome = carry_out([decision], self.scoring.root, self.members)
             self.done.append((position, outcome))
-            self.history.append(outcome)
+            self.remember(outcome)
         for line in outcome_lines(outcome, self.scoring.root):
             print(line)
 
@@ -3956,7 +3956,7 @@ class Session:
             return position
         position, acted = self.done.pop()
         outcome = (undo(self.scoring.root, acted.batch) if acted.moved else None) or Outcome()
-        self.history.append(outcome)
+        self.remember(outcome)
         self.skipped -= set(range(position, len(self.groups)))
         back = {each.after.path: each.after for each in outcome.returned}
         group = self.groups[position]
@@ -3965,6 +3965,12 @@ class Session:
         for line in outcome_lines(outcome, self.scoring.root):
             print(line)
         return position
+
+    def remember(self, outcome: Outcome) -> None:
+        """Keep what was moved, and which names that took and left free."""
+        self.history.append(outcome)
+        self.taken -= {os.path.normcase(each.before.path) for each in outcome.moved}
+        self.taken |= {os.path.normcase(each.after.path) for each in outcome.moved}
 
     def total(self) -> Outcome:
         """All that was done and not undone."""
@@ -4493,7 +4499,8 @@ def library_in_use(options: Options) -> Iterator[str]:
         for locked in sorted({folder, own}):
             if locked == folder or os.path.isdir(own) or options.action in MOVING:
                 held.enter_context(run_lock(locked))
-        if interrupted_batch(journal_lines(os.path.join(own, JOURNAL_FILE))) and options.action != "undo":
+        journal = os.path.join(own, JOURNAL_FILE)
+        if options.action != "undo" and os.access(journal, os.R_OK) and interrupted_batch(journal_lines(journal)):
             say(f"the last moves were interrupted; to put them back: python idem.py {shell_word(root)} --undo")
         yield root
 
@@ -4567,8 +4574,8 @@ def run_interactive(options: Options) -> int:
         if not findings.groups:
             print(text_report(findings), end="")
             return 0
-        taken = frozenset(os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files)
-        session = Session(findings, Scoring(root, options.ignored, taken))
+        taken = {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
+        session = Session(findings, options.ignored, taken)
         status = 0
         try:
             session.run()
