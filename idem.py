@@ -3187,12 +3187,10 @@ def rename_without_replacing(source: str, target: str) -> None:
 
 def differs_in_case_only(source: str, target: str) -> bool:
     """Whether both are names of one file, on a file system that does not tell capitals from small letters."""
-    return (
-        source != target
-        and source.casefold() == target.casefold()
-        and os.path.exists(target)
-        and (os.path.samefile(source, target))
-    )
+    if source == target or source.casefold() != target.casefold() or not os.path.lexists(target):
+        return False
+    one, other = os.lstat(source), os.lstat(target)  # not following links; a second hard link is another name
+    return os.path.samestat(one, other) and one.st_nlink == 1
 
 
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
@@ -3251,10 +3249,20 @@ def move(file: MediaFile, target: str, scratch: Scratch, note_copy: Callable[[],
         take_away(file, target, scratch.aside)
     else:
         if not is_same_file(target, file):
-            rename_without_replacing(target, file.path)
-            raise ValueError("it was exchanged while it was moved") from None
+            put_exchanged_back(file, target)
     save_folder(os.path.dirname(target))
     return as_it_is(target)
+
+
+def put_exchanged_back(file: MediaFile, target: str) -> NoReturn:
+    """Undo the rename of another file that had taken this one's place. ValueError that says where it is."""
+    try:
+        rename_without_replacing(target, file.path)
+    except OSError as error:
+        raise ValueError(
+            f"it was exchanged while it was moved; it is {printable(target)}: {reason_of(error)}"
+        ) from None
+    raise ValueError("it was exchanged while it was moved")
 
 
 def is_same_file(path: str, file: MediaFile) -> bool:
@@ -3296,9 +3304,22 @@ def take_away(file: MediaFile, copy: str, aside: str) -> None:
         os.unlink(copy)
         raise
     if not is_same_file(aside, file):
-        rename_without_replacing(aside, file.path)
+        set_back(aside, file.path)
         raise ValueError(f"it was edited while it was moved; what it was before is in {printable(copy)}")
-    os.unlink(aside)
+    try:
+        os.unlink(aside)
+    except OSError:
+        set_back(aside, file.path)
+        os.unlink(copy)
+        raise
+
+
+def set_back(aside: str, path: str) -> None:
+    """Give a file its name back. ValueError that says where it is when that cannot be."""
+    try:
+        rename_without_replacing(aside, path)
+    except OSError as error:
+        raise ValueError(f"it is {printable(aside)} now: {reason_of(error)}") from None
 
 
 def save_folder(folder: str) -> None:
@@ -3314,6 +3335,14 @@ def save_folder(folder: str) -> None:
 
 
 # ── the journal: every move is written down before and after it happens ──
+
+
+def is_where_it_was(file: MediaFile) -> bool:
+    """Whether the file is at its path, if perhaps renamed in between."""
+    try:
+        return is_same_file(file.path, file)
+    except (OSError, ValueError):
+        return False
 
 
 class Journal:
@@ -3375,8 +3404,9 @@ class Journal:
             make_folder(os.path.dirname(target), self.root)
             after = move(file, target, scratch, lambda: self.write("copy", number=number))
         except (OSError, ValueError):
-            self.write("failed", number=number)
-            raise
+            if is_where_it_was(file):
+                self.write("failed", number=number)
+            raise  # else it stays open where the file is: `--undo` will see
         self.write("moved", number=number)
         return after
 
@@ -3647,8 +3677,8 @@ def interrupted_batch(lines: Sequence[JournalLine]) -> int:
 def undo(root: str, batch: int = 0) -> Outcome | None:
     """Put the files of this or else the last batch back, newest first; None when there is nothing to undo.
 
-    What cannot go back is named, and the rest goes on. Then the batch counts as undone; if nothing at all could go
-    back, as when the drive with the trash is missing, only at the second attempt. The caller holds the run lock.
+    What cannot go back is named, and the rest goes on. Then the batch counts as undone; if something could not go
+    back, perhaps because a drive is missing, only after the second attempt. The caller holds the run lock.
     """
     with closing(Journal(root)) as journal:
         batch = batch or batch_to_undo(journal.lines)
@@ -3656,6 +3686,10 @@ def undo(root: str, batch: int = 0) -> Outcome | None:
         if not batch or not lines:
             return None
         log = MoveLog.of(lines)
+        for line in lines:
+            if line.event == "return" and line.number not in log.done | log.over:  # an undo that was cut off
+                with suppress(OSError, ValueError):  # what is in its way will be named when it is put back
+                    settle(root, line, line.number in log.copied)
         journal.batch, journal.number = batch, max(line.number for line in lines)
         returned: list[Moved] = []
         refused: list[Refusal] = []
@@ -3666,7 +3700,7 @@ def undo(root: str, batch: int = 0) -> Outcome | None:
             except (OSError, ValueError) as error:
                 refused.append(Refusal(os.path.join(root, line.target), f"not put back: {reason_of(error)}"))
         tried = any(line.event == "refused" for line in lines)
-        journal.write("undone" if returned or not refused or tried else "refused")
+        journal.write("undone" if tried or not refused else "refused")
     return Outcome(returned=tuple(returned), refused=tuple(refused), batch=batch)
 
 
@@ -3717,8 +3751,8 @@ def settle(root: str, line: JournalLine, copied: bool) -> None:
 
 def is_double(one: str, other: str, copied: bool) -> bool:
     """Whether these are two names of one file, or, if one was copied to the other, two files with the same bytes."""
-    if os.path.samefile(one, other):
-        return os.lstat(one).st_nlink > 1
+    if os.path.samefile(one, other):  # two entries, not two spellings of one
+        return all(os.path.basename(each) in names_in(os.path.dirname(each)) for each in (one, other))
     if not copied:
         return False
     with open(one, "rb") as stream, open(other, "rb") as other_stream:

@@ -2996,16 +2996,80 @@ def test_u_undoes_no_batch_but_that_of_the_last_group(
     assert (tmp_path / TRASH / "IMG_1.jpg").exists()
 
 
-def test_a_batch_of_which_nothing_could_go_back_is_tried_once_more(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = contents(made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg"))
+@pytest.mark.parametrize("names", [["beach.jpg", "IMG_1.jpg"], ["lake/IMG_1.jpg", "beach.jpg", "IMG_2.jpg"]])
+def test_what_could_not_go_back_is_tried_once_more(tmp_path: Path, names: list[str]) -> None:
+    before = contents(made_doubles(tmp_path, *names))
     carried_out(found_in(tmp_path, "--exact"))
     os.rename(tmp_path / TRASH, tmp_path / "away")
     assert main([str(tmp_path), "--undo"]) == 1
     os.rename(tmp_path / "away", tmp_path / TRASH)
     assert main([str(tmp_path), "--undo"]) == 0
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("call", ["is_same_file", "save_folder"])
+def test_a_move_that_fails_after_the_file_has_gone_can_be_undone(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg"))
+    findings = found_in(tmp_path, "--exact")
+
+    def failing(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(idem, call, failing)
+        assert list(refusals(carried_out(findings), tmp_path)) == ["IMG_1.jpg"]
+    assert (tmp_path / TRASH / "IMG_1.jpg").exists()
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
+
+
+def test_a_source_that_cannot_be_unlinked_after_its_copy_stays_and_the_copy_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg"))
+    findings = found_in(tmp_path, "--exact")
+    pretend_other_file_system(monkeypatch)
+    unlink = os.unlink
+
+    def failing(path: str) -> None:
+        if path.endswith(".aside"):
+            raise OSError(errno.EACCES, "Permission denied")
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", failing)
+    assert refusals(carried_out(findings), tmp_path) == {"IMG_1.jpg": "Permission denied"}
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
+
+
+@ON_LINUX
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_link_whose_name_differs_in_capitals_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    made_doubles(tmp_path, "img.jpg")
+    (os.symlink if kind == "symbolic" else os.link)(tmp_path / "img.jpg", tmp_path / "IMG.jpg")
+    with pytest.raises(FileExistsError):
+        idem.rename_without_replacing(str(tmp_path / "img.jpg"), str(tmp_path / "IMG.jpg"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["IMG.jpg", "img.jpg"]
+
+
+@ON_LINUX
+@AS_ROOT
+def test_an_undo_across_file_systems_that_is_killed_at_any_point_can_be_repeated(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg")
+    made_doubles(tmp_path, "beach.xmp", content=b"edits")
+    before = contents(library)
+    with mounted(library / TRASH, "-t", "tmpfs", "tmpfs"):
+        for step in itertools.count(1):
+            carried_out(found_in(library, "--exact"))
+            killed = undo_killed_at_sync(step, library)
+            assert set(contents(library).values()) == set(before.values())
+            assert main([str(library), "--undo"]) == 0
+            assert contents(library) == before
+            if not killed:
+                break
+    assert step > 10
 
 
 def test_moves_in_a_folder_of_a_library_in_use_wait_for_that(
