@@ -1765,13 +1765,15 @@ def seconds_in(parts: Sequence[str]) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def breaks_off(ffmpeg: str, file: MediaFile) -> bool | Unreadable:
-    """False for a video that goes on as long as it says; the reason for one that does not. Runs in a worker process."""
+def breaks_off(ffmpeg: str, seconds: dict[str, float], file: MediaFile) -> bool | Unreadable:
+    """False for a video that goes on as long as it says, by path; the reason for one that does not.
+
+    Runs in a worker process.
+    """
     try:
         with opened_unchanged(file):
-            about = video_stream(ffmpeg, file.path)
-            if about.seconds is not None:
-                check_end(demuxed_seconds(ffmpeg, file.path, "0", about.seconds - TAIL), about.seconds)
+            said = seconds[file.path]
+            check_end(demuxed_seconds(ffmpeg, file.path, "0", said - TAIL), said)
         return False
     except DECODER_ERRORS as error:
         return Unreadable(file.path, reason_of(error))
@@ -4446,7 +4448,9 @@ def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
     with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
         replicas, unreadable, cached = video_replicas(scanned, cache, ffmpeg, options.jobs)
         grouped = functools.partial(video_groups, threshold=options.threshold)
-        look = CloserLook(wanting_end, Work(functools.partial(breaks_off, ffmpeg), "video", nothing), with_end)
+        seconds = {replica.file.path: replica.fingerprint.seconds for replica in replicas}
+        work = Work(functools.partial(breaks_off, ffmpeg, seconds), "video", nothing)
+        look = CloserLook(wanting_end, work, with_end)
         groups, rejected = groups_proven(replicas, grouped, [look], cache, options.jobs)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
