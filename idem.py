@@ -1784,8 +1784,13 @@ TAIL = 3.0  # s before the end from which on it is looked for
 
 def check_end(found: float, said: float) -> None:
     """ValueError when a file ends before the time it says."""
-    if found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said):
+    if is_too_short(found, said):
         raise ValueError(f"damaged: it breaks off after {found:.1f} of {said:.1f} s")
+
+
+def is_too_short(found: float, said: float) -> bool:
+    """Whether so many seconds are fewer than a file says, by more than containers round."""
+    return found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said)
 
 
 def demuxed_seconds(ffmpeg: str, path: str, streams: str, start: float = 0.0) -> float:
@@ -1794,11 +1799,34 @@ def demuxed_seconds(ffmpeg: str, path: str, streams: str, start: float = 0.0) ->
     From its beginning only for files that do not say how long they are, or where that may not be true.
     """
     sought = ["-copyts", "-start_at_zero", "-ss", f"{max(0.0, start):.3f}"]
-    listed = ["-map", streams, "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"]
-    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *sought, *video_input(path), *listed)
+    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *sought, *video_input(path), "-map", streams, *PACKETS)
+    return max(packet_ends(table).values(), default=0.0)
+
+
+PACKETS = "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"  # ffmpeg's arguments to list them
+
+
+def packet_ends(table: bytes) -> dict[int, float]:
+    """When the last packet of each stream ends, by the number of the stream in ffmpeg's list of packets."""
     bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
-    packets = re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE)
-    return max((bases[int(stream)] * (int(begin) + int(lasts)) for stream, begin, lasts in packets), default=0.0)
+    ends: dict[int, float] = defaultdict(float)
+    for stream, begin, lasts in re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE):
+        ends[int(stream)] = max(ends[int(stream)], bases[int(stream)] * (int(begin) + int(lasts)))
+    return ends
+
+
+def videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile]) -> set[str]:
+    """The paths of those files whose pictures go on as long as the file says. The others need a look of their own.
+
+    Runs in a worker process.
+    """
+    inputs: list[str] = []
+    for file in files:
+        inputs += ["-ss", f"{max(0.0, seconds[file.path] - TAIL):.3f}", *video_input(file.path)]
+    maps = [argument for place in range(len(files)) for argument in ("-map", f"{place}:V:0")]
+    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", "-copyts", "-start_at_zero", *inputs, *maps, *PACKETS)
+    ends = packet_ends(table)
+    return {file.path for place, file in enumerate(files) if not is_too_short(ends.get(place, 0.0), seconds[file.path])}
 
 
 def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
@@ -4449,6 +4477,12 @@ def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
         replicas, unreadable, cached = video_replicas(scanned, cache, ffmpeg, options.jobs)
         grouped = functools.partial(video_groups, threshold=options.threshold)
         seconds = {replica.file.path: replica.fingerprint.seconds for replica in replicas}
+        doubtful = [replica.file for replica in wanting_end(grouped(replicas))]
+        proven = paths_of_videos_with_end(ffmpeg, seconds, doubtful, options.jobs)
+        for place, replica in enumerate(replicas):
+            if replica.file.path in proven:
+                replicas[place] = replace(replica, fingerprint=replace(replica.fingerprint, whole=True))
+                cache.store(replica.file, replicas[place].fingerprint)
         work = Work(functools.partial(breaks_off, ffmpeg, seconds), "video", nothing)
         look = CloserLook(wanting_end, work, with_end)
         groups, rejected = groups_proven(replicas, grouped, [look], cache, options.jobs)
@@ -4461,6 +4495,16 @@ def video_replicas(
     """The scanned videos with their fingerprints, the unreadable ones, and how many came from the cache."""
     work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], jobs)
     return fingerprints_of(scanned.files, cache, work, jobs)
+
+
+def paths_of_videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile], jobs: int) -> set[str]:
+    """`videos_with_end`, for many at once."""
+    batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
+    proven: set[str] = set()
+    with closing(run_in_workers(functools.partial(videos_with_end, ffmpeg, seconds), batches, jobs)) as results:
+        for _, paths in results:
+            proven |= set() if isinstance(paths, Lost) else paths
+    return proven
 
 
 def with_end(_file: MediaFile, fingerprint: VideoFingerprint, _breaks_off: bool) -> VideoFingerprint:
