@@ -10,6 +10,7 @@
 #     "tqdm>=4.66",
 #     "filelock>=3.15",
 #     "imageio-ffmpeg>=0.5.1",
+#     "Flask>=3.0",
 # ]
 # ///
 """Find copies of the same photo or video in a library: other resolution, compression or format.
@@ -54,42 +55,51 @@ import errno
 import functools
 import gc
 import hashlib
+import hmac
 import importlib.util
 import io
 import json
 import multiprocessing
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
 import warnings
+import webbrowser
 import zlib
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import count, pairwise, product
 from multiprocessing.connection import Connection, wait
+from queue import PriorityQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
 if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm run must not wait for them
     import numpy as np
+    from flask import Flask, Request, Response
     from PIL import Image
     from tqdm import tqdm
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".wmv", ".webm", ".flv", ".3gp", ".m4v", ".mts", ".m2ts"})
+HERE = os.path.dirname(os.path.abspath(__file__))
 TRASH_FOLDER = "__duplicate_files_trash"
 CACHE_FOLDER = "__databases"
 LOCK_FILE = "idem.lock"
@@ -2041,11 +2051,11 @@ def ready_workers(workers: list[Worker[T, R]]) -> list[Worker[T, R]]:
 class Worker(Generic[T, R]):
     """A process, the connection to it, and the tasks it holds, the one at work first."""
 
-    def __init__(self, work: Callable[[T], R], seconds: Callable[[T], float]) -> None:
+    def __init__(self, work: Callable[[T], R], seconds: Callable[[T], float], start_method: str = "") -> None:
         self.seconds = seconds  # that a task may take
         self.tasks: deque[T] = deque()
         self.deadline = float("inf")
-        context: Any = multiprocessing.get_context(START_METHOD)
+        context: Any = multiprocessing.get_context(start_method or START_METHOD)
         self.connection, remote = context.Pipe()
         self.process = context.Process(target=worker_main, args=(work, remote, os.getpid()), daemon=True)
         try:
@@ -2939,19 +2949,60 @@ def decide(group: AnyGroup, scoring: Scoring) -> Decision:
 
     The best name and folder are those that tell a person most, but the keeper's own unless another beats it.
     """
-    keeper = group.replicas[0]
-    if isinstance(keeper.fingerprint, Checksum):
-        keeper = max(group.replicas, key=lambda each: (folder_score(each, scoring), name_rank(each, scoring)))
-    return arranged(group, keeper, best_named(group, keeper, scoring), best_placed(group, keeper, scoring), scoring)
+    return decided(group, Choice(frozenset({group.replicas.index(best_kept(group.replicas, scoring))})), scoring)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a person wants of a group; its replicas by number, best first. None: as suggested."""
+
+    keep: frozenset[int]  # at least one; the best of them may get a new name and folder, the others stay as they are
+    named: int | None = None  # whose name
+    placed: int | None = None  # whose folder
+
+
+def decided(group: AnyGroup, choice: Choice, scoring: Scoring) -> Decision:
+    """The decision that a choice comes to."""
+    named, placed = named_and_placed(group, choice, scoring)
+    kept = tuple(group.replicas[number] for number in sorted(choice.keep))
+    keeper = best_kept(kept, scoring)
+    return arranged(group, keeper, group.replicas[named], group.replicas[placed], scoring, kept=kept)
+
+
+def named_and_placed(group: AnyGroup, choice: Choice, scoring: Scoring) -> tuple[int, int]:
+    """The numbers of the replicas that give name and folder: as chosen, else of what is kept or would be given up."""
+    kept = tuple(group.replicas[number] for number in sorted(choice.keep))
+    keeper = best_kept(kept, scoring)
+    given_up = [keeper, *(each for each in group.replicas if each not in kept)]
+    named = group.replicas.index(best_named(given_up, keeper, scoring)) if choice.named is None else choice.named
+    placed = group.replicas.index(best_placed(given_up, keeper, scoring)) if choice.placed is None else choice.placed
+    return named, placed
+
+
+def best_kept(replicas: Sequence[Replica[Any]], scoring: Scoring) -> Replica[Any]:
+    """The replica to keep of these, best first; of equal files the one that is where it says most."""
+    if isinstance(replicas[0].fingerprint, Checksum):
+        return max(replicas, key=lambda each: (folder_score(each, scoring), name_rank(each, scoring)))
+    return replicas[0]
 
 
 def arranged(
-    group: AnyGroup, keeper: Replica[Any], named: Replica[Any], placed: Replica[Any], scoring: Scoring
+    group: AnyGroup,
+    keeper: Replica[Any],
+    named: Replica[Any],
+    placed: Replica[Any],
+    scoring: Scoring,
+    *,
+    kept: Sequence[Replica[Any]] = (),
 ) -> Decision:
-    """The decision that keeps one replica, under the name of another and in the folder of yet another."""
+    """The decision that keeps one replica, under the name of another and in the folder of yet another.
+
+    Those in `kept` stay as they are, the others go to the trash.
+    """
+    trash = tuple(each for each in group.replicas if each is not keeper and each not in kept)
     folder, stem = os.path.dirname(placed.file.path), stem_of(named)
     target = os.path.join(folder, stem + suffix_of(keeper.file.path))
-    own = {os.path.normcase(each.file.path) for each in group.replicas}
+    own = {os.path.normcase(each.file.path) for each in (keeper, *trash)}
     number = 1
     while os.path.normcase(target) in scoring.taken and os.path.normcase(target) not in own:
         number += 1
@@ -2961,7 +3012,7 @@ def arranged(
         reasons.append(f"name from {os.path.basename(named.file.path)}")
     if placed is not keeper:
         reasons.append(f"folder {relative(folder, scoring.root) or '.'}")
-    return Decision(keeper, target, tuple(each for each in group.replicas if each is not keeper), tuple(reasons))
+    return Decision(keeper, target, trash, tuple(reasons))
 
 
 def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
@@ -2992,14 +3043,14 @@ def why_best(group: AnyGroup, keeper: Replica[Any]) -> str:
 # ── names ──
 
 
-def best_named(group: AnyGroup, keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
+def best_named(replicas: Iterable[Replica[Any]], keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
     """The replica whose name says most; at equal scores one without a copy mark, then the keeper."""
-    return max(group.replicas, key=lambda each: (name_rank(each, scoring), each is keeper))
+    return max(replicas, key=lambda each: (name_rank(each, scoring), each is keeper))
 
 
-def best_placed(group: AnyGroup, keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
+def best_placed(replicas: Iterable[Replica[Any]], keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
     """The replica whose folder says most; at equal scores the keeper."""
-    return max(group.replicas, key=lambda each: (folder_score(each, scoring), each is keeper))
+    return max(replicas, key=lambda each: (folder_score(each, scoring), each is keeper))
 
 
 def name_rank(replica: Replica[Any], scoring: Scoring) -> tuple[int, bool]:
@@ -3540,12 +3591,17 @@ LIVE_VIDEOS = frozenset({".mov", ".mp4"})
 MOST_COUNTERS = 10_000
 
 
-def carry_out(decisions: Iterable[Decision], root: str, members: AbstractSet[str]) -> Outcome:
+def carry_out(
+    decisions: Iterable[Decision],
+    root: str,
+    members: AbstractSet[str],
+    tell: Callable[[Outcome], None] = lambda _outcome: None,
+) -> Outcome:
     """Move what the decisions say, and tell what became of it. IdemError when the journal cannot be written.
 
-    `members` are the paths of all files in groups, which go nowhere as companions of others. The caller holds the
-    run lock. A decision is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved
-    is named, and the rest goes on.
+    `members` are the paths of all files in groups, which go nowhere as companions of others. `tell` is given what
+    became of each decision in turn: even when an error follows. The caller holds the run lock. A decision is refused
+    as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and the rest goes on.
     """
     with closing(Journal(root)) as journal:
         journal.begin()
@@ -3553,7 +3609,9 @@ def carry_out(decisions: Iterable[Decision], root: str, members: AbstractSet[str
         mover = Mover(journal, members)
         for decision in decisions:
             with interrupts_held_back():
-                outcome += mover.carry_out(decision)
+                one = replace(mover.carry_out(decision), batch=journal.batch)
+                outcome += one
+                tell(one)
         journal.end()
     return outcome
 
@@ -3932,16 +3990,36 @@ def say_what_was_scanned(scanned: Scan, findings: Findings) -> None:
 ANSWERS = "kusx"  # keep, undo, skip, stop: these letters name no folder
 
 
-class Session:
-    """Groups shown one after the other, and what was answered to each."""
+class Sitting:
+    """A library while somebody decides about its groups: what is where, and what has been done so far."""
 
     def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str]) -> None:
         self.taken = taken  # paths of files, kept up as they move
         self.scoring = Scoring(findings.root, ignored, taken)
         self.groups = list(findings.groups)
         self.members = {replica.file.path for group in self.groups for replica in group.replicas}
-        self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
         self.history: list[Outcome] = []  # of all that was done and undone
+
+    def remember(self, outcome: Outcome) -> None:
+        """Keep what was moved, and which names that took and left free."""
+        self.history.append(outcome)
+        self.taken -= {os.path.normcase(each.before.path) for each in outcome.moved}
+        self.taken |= {os.path.normcase(each.after.path) for each in outcome.moved}
+
+    def take_back(self, position: int, outcome: Outcome) -> None:
+        """See the files of a group as they are now that they were put back."""
+        back = {each.after.path: each.after for each in outcome.returned}
+        group = self.groups[position]
+        replicas = tuple(replace(each, file=back.get(each.file.path, each.file)) for each in group.replicas)
+        self.groups[position] = replace(group, replicas=replicas)
+
+
+class Session(Sitting):
+    """Groups shown one after the other, and what was answered to each."""
+
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str]) -> None:
+        super().__init__(findings, ignored, taken)
+        self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
         self.skipped: set[int] = set()
         self.answered = False
 
@@ -4022,19 +4100,10 @@ class Session:
         outcome = (undo(self.scoring.root, acted.batch) if acted.moved else None) or Outcome()
         self.remember(outcome)
         self.skipped -= set(range(position, len(self.groups)))
-        back = {each.after.path: each.after for each in outcome.returned}
-        group = self.groups[position]
-        replicas = tuple(replace(each, file=back.get(each.file.path, each.file)) for each in group.replicas)
-        self.groups[position] = replace(group, replicas=replicas)
+        self.take_back(position, outcome)
         for line in outcome_lines(outcome, self.scoring.root):
             print(line)
         return position
-
-    def remember(self, outcome: Outcome) -> None:
-        """Keep what was moved, and which names that took and left free."""
-        self.history.append(outcome)
-        self.taken -= {os.path.normcase(each.before.path) for each in outcome.moved}
-        self.taken |= {os.path.normcase(each.after.path) for each in outcome.moved}
 
     def total(self) -> Outcome:
         """All that was done and not undone."""
@@ -4048,7 +4117,7 @@ def kept_in(group: AnyGroup, folder: str, scoring: Scoring) -> Decision:
     if isinstance(keeper.fingerprint, Checksum):
         keeper = max(there, key=lambda each: name_rank(each, scoring))
     placed = keeper if keeper in there else there[0]
-    return arranged(group, keeper, best_named(group, keeper, scoring), placed, scoring)
+    return arranged(group, keeper, best_named(group.replicas, keeper, scoring), placed, scoring)
 
 
 def folder_labels(group: AnyGroup) -> dict[str, str]:
@@ -4110,6 +4179,1005 @@ def shell_word(path: str) -> str:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Review: the same decisions in the browser. Pictures it can show, the sitting, and the server
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# ── pictures a browser can show: made in worker processes, never the files themselves ──
+
+THUMBNAIL_SIDE = 640  # px; cards are up to 320 wide, on screens with two pixels for one
+THUMBNAIL_BYTES = 40_000
+THUMBNAIL_QUALITIES = 84, 74, 62, 48, 34  # of JPEG, until it is small enough
+PREVIEW_PIXELS = 60_000_000  # browsers give up at some size; larger pictures are sent reduced
+PREVIEW_SIDE = 16_000  # px
+PREVIEW_QUALITY = 92
+DIFFERENCE_SIDE = 2048  # px
+DIFFERENCE_GAIN = 8  # by which differences are made brighter, or nobody would see them
+VISIBLE_DIFFERENCE = 16  # levels
+BACKDROP = (150, 150, 150)  # behind what is transparent: both a white and a black logo show on it
+EXIF_IFD, EXIF_TAKEN, EXIF_CHANGED, EXIF_MAKE, EXIF_MODEL = 0x8769, 0x9003, 0x0132, 0x010F, 0x0110
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture as it is sent to the browser."""
+
+    data: bytes
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file says of itself; empty or 0 where it says nothing."""
+
+    format: str = ""
+    width: int = 0  # px, upright
+    height: int = 0
+    taken: str = ""  # local time of the camera, to the minute
+    camera: str = ""
+    plays: bool = False  # as it is, in a browser
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be made of some files by a worker."""
+
+    make: Callable[..., Any]
+    files: tuple[MediaFile, ...]
+    folder: str = ""  # for what is made in one
+
+
+def made(wanted: Wanted) -> Any:
+    """What is wanted, or why it cannot be had. Runs in a worker process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
+        try:
+            return wanted.make(*wanted.files, **({"folder": wanted.folder} if wanted.folder else {}))
+        except DECODER_ERRORS as error:
+            return Unreadable(wanted.files[0].path, reason_of(error))
+        except Exception as error:
+            from PIL import Image
+
+            if not isinstance(error, Image.DecompressionBombError):
+                raise
+            return Unreadable(wanted.files[0].path, reason_of(error))
+
+
+def thumbnail_of(file: MediaFile) -> Shown:
+    """The whole picture at card size, in THUMBNAIL_BYTES at most."""
+    picture = picture_of(file, THUMBNAIL_SIDE)
+    while True:
+        for quality in THUMBNAIL_QUALITIES:
+            data = jpeg_bytes(picture, quality, subsampling=2)
+            if len(data) < THUMBNAIL_BYTES:
+                return Shown(data)
+        picture = picture.reduce(2)
+
+
+def preview_of(file: MediaFile) -> Shown:
+    """The picture with all its pixels, unless they are too many for a browser."""
+    picture = picture_of(file, None)
+    most = (PREVIEW_PIXELS / (picture.width * picture.height)) ** 0.5
+    scale = min(1.0, most, PREVIEW_SIDE / max(picture.size))
+    if scale < 1:
+        picture.thumbnail((int(picture.width * scale), int(picture.height * scale)), reducing_gap=2.0)
+    return Shown(jpeg_bytes(picture, PREVIEW_QUALITY, subsampling=0))
+
+
+def difference_of(one: MediaFile, other: MediaFile) -> Shown:
+    """Where two pictures differ, brighter for more; the note tells by how much, as JSON.
+
+    The larger one is reduced to the size of the smaller: what resolution alone adds is no difference.
+    """
+    from PIL import ImageChops, ImageOps
+
+    pictures = sorted((picture_of(each, DIFFERENCE_SIDE) for each in (one, other)), key=lambda each: each.size)
+    reduced = pictures[1].resize(pictures[0].size, reducing_gap=3.0)
+    red, green, blue = ImageChops.difference(pictures[0], reduced).split()
+    levels = ImageChops.lighter(red, ImageChops.lighter(green, blue))
+    counts = levels.histogram()
+    share = sum(counts[VISIBLE_DIFFERENCE:]) / sum(counts)
+    note = {"largest": max(level for level, count in enumerate(counts) if count), "share": share}
+    bright = levels.point([min(255, level * DIFFERENCE_GAIN) for level in range(256)])
+    heat = ImageOps.colorize(bright, black="#000000", mid="#e2601c", white="#ffffff")
+    return Shown(jpeg_bytes(heat, PREVIEW_QUALITY, subsampling=0), json.dumps(note))
+
+
+def jpeg_bytes(picture: Image.Image, quality: int, subsampling: int) -> bytes:
+    """The picture as a JPEG file without any metadata."""
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=quality, subsampling=subsampling, exif=b"", icc_profile=None)
+    return data.getvalue()
+
+
+def picture_of(file: MediaFile, side: int | None) -> Image.Image:
+    """The file's picture as a person sees it, RGB in sRGB, upright; of a video the frame in its middle.
+
+    Not larger than `side`, if given. Raises DECODER_ERRORS.
+    """
+    if kind_of(file) == "video":
+        return frame_of(file, side)
+    with opened_unchanged(file) as stream:
+        picture = opened_picture(stream)
+        if side and picture.format in ("JPEG", "MPO"):
+            picture.draft("CMYK" if picture.mode == "CMYK" else "RGB", (side, side))
+        picture.load()
+    orientation = orientation_of(picture)
+    seen = in_srgb(picture, side)
+    exchanged, rows, columns = TURNS[orientation]
+    return turned(seen, exchanged, rows, columns)
+
+
+def turned(picture: Image.Image, exchanged: bool, rows: bool, columns: bool) -> Image.Image:
+    """The picture with rows and columns exchanged, then rows reversed, then columns."""
+    from PIL.Image import Transpose
+
+    for wanted, turn in (
+        (exchanged, Transpose.TRANSPOSE),
+        (rows, Transpose.FLIP_TOP_BOTTOM),
+        (columns, Transpose.FLIP_LEFT_RIGHT),
+    ):
+        picture = picture.transpose(turn) if wanted else picture
+    return picture
+
+
+def in_srgb(picture: Image.Image, side: int | None) -> Image.Image:
+    """The picture as RGB in sRGB, transparency before BACKDROP, reduced to `side` before colours are converted."""
+    from PIL import Image
+
+    profile = picture.info.get("icc_profile") or b""
+    if picture.has_transparency_data:
+        seen = picture.convert("RGBA")
+        ground = Image.new("RGBA", seen.size, (*BACKDROP, 255))
+        source = Image.alpha_composite(ground, seen).convert("RGB")
+    else:
+        source = picture if picture.mode in ("L", "CMYK") else in_plain_mode(picture)
+    if side:
+        source.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    transform = profile_transform(profile, PROFILE_MODES.get(source.mode, ""))
+    return transform(source) if transform else source.convert("RGB")
+
+
+def frame_of(file: MediaFile, side: int | None) -> Image.Image:
+    """The frame in the middle of a video, or else its first one. ValueError when there is none."""
+    from PIL import Image
+
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
+    about = video_stream(ffmpeg, file.path)
+    scale = min(1.0, (side or PREVIEW_SIDE) / max(about.width, about.height))
+    width, height = max(1, round(about.width * scale)), max(1, round(about.height * scale))
+    shape = ["-frames:v", "1", "-vf", f"scale={width}:{height}:flags=area,setsar=1"]
+    for start in ((about.seconds or 0) / 2, 0.0):
+        source = ["-ss", f"{start:.3f}", *video_input(file.path), "-map", "0:V:0"]
+        out, _ = run_ffmpeg(ffmpeg, "-nostats", *source, *shape, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
+        if len(out) == width * height * 3:
+            return Image.frombytes("RGB", (width, height), out)
+    raise ValueError("no frame of it can be decoded")
+
+
+def facts_of(file: MediaFile) -> Facts:
+    """What the file's header and metadata say."""
+    if kind_of(file) == "video":
+        return facts_of_video(file)
+    with opened_unchanged(file) as stream:
+        picture = opened_picture(stream)
+        width, height = picture.size
+        if TURNS[orientation_of(picture)][0]:
+            width, height = height, width
+        frames = getattr(picture, "n_frames", 1) if has_frames(picture) else 1
+        name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
+        parts = [name, "16-bit" if picture.mode.startswith("I;16") else "CMYK" if picture.mode == "CMYK" else ""]
+        parts.append(plural(frames, "frame") if frames > 1 else "")
+        taken, camera = taken_by(picture)
+    return Facts(" · ".join(filter(None, parts)), width, height, taken, camera)
+
+
+FORMAT_NAMES = {"MPO": "JPEG", "HEIF": "HEIC", "WEBP": "WebP"}  # as people know Pillow's
+
+
+def taken_by(picture: Image.Image) -> tuple[str, str]:
+    """When and by which camera the picture was taken, as its EXIF data have it; empty where they have not."""
+    try:
+        tags = picture.getexif()
+        taken = str(tags.get_ifd(EXIF_IFD).get(EXIF_TAKEN) or tags.get(EXIF_CHANGED) or "")
+        make, model = (plain_text(tags.get(tag)) for tag in (EXIF_MAKE, EXIF_MODEL))
+    except DECODER_ERRORS:
+        return "", ""  # only the metadata is broken
+    date = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d)", taken)
+    brand = make.split(" ")[0]
+    camera = model if model.casefold().startswith(brand.casefold()) else f"{brand} {model}".strip()
+    return f"{date[1]}-{date[2]}-{date[3]} {date[4]}" if date and date[1] > "0000" else "", camera
+
+
+def plain_text(value: object) -> str:
+    """A text of EXIF data in one short printable line."""
+    return printable(" ".join(str(value or "").replace("\0", " ").split()))[:60]
+
+
+def facts_of_video(file: MediaFile) -> Facts:
+    """What ffmpeg says of the video."""
+    ffmpeg = ffmpeg_path()
+    name = suffix_of(file.path)[1:].upper()
+    if ffmpeg is None:
+        return Facts(name)
+    _, said = run_ffmpeg(ffmpeg, *video_input(file.path))
+    said = said.replace(spoken(file.path), "")
+    about = parsed_stream(said.partition("Input #0, ")[2], file.path)
+    if about is None:
+        return Facts(name)
+    codec = re.search(r": Video: (\w{1,12})", said)
+    taken = re.search(r"^ *creation_time *: (\d{4}-\d\d-\d\d)T(\d\d:\d\d)", said, re.MULTILINE)
+    text = " · ".join([name, *([codec[1]] if codec else [])])
+    with open(file.path, "rb") as stream:
+        plays = codec is not None and codec[1] in BROWSER_CODECS and bool(video_type(stream))
+    return Facts(text, about.width, about.height, f"{taken[1]} {taken[2]}" if taken else "", plays=plays)
+
+
+BROWSER_CODECS = {"h264", "vp8", "vp9", "av1"}
+BROWSER_VIDEO_SIDE = 1280  # px; of what is converted
+
+
+def playable_video(file: MediaFile, folder: str) -> str:
+    """The path of the video in a form that browsers play, H.264 in MP4, in this folder. ValueError when it fails."""
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
+    target = os.path.join(folder, f"{file.device}-{file.inode}-{file.mtime_ns}.mp4")
+    size = f"scale='trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*iw*sar/2)*2':"
+    size += f"'trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*ih/2)*2',setsar=1"
+    video = ["-map", "0:V:0", "-map", "0:a:0?", "-vf", size, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "22"]
+    rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{target}"]
+    _, said = run_ffmpeg(ffmpeg, "-nostats", "-y", *video_input(file.path), *video, *rest)
+    if not os.path.isfile(target) or not os.path.getsize(target):
+        raise ValueError(said.replace(spoken(file.path), "").strip().rpartition("\n")[2] or "ffmpeg says nothing")
+    return target
+
+
+VIDEO_TYPES = {"video/mp4": re.compile(rb".{4}ftyp", re.DOTALL), "video/webm": re.compile(rb"\x1aE\xdf\xa3")}
+
+
+def video_type(stream: BinaryIO) -> str:
+    """The type that browsers know an open video by; empty for what they do not play, whatever it is called."""
+    head = stream.read(12)
+    return next((name for name, pattern in VIDEO_TYPES.items() if pattern.match(head)), "")
+
+
+KEPT_BYTES = 150_000_000  # of pictures that were made last
+SECONDS_TO_SHOW = 60  # that a worker may take for a picture
+SECONDS_TO_CONVERT = 3600
+
+
+class Workshop:
+    """Worker processes that make what is asked for, most urgent first, and remember what they made last.
+
+    They are spawned, not forked: a server has threads. Threads hand tasks to them, one each, and live as long as
+    they do. An answer may be Unreadable.
+    """
+
+    def __init__(self, processes: int, seconds: float) -> None:
+        self.seconds = seconds
+        self.tasks: PriorityQueue[tuple[int, int, Wanted | None, Future[Any]]] = PriorityQueue()
+        self.made: OrderedDict[Wanted, Future[Any]] = OrderedDict()
+        self.sizes: dict[Wanted, int] = {}
+        self.numbers = count()
+        self.lock = threading.Lock()
+        self.closed = False
+        self.workers: dict[int, Worker[Wanted, Any]] = {}
+        self.threads = [threading.Thread(target=self.serve, args=(n,), daemon=True) for n in range(processes)]
+        with interrupts_held_back():  # threads inherit that: Ctrl-C is for the main one
+            for thread in self.threads:
+                thread.start()
+
+    def get(self, wanted: Wanted, urgency: int) -> Any:
+        """What is wanted, made now or before; waits for it."""
+        with self.lock:
+            future = self.made.get(wanted)
+            if future is None:
+                future = self.made[wanted] = Future()
+                self.tasks.put((urgency, next(self.numbers), wanted, future))
+            self.made.move_to_end(wanted)
+        return future.result()
+
+    def serve(self, number: int) -> None:
+        """Have one process do tasks until the workshop closes; another one when it has died."""
+        worker: Worker[Wanted, Any] | None = None
+        while True:
+            _, _, wanted, future = self.tasks.get()
+            if wanted is None:
+                break
+            if worker is None or not worker.process.is_alive():
+                worker = self.workers[number] = Worker(made, lambda _task: self.seconds, "spawn")
+            try:
+                result = answer_of(worker, wanted)
+            except OSError as error:
+                result = Unreadable(wanted.files[0].path, reason_of(error))
+            self.keep(wanted, result)
+            future.set_result(Unreadable(wanted.files[0].path, result.reason) if isinstance(result, Lost) else result)
+        if worker is not None:
+            worker.stop()
+
+    def keep(self, wanted: Wanted, result: Any) -> None:
+        """Remember that this was made, and forget the oldest where that is too much."""
+        with self.lock:
+            self.sizes[wanted] = len(result.data) if isinstance(result, Shown) else 500
+            while sum(self.sizes.values()) > KEPT_BYTES and len(self.sizes) > 1:
+                oldest = next(each for each in self.made if each in self.sizes)
+                del self.made[oldest], self.sizes[oldest]
+
+    def close(self) -> None:
+        """End all processes, whatever they are at."""
+        for _ in self.threads:
+            self.tasks.put((-1, next(self.numbers), None, Future()))
+        for worker in list(self.workers.values()):
+            if worker.tasks:
+                kill_with_children(worker.process.pid or 0)
+        for thread in self.threads:
+            thread.join()
+
+
+def answer_of(worker: Worker[Wanted, Any], wanted: Wanted) -> Any:
+    """What the worker makes of it, or Lost."""
+    worker.give(deque([wanted]), 1)
+    while True:
+        for ready in ready_workers([worker]):
+            for _, result in ready.results(deque()):
+                return result
+
+
+# ── the sitting: what is on the page, and what a person has chosen ──
+
+SORTS: dict[str, Callable[[AnyGroup], Any]] = {
+    "space": lambda group: -recoverable_bytes(group),
+    "folder": lambda group: os.path.dirname(group.replicas[0].file.path),
+    "copies": lambda group: -len(group.replicas),
+}
+KINDS = "both", "image", "video"
+VIEWS = "open", "skipped"
+STEPS = "at", "after", "before"
+MOST_ON_PAGE = 500
+
+
+class Rejected(Exception):  # noqa: N818 (it is an answer)
+    """What the browser asked for and does not get: an HTTP status and the reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Groups that were acted on together."""
+
+    number: int  # of the journal
+    groups: tuple[int, ...]
+    outcome: Outcome
+
+
+class Review(Sitting):
+    """Groups, what was chosen for each, and what was done. All numbers, paths and words are made here.
+
+    Any thread may call it. Only one at a time moves files; others that want to are told so.
+    """
+
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str], page_size: int) -> None:
+        super().__init__(findings, ignored, taken)
+        self.page_size = page_size
+        self.decisions = list(findings.decisions)
+        self.choices = [
+            Choice(frozenset({group.replicas.index(decision.keeper)}))
+            for group, decision in zip(self.groups, self.decisions, strict=True)
+        ]
+        numbers = range(len(self.groups))
+        self.orders = {name: sorted(numbers, key=lambda n: key(self.groups[n])) for name, key in SORTS.items()}
+        self.places = {name: {n: place for place, n in enumerate(order)} for name, order in self.orders.items()}
+        self.skipped: set[int] = set()
+        self.done: set[int] = set()
+        self.shown: set[int] = set()  # on a page, so far: only these can be acted on
+        self.batches: list[Batch] = []
+        self.result: dict[str, Any] | None = None  # of the last confirmation or undo
+        self.progress = (0, 0)  # groups done, of how many
+        self.lock = threading.RLock()  # for all of the above
+        self.moving = threading.Lock()  # held while files move
+
+    def renamed_to(self) -> dict[int, str]:
+        """Where keepers of groups that are not done yet would go."""
+        return {
+            number: os.path.normcase(decision.target)
+            for number, decision in enumerate(self.decisions)
+            if number not in self.done and decision.target != decision.keeper.file.path
+        }
+
+    def choose(self, number: int, choice: Choice) -> None:
+        """Take a choice, and see what comes of it."""
+        group = self.groups[number]
+        targets = {target for other, target in self.renamed_to().items() if other != number}
+        self.choices[number] = choice
+        self.decisions[number] = decided(group, choice, replace(self.scoring, taken=self.taken | targets))
+
+    # ── what the browser asks ──
+
+    def page(self, sort: str, kind: str, view: str, at: int | None, step: str) -> dict[str, Any]:
+        """The groups from, after or before the one with this number, in this order, and where in all that is."""
+        with self.lock:
+            place, places = self.places[sort].get(-1 if at is None else at, -1), self.places[sort]
+            listed = [n for n in self.orders[sort] if self.is_listed(n, kind, view)]
+            ahead = sum(places[n] < place + (step == "after") for n in listed)
+            start = max(0, ahead - self.page_size) if step == "before" else ahead
+            if start >= len(listed):
+                start = max(0, len(listed) - self.page_size)
+            numbers = listed[start : start + self.page_size]
+            self.shown |= set(numbers)
+            number = -(-start // self.page_size) + 1
+            return {
+                "groups": [self.group_view(n) for n in numbers],
+                "page": number,
+                "pages": number - 1 + max(1, -(-(len(listed) - start) // self.page_size)),
+                "first": start + 1 if numbers else 0,
+                **self.totals(kind, view),
+                "result": self.result,
+                "moving": self.progress if self.moving.locked() else None,
+            }
+
+    def is_listed(self, number: int, kind: str, view: str) -> bool:
+        """Whether a group belongs to what is asked for."""
+        wanted = kind in ("both", self.groups[number].kind)
+        return wanted and number not in self.done and (number in self.skipped) == (view == "skipped")
+
+    def totals(self, kind: str, view: str) -> dict[str, Any]:
+        """What is left of what is asked for, and how much is skipped and done."""
+        with self.lock:
+            listed = [n for n in range(len(self.groups)) if self.is_listed(n, kind, view)]
+            frees = sum(each.file.size for n in listed for each in self.decisions[n].trash)
+            files = sum(len(self.groups[n].replicas) for n in listed)
+            return {
+                "left": {"groups": len(listed), "files": files, "bytes": frees},
+                "skipped": sum(n not in self.done for n in self.skipped),
+                "undo": bool(self.batches),
+            }
+
+    def group_view(self, number: int) -> dict[str, Any]:
+        """What the page shows of a group. Names are printable; no other path than these leaves idem."""
+        group, choice, decision = self.groups[number], self.choices[number], self.decisions[number]
+        named, placed = named_and_placed(group, choice, self.scoring)
+        keeper = decision.keeper.file.path
+        also = [each for n, each in enumerate(group.replicas) if n in choice.keep and each is not decision.keeper]
+        return {
+            "number": number,
+            "kind": group.kind,
+            "keeper": group.replicas.index(decision.keeper),
+            "keep": sorted(choice.keep),
+            "name": choice.named,
+            "folder": choice.placed,
+            "named": named,
+            "placed": placed,
+            "skipped": number in self.skipped,
+            "replicas": [self.replica_view(each) for each in group.replicas],
+            "keeps": self.shown_path(keeper),
+            "target": self.shown_path(decision.target) if decision.target != keeper else "",
+            "stays": [self.shown_path(each.file.path) for each in also],
+            "trash": [self.shown_path(each.file.path) for each in decision.trash],
+            "bytes": sum(each.file.size for each in decision.trash),
+        }
+
+    def shown_path(self, path: str) -> str:
+        return printable(relative(path, self.scoring.root))
+
+    def replica_view(self, replica: Replica[Any]) -> dict[str, Any]:
+        """What the page shows of a file before anybody has opened it."""
+        file, fingerprint = replica.file, replica.fingerprint
+        folder, name = os.path.split(file.path)
+        return {
+            "name": printable(name),
+            "folder": self.shown_path(folder),
+            "bytes": file.size,
+            "width": fingerprint.width,
+            "height": fingerprint.height,
+            "seconds": fingerprint.seconds,
+            "modified": local_time(file.mtime_ns),
+        }
+
+    def set_choice(self, number: int, choice: Choice, skipped: bool) -> dict[str, Any]:
+        """Take what was chosen for a group on the page; the group as it is then."""
+        with self.lock:
+            self.check_open([number])
+            self.choose(number, choice)
+            self.skipped = self.skipped | {number} if skipped else self.skipped - {number}
+            return self.group_view(number)
+
+    def check_open(self, numbers: Iterable[int]) -> None:
+        """Rejected unless these groups were on a page and nothing has been done with them."""
+        for number in numbers:
+            if number not in self.shown:
+                raise Rejected(400, f"group {number} has not been on a page")
+            if number in self.done:
+                raise Rejected(409, f"group {number} has been confirmed already")
+
+    # ── what moves files ──
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Move files, if nobody else does."""
+        if not self.moving.acquire(blocking=False):
+            raise Rejected(409, "files are being moved already, or idem is stopping")
+        try:
+            yield
+        finally:
+            self.moving.release()
+
+    def confirm(self, choices: dict[int, Choice]) -> dict[str, Any]:
+        """Act on these groups as chosen, in one batch; what became of it."""
+        with self.alone():
+            with self.lock:
+                self.check_open(choices)
+                for number, choice in choices.items():
+                    self.choose(number, choice)
+                    self.skipped.discard(number)
+                self.progress = (0, len(choices))
+            self.result = self.act_on(tuple(choices))
+            return self.result
+
+    def act_on(self, numbers: tuple[int, ...]) -> dict[str, Any]:
+        """Carry out what is decided for these groups; `done` is what has been tried, even if an error ends it."""
+        waiting, outcomes = deque(numbers), list[Outcome]()
+
+        def tell(outcome: Outcome) -> None:
+            with self.lock:
+                self.remember(outcome)
+                outcomes.append(outcome)
+                self.done.add(waiting.popleft())
+                self.progress = (len(outcomes), len(numbers))
+
+        error = ""
+        try:
+            carry_out([self.decisions[n] for n in numbers], self.scoring.root, self.members, tell)
+        except IdemError as failure:
+            error = str(failure)
+        with self.lock:
+            total = functools.reduce(Outcome.__add__, outcomes, Outcome())
+            if outcomes:
+                acted = numbers[: len(outcomes)]
+                self.batches.append(Batch(total.batch, acted, total))
+            return self.result_view(total, error)
+
+    def undo(self) -> dict[str, Any]:
+        """Put back the last batch; what became of it."""
+        with self.alone():
+            with self.lock:
+                if not self.batches:
+                    raise Rejected(409, "there is nothing to undo")
+                batch = self.batches[-1]
+                self.progress = (0, 0)
+            try:
+                outcome = (undo(self.scoring.root, batch.number) if batch.outcome.moved else None) or Outcome()
+            except IdemError as failure:
+                self.result = self.result_view(Outcome(), str(failure))
+                return self.result
+            with self.lock:
+                self.batches.pop()
+                self.remember(outcome)
+                self.done -= set(batch.groups)
+                for number in batch.groups:
+                    self.take_back(number, outcome)
+                    self.choose(number, self.choices[number])
+                self.result = self.result_view(outcome, "") | {"groups": batch.groups}
+            return self.result
+
+    def result_view(self, outcome: Outcome, error: str) -> dict[str, Any]:
+        """What was done, in numbers and in words."""
+        return {
+            "trashed": len(outcome.trashed),
+            "renamed": len(outcome.renamed),
+            "companions": len(outcome.companions),
+            "returned": len(outcome.returned),
+            "freed": outcome.freed,
+            "refused": [{"path": self.shown_path(each.path), "reason": each.reason} for each in outcome.refused],
+            "lines": outcome_lines(replace(outcome, refused=()), self.scoring.root),
+            "error": error,
+            "undo": bool(self.batches),
+        }
+
+    def total(self) -> Outcome:
+        """All that was done and not undone."""
+        return functools.reduce(Outcome.__add__, (batch.outcome for batch in self.batches), Outcome())
+
+    def stop(self) -> None:
+        """Wait for moves that are under way; after that nothing is moved any more."""
+        while not self.moving.acquire(timeout=0.2):  # so that Windows, too, hears of Ctrl-C
+            pass
+
+    # ── which file ──
+
+    def file(self, group: int, replica: int) -> MediaFile:
+        """The file with these numbers. Rejected when there is none."""
+        with self.lock:
+            if group not in self.shown or not 0 <= replica < len(self.groups[group].replicas):
+                raise Rejected(404, "there is no such picture")
+            return self.groups[group].replicas[replica].file
+
+    def files(self, group: int) -> list[MediaFile]:
+        """The files of the group."""
+        return [self.file(group, replica) for replica in range(len(self.groups[group].replicas))]
+
+
+def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset()) -> tuple[int, Choice]:
+    """The group and the choice that the browser sends. Rejected, with the reason, unless it fits the group."""
+    fields = {"group", "keep", "name", "folder"}
+    if not isinstance(value, dict) or value.keys() - fields - also or not {"group", "keep"} <= value.keys():
+        raise Rejected(400, "a choice has a group, a list of replicas to keep, and whose name and folder")
+    group, keep = value["group"], value["keep"]
+    if type(group) is not int or not 0 <= group < len(review.groups):
+        raise Rejected(400, "there is no such group")
+    allowed = range(len(review.groups[group].replicas))
+
+    def is_replica(number: Any) -> bool:
+        return type(number) is int and number in allowed
+
+    if not isinstance(keep, list) or not keep or not all(map(is_replica, keep)) or len(set(keep)) < len(keep):
+        raise Rejected(400, f"the list of what to keep of group {group} must name at least one of its replicas, once")
+    named, placed = value.get("name"), value.get("folder")
+    if not all(number is None or is_replica(number) for number in (named, placed)):
+        raise Rejected(400, f"name and folder of group {group} must be those of one of its replicas")
+    return group, Choice(frozenset(keep), named, placed)
+
+
+def parsed_choices(body: dict[str, Any], review: Review) -> dict[int, Choice]:
+    """The choices of a confirmed page. Rejected when they are not just that."""
+    listed = body.get("groups")
+    if body.keys() != {"groups"} or not isinstance(listed, list) or not 0 < len(listed) <= review.page_size:
+        raise Rejected(400, f"a page has 1 to {review.page_size} groups")
+    choices = dict(parsed_choice(each, review) for each in listed)
+    if len(choices) < len(listed):
+        raise Rejected(400, "a group was named twice")
+    return choices
+
+
+# ── the server ──
+
+FIRST_PORT = 5757
+PORTS_TRIED = 100
+MOST_BYTES_POSTED = 1_000_000
+MOST_BYTES_DRAINED = 64_000_000  # of a request that is refused; one that is cut off would not see why
+SOCKET_TIMEOUT = 120  # s without a byte
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+FOR_GOOD = "private, max-age=31536000, immutable"  # the address holds a token of this run
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the server works with."""
+
+    review: Review
+    workshop: Workshop
+    converter: Workshop
+    folder: str  # for converted videos
+    token: str
+    port: int
+    finish: Callable[[], None]  # called when the browser says Done, and has its answer
+
+
+def check_request(request: Request, desk: Desk) -> None:
+    """Rejected unless the request comes from the page that idem has opened, in a browser on this computer.
+
+    The Host header keeps out names that were pointed to this computer (DNS rebinding), the token everybody who does
+    not know the address, and Origin, Sec-Fetch-Site and the content type pages of other sites, which a browser
+    would let send a request blindly.
+    """
+    hosts = {f"127.0.0.1:{desk.port}", f"localhost:{desk.port}"}
+    host = request.headers.get("Host", "")
+    if host not in hosts:
+        raise Rejected(403, "this server answers to its own address only")
+    given = request.path.split("/")[1].encode("utf-8", "replace")
+    if not hmac.compare_digest(given, desk.token.encode()):
+        raise Rejected(403, "the address lacks the token that idem printed")
+    reading = request.method in ("GET", "HEAD")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin not in {f"http://{each}" for each in hosts}:
+        raise Rejected(403, "the request comes from another site")
+    opening = reading and request.path == f"/{desk.token}/" and request.headers.get("Sec-Fetch-Dest") == "document"
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and not opening:
+        raise Rejected(403, "the request comes from another site")
+    if not reading and request.mimetype != "application/json":
+        raise Rejected(403, "only JSON is taken")
+
+
+def posted(request: Request) -> dict[str, Any]:
+    """The JSON object of a request. Rejected when it is none."""
+    data = request.stream.read(MOST_BYTES_POSTED + 1)
+    if len(data) > MOST_BYTES_POSTED:
+        raise Rejected(400, f"more than {readable_size(MOST_BYTES_POSTED)}")
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Rejected(400, "this is no JSON") from None
+    if not isinstance(body, dict):
+        raise Rejected(400, "this is no JSON object")
+    return body
+
+
+def drain(request: Request) -> None:
+    """Read what is left of a request: a connection that is closed before that takes the answer with it."""
+    left = MOST_BYTES_DRAINED
+    with suppress(OSError):  # it has hung up
+        while left > 0 and (block := request.stream.read(min(left, READ_BLOCK))):
+            left -= len(block)
+
+
+def review_app(desk: Desk) -> Flask:
+    """The web application. Every answer goes through the same two checks, whatever it is about."""
+    from flask import Flask, jsonify, request
+    from werkzeug.exceptions import HTTPException
+
+    app = Flask("idem", root_path=HERE, static_folder=None, template_folder="templates")
+    app.config["TRAP_BAD_REQUEST_ERRORS"] = False
+
+    @app.before_request
+    def before() -> None:
+        check_request(request, desk)
+
+    @app.after_request
+    def after(response: Response) -> Response:
+        drain(request)
+        for name, value in HEADERS.items():
+            response.headers[name] = value
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    @app.errorhandler(Rejected)
+    def rejected(error: Rejected) -> Any:
+        return jsonify(error=str(error)), error.status
+
+    @app.errorhandler(HTTPException)
+    def failed(error: HTTPException) -> Any:
+        return jsonify(error=error.name), error.code
+
+    add_page(app, desk)
+    add_actions(app, desk)
+    add_pictures(app, desk)
+    add_videos(app, desk)
+    return app
+
+
+def add_page(app: Flask, desk: Desk) -> None:
+    """The page, what it looks like, and the groups on it."""
+    from flask import jsonify, render_template, request, send_from_directory
+
+    review = desk.review
+
+    @app.get(f"/{desk.token}/")
+    def page() -> Any:
+        return render_template("review.html", library=printable(review.scoring.root), kinds=review_kinds(review))
+
+    @app.get(f"/{desk.token}/static/<name>")
+    def static(name: str) -> Any:
+        return send_from_directory(os.path.join(HERE, "static"), name)
+
+    @app.get(f"/{desk.token}/groups")
+    def groups() -> Any:
+        sort, kind, view, step = (asked_for(request, name) for name in ASKED)
+        return jsonify(review.page(sort, kind, view, request.args.get("at", type=int), step))
+
+    @app.get(f"/{desk.token}/progress")
+    def progress() -> Any:
+        moving = review.progress if review.moving.locked() else None
+        return jsonify(moving=moving, result=review.result)
+
+
+ASKED = {"sort": tuple(SORTS), "kind": KINDS, "view": VIEWS, "step": STEPS}
+
+
+def asked_for(request: Request, name: str) -> str:
+    """The value of this part of the address, by default the first of those that are known. Rejected for others."""
+    value = request.args.get(name, ASKED[name][0])
+    if value not in ASKED[name]:
+        raise Rejected(400, f"{name} is one of {', '.join(ASKED[name])}")
+    return value
+
+
+def review_kinds(review: Review) -> set[str]:
+    """The kinds of groups there are."""
+    return {group.kind for group in review.groups}
+
+
+def add_actions(app: Flask, desk: Desk) -> None:
+    """What the browser can have done."""
+    from flask import jsonify, request
+
+    review = desk.review
+
+    @app.post(f"/{desk.token}/choose")
+    def choose() -> Any:
+        body = posted(request)
+        number, choice = parsed_choice(body, review, {"skipped"})
+        if type(body.get("skipped")) is not bool:
+            raise Rejected(400, "skipped must be true or false")
+        group = review.set_choice(number, choice, body["skipped"])
+        return jsonify(group=group, totals=review.totals(asked_for(request, "kind"), asked_for(request, "view")))
+
+    @app.post(f"/{desk.token}/confirm")
+    def confirm() -> Any:
+        return jsonify(review.confirm(parsed_choices(posted(request), review)))
+
+    @app.post(f"/{desk.token}/undo")
+    def undo_last() -> Any:
+        posted(request)
+        return jsonify(review.undo())
+
+    @app.post(f"/{desk.token}/done")
+    def done() -> Any:
+        posted(request)
+        response: Response = jsonify(lines=summary(review.total(), len(review.skipped), review.scoring.root))
+        response.call_on_close(desk.finish)
+        return response
+
+
+def add_pictures(app: Flask, desk: Desk) -> None:
+    """Pictures, made by workers, by the numbers of group and replica alone."""
+    from flask import Response, jsonify
+
+    def made_now(make: Callable[..., Any], urgency: int, *files: MediaFile) -> Any:
+        result = desk.workshop.get(Wanted(make, files), urgency)
+        if isinstance(result, Unreadable):
+            raise Rejected(415, result.reason)
+        return result
+
+    def sent(shown: Shown) -> Response:
+        response = Response(shown.data, mimetype="image/jpeg")
+        response.headers["Cache-Control"] = FOR_GOOD
+        if shown.note:
+            response.headers["Idem-Note"] = shown.note
+        return response
+
+    @app.get(f"/{desk.token}/thumbnail/<int:group>/<int:replica>")
+    def thumbnail(group: int, replica: int) -> Any:
+        return sent(made_now(thumbnail_of, 2, desk.review.file(group, replica)))
+
+    @app.get(f"/{desk.token}/preview/<int:group>/<int:replica>")
+    def preview(group: int, replica: int) -> Any:
+        return sent(made_now(preview_of, 1, desk.review.file(group, replica)))
+
+    @app.get(f"/{desk.token}/difference/<int:group>/<int:one>/<int:other>")
+    def difference(group: int, one: int, other: int) -> Any:
+        return sent(made_now(difference_of, 0, desk.review.file(group, one), desk.review.file(group, other)))
+
+    @app.get(f"/{desk.token}/facts/<int:group>/<int:replica>")
+    def facts(group: int, replica: int) -> Any:
+        result = desk.workshop.get(Wanted(facts_of, (desk.review.file(group, replica),)), 0)
+        if isinstance(result, Unreadable):
+            return jsonify(reason=result.reason)
+        return jsonify({name: getattr(result, name) for name in Facts.__slots__})
+
+
+def add_videos(app: Flask, desk: Desk) -> None:
+    """Videos in parts, so that the browser can seek: as they are where it knows the format, else converted."""
+    from flask import request
+
+    @app.get(f"/{desk.token}/video/<int:group>/<int:replica>")
+    def video(group: int, replica: int) -> Any:
+        file = desk.review.file(group, replica)
+        try:
+            return in_parts(file, request)
+        except (OSError, ValueError) as error:
+            raise Rejected(415, reason_of(error)) from None
+
+    @app.get(f"/{desk.token}/converted/<int:group>/<int:replica>")
+    def converted(group: int, replica: int) -> Any:
+        file = desk.review.file(group, replica)
+        if kind_of(file) != "video":
+            raise Rejected(404, "there is no such video")
+        path = desk.converter.get(Wanted(playable_video, (file,), desk.folder), 0)
+        if isinstance(path, Unreadable):
+            raise Rejected(415, path.reason)
+        return in_parts(as_it_is(path), request)
+
+
+def in_parts(file: MediaFile, request: Request) -> Response:
+    """The video, or the part of it that the browser asks for. ValueError when browsers do not play it."""
+    from flask import Response
+
+    stream = open(file.path, "rb")  # noqa: SIM115 (the response closes it)
+    try:
+        check_unchanged(file, stream)
+        kind = video_type(stream)
+        if not kind:
+            raise ValueError("browsers do not play this format")
+        asked = request.range
+        span = asked.range_for_length(file.size) if asked else None
+        if asked and span is None:
+            raise Rejected(416, "there is no such part")
+    except (OSError, ValueError, Rejected):
+        stream.close()
+        raise
+    first, end = span or (0, file.size)
+    response = Response(blocks(stream, first, end), 206 if span else 200, mimetype=kind)
+    response.call_on_close(stream.close)
+    response.headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - first), "Cache-Control": FOR_GOOD}
+    if span:
+        response.headers["Content-Range"] = f"bytes {first}-{end - 1}/{file.size}"
+    return response
+
+
+def blocks(stream: BinaryIO, first: int, end: int) -> Iterator[bytes]:
+    """The bytes of the file from the first to before the end."""
+    stream.seek(first)
+    while first < end and (block := stream.read(min(READ_BLOCK, end - first))):
+        first += len(block)
+        yield block
+
+
+def bound_socket() -> socket.socket:
+    """A socket that listens on this computer only, on FIRST_PORT or the next that is free. IdemError without one."""
+    reason = ""
+    for port in (*range(FIRST_PORT, FIRST_PORT + PORTS_TRIED), 0):
+        bound = socket.socket()
+        if os.name == "nt":  # where the option for others would let two programs have one port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(("127.0.0.1", port))
+            bound.listen(128)
+        except OSError as error:
+            bound.close()
+            reason = reason_of(error)
+        else:
+            return bound
+    raise IdemError(f"cannot listen on 127.0.0.1: {reason}")
+
+
+@contextmanager
+def serving(review: Review, jobs: int, finish: Callable[[], None]) -> Iterator[str]:
+    """The page's address, while it is served."""
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Handler(WSGIRequestHandler):
+        """Says nothing of what it serves, and does not wait for ever."""
+
+        timeout = SOCKET_TIMEOUT
+
+        def log_request(self, *_: Any) -> None:
+            """Nothing to say."""
+
+    with ExitStack() as stack:
+        bound = stack.enter_context(closing(bound_socket()))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-", ignore_cleanup_errors=True))
+        workshop = stack.enter_context(closing(Workshop(jobs, SECONDS_TO_SHOW)))
+        converter = stack.enter_context(closing(Workshop(1, SECONDS_TO_CONVERT)))
+        port = bound.getsockname()[1]
+        desk = Desk(review, workshop, converter, folder, secrets.token_urlsafe(24), port, finish)
+        server = make_server(
+            "127.0.0.1", port, review_app(desk), threaded=True, request_handler=Handler, fd=bound.fileno()
+        )
+        stack.callback(server.server_close)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        with interrupts_held_back():  # the thread, and all it starts, inherit that: Ctrl-C is for the main one
+            thread.start()
+        stack.callback(server.shutdown)
+        yield f"http://127.0.0.1:{port}/{desk.token}/"
+
+
+def open_in_browser(address: str) -> None:
+    """Show the page in the user's browser, if there is one with a screen; the address is printed in any case."""
+    screens = "DISPLAY", "WAYLAND_DISPLAY", "BROWSER"
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in screens):
+        return  # a browser for terminals would take this one
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
@@ -4128,7 +5196,8 @@ class Options:
     video: bool
     exact: bool
     ignored: frozenset[str]
-    action: str  # "report", "interactive", "verify-trash" or "undo"
+    page_size: int  # groups on a page of the review
+    action: str  # "report", "review", "interactive", "verify-trash" or "undo"
 
 
 class Parser(argparse.ArgumentParser):
@@ -4174,6 +5243,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a word that says nothing in names and folders; may be given more than once",
     )
     act = parser.add_argument_group("what to do, instead of printing the groups")
+    act.add_argument("-r", "--review", action="store_true", help="see the groups in the browser, and decide")
     act.add_argument("-i", "--interactive", action="store_true", help="decide in the terminal, group by group")
     act.add_argument("--undo", action="store_true", help="put the files of the last batch of moves back")
     act.add_argument("--verify-trash", action="store_true", help="check that all in the trash has a copy outside of it")
@@ -4181,6 +5251,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("-c", "--cache", metavar="DIR", help=f"keep fingerprints here, not in DIR/{CACHE_FOLDER}")
     how.add_argument(
         "-j", "--jobs", type=whole_number(1, MAX_WORKERS), metavar="N", help="worker processes (default: one per core)"
+    )
+    how.add_argument(
+        "--page-size",
+        type=whole_number(1, MOST_ON_PAGE),
+        metavar="N",
+        help="groups on a page of --review (default: 10)",
     )
     how.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     return parser
@@ -4234,6 +5310,7 @@ def checked_options(namespace: argparse.Namespace) -> Options:
         video=bool(namespace.video),
         exact=namespace.exact,
         ignored=frozenset(word.casefold() for text in namespace.ignore for word in re.findall(r"[^\W_]+", text)),
+        page_size=namespace.page_size or GROUPS_ON_PAGE,
         action=chosen_action(namespace),
     )
 
@@ -4248,8 +5325,9 @@ def chosen_action(namespace: argparse.Namespace) -> str:
     return asked[0] if asked else "report"
 
 
-ACTIONS = "interactive", "verify-trash", "undo"
-MOVING = "interactive", "undo"  # those that move files
+ACTIONS = "review", "interactive", "verify-trash", "undo"
+GROUPS_ON_PAGE = 10
+MOVING = "review", "interactive", "undo"  # those that move files
 
 
 def real_parts(path: str) -> list[str]:
@@ -4649,6 +5727,57 @@ def run_report(options: Options) -> int:
     return 0
 
 
+def taken_names(root: str) -> set[str]:
+    """The paths of all media in the library, as `Scoring` wants them."""
+    return {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
+
+
+def run_review(options: Options) -> int:
+    """Show the groups in the browser and move what is confirmed there; the exit status."""
+    check_review_can_run()
+    with library_in_use(options) as root:
+        findings = find_copies(options, root)
+        if not findings.groups:
+            print(text_report(findings), end="")
+            return 0
+        review = Review(findings, options.ignored, taken_names(root), options.page_size)
+        finished = threading.Event()
+        status = 0
+        with serving(review, options.jobs, finished.set) as address:
+            try:
+                print(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.", flush=True)
+                open_in_browser(address)
+                while not finished.wait(0.5):  # Windows hears of Ctrl-C only in between
+                    pass
+            except KeyboardInterrupt:
+                status = 130
+                print()
+            finally:
+                end_review(review, options.cache or os.path.join(root, CACHE_FOLDER))
+    return status or int(any(outcome.refused for outcome in review.history))
+
+
+def check_review_can_run() -> None:
+    """IdemError that says what is missing for the page."""
+    if not can_import("flask"):
+        raise IdemError("--review needs Flask: python -m pip install Flask")
+    for name in ("templates/review.html", "static/review.css", "static/review.js"):
+        path = os.path.join(HERE, *name.split("/"))
+        if not os.path.isfile(path):
+            raise IdemError(f"--review needs {printable(path)}, which belongs to idem: it is missing")
+
+
+def end_review(review: Review, folder: str) -> None:
+    """Let moves that are under way end, and say what was done. Ctrl-C waits meanwhile."""
+    with interrupts_held_back():
+        if review.moving.locked():
+            say("finishing the moves that are under way")
+        review.stop()
+        caches_follow(review.history, folder, review.scoring.root)
+        if review.history:
+            print(summary(review.total(), len(review.skipped), review.scoring.root))
+
+
 def run_interactive(options: Options) -> int:
     """Ask about every group and move what is answered; the exit status."""
     with library_in_use(options) as root:
@@ -4656,8 +5785,7 @@ def run_interactive(options: Options) -> int:
         if not findings.groups:
             print(text_report(findings), end="")
             return 0
-        taken = {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
-        session = Session(findings, options.ignored, taken)
+        session = Session(findings, options.ignored, taken_names(root))
         status = 0
         try:
             session.run()
@@ -4769,7 +5897,13 @@ def check_requirements() -> None:
         raise IdemError(f"missing {', '.join(missing)}: python -m pip install {' '.join(missing)}")
 
 
-RUN = {"report": run_report, "interactive": run_interactive, "verify-trash": run_verify_trash, "undo": run_undo}
+RUN = {
+    "report": run_report,
+    "review": run_review,
+    "interactive": run_interactive,
+    "verify-trash": run_verify_trash,
+    "undo": run_undo,
+}
 
 
 def stop_at_signal(number: int, _frame: FrameType | None) -> NoReturn:
