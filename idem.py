@@ -4276,7 +4276,8 @@ def difference_of(one: MediaFile, other: MediaFile) -> Shown:
     levels = ImageChops.lighter(red, ImageChops.lighter(green, blue))
     counts = levels.histogram()
     share = sum(counts[VISIBLE_DIFFERENCE:]) / sum(counts)
-    note = {"largest": max(level for level, count in enumerate(counts) if count), "share": share}
+    largest = max(level for level, count in enumerate(counts) if count)
+    note = {"largest": largest, "share": share, "width": reduced.width, "height": reduced.height}
     bright = levels.point([min(255, level * DIFFERENCE_GAIN) for level in range(256)])
     heat = ImageOps.colorize(bright, black="#000000", mid="#e2601c", white="#ffffff")
     return Shown(jpeg_bytes(heat, PREVIEW_QUALITY, subsampling=0), json.dumps(note))

@@ -348,7 +348,7 @@ const page = {
     for (const card of this.cards) seen.observe(card.node);
     this.showTotals();
     this.showEmpty();
-    by("pages").textContent = `Page ${number(data.page)} of ${number(data.pages)}`;
+    by("pages").replaceChildren(h("span", { class: "wide" }, "Page "), `${number(data.page)} of ${number(data.pages)}`);
     by("previous").disabled = data.page <= 1;
     by("next").disabled = data.page >= data.pages;
     this.remember();
@@ -388,7 +388,7 @@ const page = {
     );
     by("page-totals").replaceChildren(
       ...(open.length
-        ? [`${plural(open.length, "group")} here · ${plural(trash, "file")} to the trash · `, h("strong", {}, size(bytes)), " freed"]
+        ? [h("span", { class: "wide" }, `${plural(open.length, "group")} here · `), `${plural(trash, "file")} to the trash · `, h("strong", {}, size(bytes)), " freed"]
         : []),
     );
     by("confirm").disabled = !open.length || document.body.classList.contains("gone");
@@ -907,8 +907,9 @@ const viewer = {
 
 function differenceText(one, other, note) {
   const share = note.share === 0 ? "no pixel" : `${(note.share * 100).toFixed(note.share < 0.01 ? 2 : 1)} % of the pixels`;
-  if (!note.largest) return `copies ${one + 1} and ${other + 1} show exactly the same`;
-  return `copy ${one + 1} against ${other + 1}, 8 times brighter: at most ${note.largest} of 255 levels apart, ${share} by 16 or more`;
+  const size = `compared at ${note.width} × ${note.height}`;
+  if (!note.largest) return `copy ${one + 1} against ${other + 1}: no difference, ${size}`;
+  return `copy ${one + 1} against ${other + 1}, 8 times brighter: at most ${note.largest} of 255 levels apart, ${share} by 16 or more; ${size}`;
 }
 
 function listenOnStage() {
