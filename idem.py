@@ -4576,6 +4576,7 @@ class Review(Sitting):
         self.skipped: set[int] = set()
         self.done: set[int] = set()
         self.shown: set[int] = set()  # on a page, so far: only these can be acted on
+        self.moved: dict[MediaFile, MediaFile] = {}  # files of groups that are done, and where they are now
         self.batches: list[Batch] = []
         self.result: dict[str, Any] | None = None  # of the last confirmation or undo
         self.progress = (0, 0)  # groups done, of how many
@@ -4726,6 +4727,7 @@ class Review(Sitting):
         def tell(outcome: Outcome) -> None:
             with self.lock:
                 self.remember(outcome)
+                self.moved |= {each.before: each.after for each in outcome.moved}
                 outcomes.append(outcome)
                 self.done.add(waiting.popleft())
                 self.progress = (len(outcomes), len(numbers))
@@ -4791,15 +4793,17 @@ class Review(Sitting):
     # ── which file ──
 
     def file(self, group: int, replica: int) -> MediaFile:
-        """The file with these numbers. Rejected when there is none."""
+        """The file with these numbers, where it is now. Rejected when there is none."""
         with self.lock:
             if group not in self.shown or not 0 <= replica < len(self.groups[group].replicas):
                 raise Rejected(404, "there is no such picture")
-            return self.groups[group].replicas[replica].file
+            file = self.groups[group].replicas[replica].file
+            return self.moved.get(file, file)
 
-    def files(self, group: int) -> list[MediaFile]:
-        """The files of the group."""
-        return [self.file(group, replica) for replica in range(len(self.groups[group].replicas))]
+    def wait_for_moves(self) -> None:
+        """Wait until the moves that are under way are over, but not for ever."""
+        if self.moving.acquire(timeout=SECONDS_TO_SHOW):
+            self.moving.release()
 
 
 def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset()) -> tuple[int, Choice]:
@@ -4960,7 +4964,9 @@ def add_page(app: Flask, desk: Desk) -> None:
 
     @app.get(f"/{desk.token}/")
     def page() -> Any:
-        return render_template("review.html", library=printable(review.scoring.root), kinds=review_kinds(review))
+        return render_template(
+            "review.html", library=printable(from_home(review.scoring.root)), kinds=review_kinds(review)
+        )
 
     @app.get(f"/{desk.token}/static/<name>")
     def static(name: str) -> Any:
@@ -4978,6 +4984,12 @@ def add_page(app: Flask, desk: Desk) -> None:
 
 
 ASKED = {"sort": tuple(SORTS), "kind": KINDS, "view": VIEWS, "step": STEPS}
+
+
+def from_home(path: str) -> str:
+    """The path as people write it: `~/Photos`, if it is in their own folder."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    return os.path.join("~", relative(path, home)) if is_inside(path, home) else path
 
 
 def asked_for(request: Request, name: str) -> str:
@@ -5029,8 +5041,13 @@ def add_pictures(app: Flask, desk: Desk) -> None:
     """Pictures, made by workers, by the numbers of group and replica alone."""
     from flask import Response, jsonify
 
-    def made_now(make: Callable[..., Any], urgency: int, *files: MediaFile) -> Any:
+    def made_now(make: Callable[..., Any], urgency: int, group: int, *replicas: int) -> Any:
+        files = tuple(desk.review.file(group, replica) for replica in replicas)
         result = desk.workshop.get(Wanted(make, files), urgency)
+        if isinstance(result, Unreadable):
+            desk.review.wait_for_moves()  # it may just have been moved
+            now = tuple(desk.review.file(group, replica) for replica in replicas)
+            result = desk.workshop.get(Wanted(make, now), urgency) if now != files else result
         if isinstance(result, Unreadable):
             raise Rejected(415, result.reason)
         return result
@@ -5044,21 +5061,24 @@ def add_pictures(app: Flask, desk: Desk) -> None:
 
     @app.get(f"/{desk.token}/thumbnail/<int:group>/<int:replica>")
     def thumbnail(group: int, replica: int) -> Any:
-        return sent(made_now(thumbnail_of, 2, desk.review.file(group, replica)))
+        return sent(made_now(thumbnail_of, 2, group, replica))
 
     @app.get(f"/{desk.token}/preview/<int:group>/<int:replica>")
     def preview(group: int, replica: int) -> Any:
-        return sent(made_now(preview_of, 1, desk.review.file(group, replica)))
+        return sent(made_now(preview_of, 1, group, replica))
 
     @app.get(f"/{desk.token}/difference/<int:group>/<int:one>/<int:other>")
     def difference(group: int, one: int, other: int) -> Any:
-        return sent(made_now(difference_of, 0, desk.review.file(group, one), desk.review.file(group, other)))
+        return sent(made_now(difference_of, 0, group, one, other))
 
     @app.get(f"/{desk.token}/facts/<int:group>/<int:replica>")
     def facts(group: int, replica: int) -> Any:
-        result = desk.workshop.get(Wanted(facts_of, (desk.review.file(group, replica),)), 0)
-        if isinstance(result, Unreadable):
-            return jsonify(reason=result.reason)
+        try:
+            result = made_now(facts_of, 0, group, replica)
+        except Rejected as error:
+            if error.status != 415:
+                raise
+            return jsonify(reason=str(error))
         return jsonify({name: getattr(result, name) for name in Facts.__slots__})
 
 

@@ -28,11 +28,12 @@ import sys
 import tempfile
 import time
 import traceback
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idem forks workers; thread
 import numpy as np
 import pillow_heif
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageEnhance, ImageOps
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 import idem
 from idem import F, ImageFingerprint, MediaFile, Replica, VideoFingerprint, main
@@ -3859,6 +3862,468 @@ def test_options_without_effect_beside_exact_are_named(tmp_path: Path, capsys: p
     assert err.splitlines()[0] == "--threshold and --delta and --video have no effect with --exact"
     assert main([str(tmp_path), "--exact", "-t", "3"]) == 0
     assert capsys.readouterr().err.splitlines()[0] == "--threshold has no effect with --exact"
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Review in a real browser
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+BROWSERS = ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "microsoft-edge", "msedge")
+BROWSER_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Chrome, Chromium or Edge, whichever is installed."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = found or next((place for place in BROWSER_PLACES if Path(place).is_file()), None)
+    if not found:
+        pytest.skip("neither Chrome nor Chromium nor Edge is installed")
+    quiet = ["--no-sandbox", "--disable-background-networking", "--autoplay-policy=no-user-gesture-required"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=quiet)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Reviewed:
+    """A review that runs: the process as a user starts it, and its page in the browser."""
+
+    library: Path
+    process: subprocess.Popen[bytes]
+    address: str
+    page: Page
+
+    def request(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.address + path) as answer:
+            return bytes(answer.read())
+
+    def open(self) -> Page:
+        """The page, when its groups are there."""
+        self.page.goto(self.address)
+        self.page.wait_for_selector("#groups[aria-busy=false]")
+        return self.page
+
+    def group(self, name: str) -> Locator:
+        """The group of which a file has this name."""
+        return self.page.locator("article.group").filter(has=self.page.get_by_text(name, exact=True)).first
+
+    def confirm(self) -> None:
+        """Press the button, then that in the dialog, and wait for the result."""
+        self.page.get_by_role("button", name="Confirm this page").click()
+        self.page.locator("#confirm-yes").click()
+        self.page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
+
+
+@contextmanager
+def reviewed(chromium: Browser, library: Path, *arguments: str, **context: Any) -> Iterator[Reviewed]:
+    """The review of a library. In the end its page must have had no error and asked nobody but idem."""
+    home = {name: str(library.parent) for name in ("HOME", "USERPROFILE")}
+    process = idem_process(library, "--review", *arguments, env={**os.environ, "BROWSER": "true", **home})
+    assert process.stdout
+    address = process.stdout.readline().decode().split()[-1]
+    browser = chromium.new_context(**({"viewport": {"width": 1280, "height": 800}} | context))
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    noise: list[str] = []
+    page.on("console", lambda said: noise.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("request", lambda sent: None if is_own(sent.url, address) else noise.append(f"request to {sent.url}"))
+    try:
+        yield Reviewed(library, process, address, page)
+        assert noise == []
+    finally:
+        browser.close()
+        process.send_signal(signal.SIGINT) if os.name == "posix" else process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err, err.decode()
+
+
+def is_own(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", f"blob:{address[: address.index('/', 8)]}"))
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of nine groups, made once; tests take copies of it."""
+    library = tmp_path_factory.mktemp("shelf")
+    save(photo(1, (1200, 900)), library / "IMG_1.jpg", quality=95)
+    save(photo(1, (600, 450)), library / "trip" / "beach.jpg", exif=exif_of("2021:07:05 12:30:00"))
+    save(photo(2, (800, 600)), library / "sea" / "coast.heic", quality=90)
+    save(photo(2, (400, 300)), library / "sea" / "coast small.png")
+    save(photo(3, (500, 700)), library / f"{HOSTILE}.jpg", quality=95)
+    save(photo(3, (250, 350)), library / "plain.jpg")
+    for seed in range(4, 10):
+        save(photo(seed), library / f"{seed}" / "large.jpg", quality=95)
+        save(photo(seed, (320, 240)), library / f"{seed}" / "small.jpg")
+    return library
+
+
+def exif_of(taken: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Canon", "Canon EOS 5D"
+    exif.get_ifd(0x8769)[0x9003] = taken
+    return exif
+
+
+@pytest.fixture
+def library(shelf: Path, tmp_path: Path) -> Path:
+    """A copy of the shelf."""
+    return shutil.copytree(shelf, tmp_path / "library")
+
+
+def until(page: Page, condition: str, argument: object = None) -> None:
+    """Wait until this JavaScript is true. Playwright's own way is what the page forbids: text run as a script."""
+    deadline = time.monotonic() + 15
+    while not page.evaluate(condition, argument):
+        assert time.monotonic() < deadline, f"never came true: {condition}"
+        page.wait_for_timeout(20)
+
+
+def texts(locator: Locator) -> list[str]:
+    return [" ".join(text.split()) for text in locator.all_inner_texts()]
+
+
+def all_loaded(page: Page, selector: str) -> bool:
+    """Whether the pictures are there; waits until they are."""
+    until(
+        page,
+        "selector => [...document.querySelectorAll(selector)].every(each => each.complete && each.naturalWidth)",
+        selector,
+    )
+    return True
+
+
+def test_the_page_shows_every_group_its_files_and_what_will_happen(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library) as review:
+        page = review.open()
+        assert page.locator("article.group").count() == 9
+        assert texts(page.locator("#totals"))[0].startswith("9 groups left · 18 files · ")
+        group = review.group("beach.jpg")
+        assert texts(group.locator(".card .name")) == ["IMG_1.jpg", "beach.jpg"]
+        assert texts(group.locator(".card .folder")) == ["top folder", "trip"]
+        until(page, "document.body.innerText.includes('Canon EOS 5D')")
+        shown = [texts(card.locator(".facts > div")) for card in group.locator(".card").all()]
+        assert [[*rows[:1], *rows[2:]] for rows in shown] == [
+            ["Dimensions 1200 × 900 · 1.1 MP", "Format JPEG", "Taken —", "Camera —"],
+            [
+                "Dimensions 600 × 450 · 0.3 MP (differs from the kept copy)",
+                "Format JPEG",
+                "Taken 2021-07-05 12:30 (differs from the kept copy)",
+                "Camera Canon EOS 5D (differs from the kept copy)",
+            ],
+        ]
+        assert [each.is_checked() for each in group.get_by_role("switch").all()] == [True, False]
+        assert texts(group.locator(".plan p")) == ["Keep IMG_1.jpg as trip/beach.jpg", "Trash trip/beach.jpg"]
+        assert all_loaded(page, "article.group:first-of-type .well img")
+
+
+def test_what_is_chosen_is_said_and_done_and_undone(chromium: Browser, library: Path) -> None:
+    before = contents(library)
+    with reviewed(chromium, library, "--page-size", "2", "--limit", "2") as review:
+        page = review.open()
+        group = review.group("beach.jpg")
+        group.get_by_label("Use this folder: the top folder").check()
+        plan = group.locator(".plan p")
+        until(page, "document.body.innerText.includes('IMG_1.jpg as beach.jpg')")
+        assert texts(plan) == ["Keep IMG_1.jpg as beach.jpg", "Trash trip/beach.jpg"]
+        review.group("coast.heic").get_by_role("switch", name="Keep sea/coast small.png").check()
+        review.group("coast.heic").get_by_text("nothing", exact=True).wait_for()
+        review.confirm()
+        assert texts(page.locator("#result h2")) == ["1 file moved to the trash, 1 renamed or moved."]
+        expected = dict(before)
+        expected["beach.jpg"] = expected.pop("IMG_1.jpg")
+        expected[f"{idem.TRASH_FOLDER}/trip/beach.jpg"] = expected.pop("trip/beach.jpg")
+        assert contents(library) == expected
+        assert page.locator("article.group").count() == 0
+        page.locator("#undo").click()
+        page.wait_for_selector("article.group")
+        assert texts(page.locator("#result h2")) == ["2 files put back."]
+        assert contents(library) == before
+
+
+def test_the_last_copy_that_is_kept_cannot_be_switched_off(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library) as review:
+        page = review.open()
+        switch = review.group("beach.jpg").get_by_role("switch", name="Keep IMG_1.jpg")
+        switch.click()
+        assert switch.is_checked()
+        assert page.locator("#announcer").inner_text().startswith("At least one copy stays")
+
+
+def test_skipped_groups_come_back_only_when_asked_for_and_paging_misses_none(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library, "--page-size", "4") as review:
+        page = review.open()
+        titles = page.locator("article.group h2 span:nth-child(2)")
+        first = texts(titles)
+        page.locator("article.group").nth(1).get_by_role("button", name="Skip group").click()
+        page.get_by_role("button", name="Skipped (1)").wait_for()
+        seen = []
+        for shown in ("2 of 3", "3 of 3"):
+            page.get_by_role("button", name="Next page").click()
+            until(page, f"document.querySelector('#pages').innerText.includes('{shown}')")
+            seen += texts(titles)
+        assert (len(first + seen), page.locator("#next").is_disabled()) == (9, True)
+        page.reload()
+        page.wait_for_selector("#groups[aria-busy=false]")
+        assert texts(page.locator("#pages")) == ["Page 3 of 3"]
+        page.get_by_role("button", name="Skipped (1)").click()
+        until(page, "document.querySelectorAll('article.group').length == 1")
+        assert texts(titles) == [first[1]]
+        page.get_by_role("button", name="Bring back").click()
+        page.get_by_role("button", name="Back to the others").click()
+        until(page, "document.querySelectorAll('article.group').length == 4")
+        assert texts(titles) == first
+
+
+def test_choices_survive_a_reload(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library) as review:
+        page = review.open()
+        review.group("beach.jpg").get_by_role("switch", name="Keep trip/beach.jpg").check()
+        review.group("beach.jpg").get_by_text("nothing", exact=True).wait_for()
+        page.reload()
+        page.wait_for_selector("article.group")
+        switches = review.group("beach.jpg").get_by_role("switch").all()
+        assert [each.is_checked() for each in switches] == [True, True]
+
+
+def test_everything_can_be_done_by_keys(chromium: Browser, library: Path) -> None:
+    before = contents(library)
+    with reviewed(chromium, library, "--page-size", "2") as review:
+        page = review.open()
+        current = page.locator("article.group.current")
+        for key in ("j", "ArrowDown", "k"):
+            page.keyboard.press(key)
+        assert current.locator("h2").inner_text() == page.locator("article.group h2").first.inner_text()
+        assert page.evaluate("document.activeElement.matches('article.group')")
+        page.keyboard.press("2")
+        page.keyboard.press("1")
+        until(page, "!document.querySelector('.current .switch input').checked")
+        assert [each.is_checked() for each in current.get_by_role("switch").all()] == [False, True]
+        page.keyboard.press("n")
+        page.keyboard.press("f")
+        page.keyboard.press("j")
+        page.keyboard.press("s")
+        page.get_by_role("button", name="Skipped (1)").wait_for()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#confirm-dialog[open]")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#result:not([hidden])")
+        page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
+        assert len([name for name in contents(library) if name.startswith(idem.TRASH_FOLDER)]) == 1
+        page.keyboard.press("u")
+        page.locator("#result h2").get_by_text("put back.").wait_for()
+        page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
+        assert contents(library) == before
+        page.keyboard.press("ArrowRight")
+        until(page, "document.querySelector('#pages').innerText.includes('2 of')")
+        page.keyboard.press("?")
+        page.wait_for_selector("#help[open]")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#help:not([open])", state="attached")
+
+
+def test_a_name_that_looks_like_markup_is_text_and_its_file_moves(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library) as review:
+        page = review.open()
+        page.on("dialog", lambda dialog: pytest.fail(f"a file name ran a script: {dialog.message}"))
+        group = review.group(f"{HOSTILE}.jpg")
+        group.get_by_role("switch", name="Keep plain.jpg").check()
+        group.get_by_role("switch", name=f"Keep {HOSTILE}.jpg").uncheck()
+        group.get_by_label("Use this name: plain.jpg").check()
+        group.locator(".plan .trashes").get_by_text(f"{HOSTILE}.jpg").wait_for()
+        review.confirm()
+        page.get_by_text("All moves").click()
+        assert f"trashed   {HOSTILE}.jpg" in page.locator(".moves").inner_text()
+        assert page.locator("img[src=x]").count() == 0
+    assert (library / idem.TRASH_FOLDER / f"{HOSTILE}.jpg").is_file()
+
+
+def box_of(layer: Locator) -> tuple[float, float, float, float]:
+    box = layer.bounding_box()
+    assert box
+    return tuple(round(box[side]) for side in ("x", "y", "width", "height"))  # type: ignore[return-value]
+
+
+def test_the_viewer_flips_in_place_at_the_same_zoom_whatever_the_resolution(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library) as review:
+        page = review.open()
+        review.group("coast.heic").locator(".well").first.click()
+        page.wait_for_selector("#viewer[open]")
+        layers = page.locator("#stage .layer")
+        until(page, "[...document.querySelectorAll('#stage .layer')].every(e => e.src.includes('preview'))")
+        assert layers.evaluate_all("all => all.map(each => each.naturalWidth)") == [800, 400]
+        page.keyboard.press("z")
+        assert texts(page.locator("#zoom")) == ["100 %"]
+        stage = page.locator("#stage").bounding_box()
+        assert stage
+        page.mouse.move(stage["x"] + 300, stage["y"] + 200)
+        page.mouse.wheel(0, -400)
+        page.mouse.down()
+        page.mouse.move(stage["x"] + 340, stage["y"] + 250)
+        page.mouse.up()
+        place = box_of(layers.nth(0))
+        assert place[2] > 800
+        page.keyboard.press("ArrowRight")
+        assert layers.evaluate_all("all => all.map(each => each.classList.contains('on'))") == [False, True]
+        assert box_of(layers.nth(1)) == place
+        page.keyboard.press("d")
+        until(page, "document.querySelector('#viewer-message').innerText.includes('levels apart')")
+        assert box_of(page.locator("#stage .over")) == place
+        page.keyboard.press("d")
+        page.keyboard.press("2")
+        assert page.locator("#viewer-keep").is_checked()
+        page.keyboard.press(" ")
+        page.wait_for_selector("#viewer:not([open])", state="attached")
+        assert page.evaluate("document.activeElement.matches('article.group')")
+
+
+def test_videos_play_can_be_sought_and_those_browsers_cannot_play_are_converted(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    clip(tmp_path / "clip.mp4", seconds=6, size=(320, 240))
+    ffmpeg("-i", tmp_path / "clip.mp4", "-c:v", "mpeg4", "-q:v", "2", tmp_path / "a.avi")
+    with reviewed(chromium, tmp_path, "--video") as review:
+        page = review.open()
+        assert all_loaded(page, ".well img")
+        page.keyboard.press(" ")
+        page.wait_for_selector("#viewer[open]")
+        names = texts(review.page.locator(".card .name"))
+        video = "document.querySelector('#stage video.on')"
+        assert sorted(names) == ["a.avi", "clip.mp4"]
+        for name in names:
+            until(page, f"{video}.readyState >= 2")
+            assert page.locator("#viewer-name").inner_text() == name
+            assert {"clip.mp4": "/video/", "a.avi": "/converted/"}[name] in page.evaluate(f"{video}.currentSrc")
+            page.evaluate(f"{video}.currentTime = 3")
+            until(page, f"!{video}.seeking && Math.abs({video}.currentTime - 3) < 0.2")
+            page.keyboard.press("p")
+            until(page, f"{video}.currentTime > 3.1")
+            page.keyboard.press("p")
+            page.keyboard.press("ArrowRight")
+        assert page.evaluate(f"{video}.currentTime") >= 3
+
+
+def test_a_narrow_screen_shows_all_without_scrolling_sideways(chromium: Browser, library: Path) -> None:
+    small = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
+    with reviewed(chromium, library, "--limit", "2", **small) as review:
+        page = review.open()
+        assert page.evaluate("document.scrollingElement.scrollWidth") == 360
+        page.locator(".well").first.tap()
+        page.wait_for_selector("#viewer[open]")
+        assert page.evaluate("document.querySelector('#viewer').scrollWidth") == 360
+        page.locator("#viewer-close").tap()
+        page.get_by_role("button", name="Confirm this page").tap()
+        page.locator("#confirm-yes").tap()
+        page.wait_for_selector("#result:not([hidden])")
+        assert page.evaluate("document.scrollingElement.scrollWidth") == 360
+    assert sum(path.is_file() for path in (library / idem.TRASH_FOLDER).rglob("*")) == 2
+
+
+def test_a_page_that_is_opened_again_while_files_move_waits_and_shows_the_result(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    for number in range(100):
+        save(photo(number, (32, 24)), tmp_path / f"a{number}.png")
+        shutil.copy(tmp_path / f"a{number}.png", tmp_path / f"b{number}.png")
+    with reviewed(chromium, tmp_path, "--exact", "--page-size", "100") as review:
+        page = review.open()
+        page.wait_for_load_state("networkidle")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#confirm-dialog[open]")
+        page.evaluate("document.querySelector('#confirm-yes').click()")
+        while json.loads(review.request("progress"))["moving"] is None:
+            page.wait_for_timeout(5)
+        page.reload()
+        page.locator("#result h2").get_by_text("100 files moved to the trash").wait_for()
+    assert sum(name.startswith(idem.TRASH_FOLDER) for name in contents(tmp_path)) == 100
+
+
+def test_a_page_whose_idem_has_ended_says_so(chromium: Browser, library: Path) -> None:
+    with reviewed(chromium, library) as review:
+        page = review.open()
+        assert all_loaded(page, ".group:nth-of-type(-n+2) .well img")
+        page.get_by_role("button", name="Done", exact=True).click()
+        page.get_by_role("heading", name="idem has ended").wait_for()
+        assert review.process.wait(timeout=20) == 0
+
+
+def serious(page: Page) -> list[tuple[str, list[str]]]:
+    """What axe finds wrong, but for trifles, and where."""
+    found = Axe().run(page).response["violations"]
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] != "minor"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_dialogs_and_viewer_are_accessible(chromium: Browser, library: Path, scheme: str) -> None:
+    with reviewed(chromium, library, "--limit", "3", color_scheme=scheme, reduced_motion="reduce") as review:
+        page = review.open()
+        until(page, "document.body.innerText.includes('Canon EOS 5D')")
+        page.keyboard.press("j")
+        page.keyboard.press("s")
+        page.get_by_role("button", name="Skipped (1)").wait_for()
+        found = {"page": serious(page)}
+        page.keyboard.press("?")
+        found["keys"] = serious(page)
+        page.keyboard.press("Escape")
+        page.keyboard.press("j")
+        page.keyboard.press(" ")
+        page.wait_for_selector("#viewer[open]")
+        found["viewer"] = serious(page)
+        page.keyboard.press("Escape")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#confirm-dialog[open]")
+        found["dialog"] = serious(page)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#result:not([hidden])")
+        page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
+        found["result"] = serious(page)
+    assert found == {"page": [], "keys": [], "viewer": [], "dialog": [], "result": []}
+
+
+def landscape(seed: int, size: tuple[int, int] = (1500, 1000)) -> Image.Image:
+    """Hills before an evening sky, for pictures that people are to look at."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    down = np.linspace(0, 1, height)[:, None, None]
+    top, low = rng.uniform(40, 120, 3), np.array([250, 190, 120]) - rng.uniform(0, 60, 3)
+    picture = np.broadcast_to(top + (low - top) * down**0.7, (height, width, 3)).copy()
+    across, rows = np.linspace(0, 1, width), np.arange(height)[:, None]
+    for hill in range(5):
+        waves = sum(np.sin(across * rng.uniform(4, 30) + rng.uniform(0, 7)) / (2 + wave) for wave in range(4))
+        ridge = height * (0.45 + 0.1 * hill) + waves * height * 0.03
+        shade = np.array([70, 90, 110]) * (1 - hill / 6) + rng.uniform(0, 20, 3)
+        picture[rows >= ridge] = shade
+    grain = rng.normal(0, 3, (height, width, 1))
+    return Image.fromarray((picture + grain).clip(0, 255).astype(np.uint8))
+
+
+def test_the_picture_in_the_readme_shows_the_page(chromium: Browser, tmp_path: Path) -> None:
+    """IDEM_SCREENSHOT=static/review.webp makes it anew."""
+    library = tmp_path / "Photos"
+    exif = exif_of("2021:07:05 21:14:00")
+    save(landscape(3), library / "phone" / "IMG_4711.jpg", quality=92, exif=exif)
+    save(landscape(3).resize((1200, 800)), library / "Lofoten 2021" / "Evening at Reine.jpg", quality=85, exif=exif)
+    save(landscape(3).resize((900, 600)), library / "sent" / "WhatsApp Image 2021-07-06.jpg", quality=70)
+    save(landscape(8), library / "Harz" / "Brocken.heic", quality=85)
+    save(landscape(8).resize((900, 600)), library / "Harz" / "Brocken small.png")
+    with reviewed(chromium, library, viewport={"width": 1280, "height": 830}, device_scale_factor=1.5) as review:
+        page = review.open()
+        page.wait_for_load_state("networkidle")
+        assert page.locator(".library").inner_text() == os.path.join("~", "Photos")
+        seen = Image.open(io.BytesIO(page.screenshot()))
+    assert seen.size == (1920, 1245)
+    small = np.asarray(seen.convert("RGB").resize((64, 48))).reshape(-1, 3)
+    assert len(np.unique(small, axis=0)) > 500  # the pictures are there
+    if wanted := os.environ.get("IDEM_SCREENSHOT"):
+        seen.convert("RGB").save(HERE / wanted, quality=60, method=6)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════

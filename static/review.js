@@ -122,6 +122,7 @@ class GroupCard {
     this.skip = h("button", { type: "button", class: "quiet", onclick: () => this.choose({ skipped: !this.view.skipped }) });
     this.plan = h("div", { class: "plan" });
     this.cardBox = h("div", { class: "cards" }, ...this.cards.map((card) => card.node));
+    this.cardBox.style.setProperty("--copies", view.replicas.length);
     this.node = h(
       "article",
       { class: "group", tabIndex: -1, "aria-labelledby": `group-${view.number}` },
@@ -213,6 +214,7 @@ class GroupCard {
     if ("name" in change) this.view.named = change.name;
     if ("folder" in change) this.view.placed = change.folder;
     this.update(this.view);
+    viewer.refresh();
     const { number: group, keep, name, folder, skipped } = this.view;
     return page.inTurn(async () => {
       const query = new URLSearchParams({ kind: page.kind, view: page.view });
@@ -310,6 +312,8 @@ const seen = new IntersectionObserver(
 
 // ── the page ──
 
+const SHOWN_AT_ONCE = 20; // groups, between which the browser can paint
+
 const page = {
   sort: "space",
   kind: "both",
@@ -335,24 +339,33 @@ const page = {
     const query = new URLSearchParams({ sort: this.sort, kind: this.kind, view: this.view, step });
     if (at !== undefined && at !== null) query.set("at", at);
     this.data = await ask(`groups?${query}`);
-    this.show();
+    await this.show();
   },
 
-  show() {
+  async show() {
     const { data } = this;
+    const groups = by("groups");
     seen.disconnect();
-    this.cards = data.groups.map((view, place) => new GroupCard(view, data.first + place));
+    groups.setAttribute("aria-busy", "true");
+    groups.replaceChildren();
+    this.cards = [];
     this.current = null;
-    by("groups").replaceChildren(...this.cards.map((card) => card.node));
-    by("groups").setAttribute("aria-busy", "false");
-    for (const card of this.cards) seen.observe(card.node);
+    by("confirm").disabled = true; // until all of the page is there to be seen
+    window.scrollTo(0, 0);
+    for (let start = 0; start < data.groups.length; start += SHOWN_AT_ONCE) {
+      if (start) await new Promise((resolve) => setTimeout(resolve));
+      const made = data.groups.slice(start, start + SHOWN_AT_ONCE).map((view, place) => new GroupCard(view, data.first + start + place));
+      this.cards.push(...made);
+      groups.append(...made.map((card) => card.node));
+      for (const card of made) seen.observe(card.node);
+    }
+    groups.setAttribute("aria-busy", "false");
     this.showTotals();
     this.showEmpty();
     by("pages").replaceChildren(h("span", { class: "wide" }, "Page "), `${number(data.page)} of ${number(data.pages)}`);
     by("previous").disabled = data.page <= 1;
     by("next").disabled = data.page >= data.pages;
     this.remember();
-    window.scrollTo(0, 0);
   },
 
   /** Keep in the address what a reload needs. */
@@ -474,7 +487,7 @@ const confirmation = {
   async open() {
     await page.queue;
     const open = page.open();
-    if (!open.length || page.busy || this.dialog.open) return;
+    if (by("confirm").disabled || page.busy || this.dialog.open) return;
     const sum = (value) => open.reduce((total, card) => total + value(card.view), 0);
     const skipped = page.cards.length - open.length;
     const rows = [
@@ -671,6 +684,7 @@ const viewer = {
     if (layer.state !== "thumbnail") return;
     layer.state = "loading";
     const full = new Image();
+    layer.full = full;
     full.src = `preview/${this.card.view.number}/${layer.place}`;
     try {
       await full.decode();
@@ -871,6 +885,7 @@ const viewer = {
   },
 
   closed() {
+    for (const layer of this.layers) if (layer.state === "loading" && layer.full) layer.full.src = ""; // nobody waits for it
     stage.replaceChildren();
     by("strip").replaceChildren();
     this.layers = [];
