@@ -79,7 +79,7 @@ import warnings
 import webbrowser
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -96,6 +96,7 @@ if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm r
     from flask import Flask, Request, Response
     from PIL import Image
     from tqdm import tqdm
+    from werkzeug.serving import WSGIRequestHandler
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".wmv", ".webm", ".flv", ".3gp", ".m4v", ".mts", ".m2ts"})
@@ -1102,23 +1103,32 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
 
     The picture must decode completely: a damaged copy must never pass for a whole one.
     """
+
+    def decoded() -> ImageFingerprint:
+        with opened_unchanged(file) as stream:
+            if jpeg := jpeg_in(stream):
+                return fingerprint_of(picture_in(jpeg.data), stream, jpeg.content_bytes, jpeg.several_scans)
+            return fingerprint_of(opened_picture(stream), stream, file.size, several_scans=False)
+
+    return or_unreadable(file.path, decoded)
+
+
+def or_unreadable(path: str, decoded: Callable[[], R]) -> R | Unreadable:
+    """What decoding the file at this path comes to, or why it cannot be decoded."""
     from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
         try:
-            with opened_unchanged(file) as stream:
-                if jpeg := jpeg_in(stream):
-                    return fingerprint_of(picture_in(jpeg.data), stream, jpeg.content_bytes, jpeg.several_scans)
-                return fingerprint_of(opened_picture(stream), stream, file.size, several_scans=False)
+            return decoded()
         except UnidentifiedImageError:
-            return Unreadable(file.path, unidentified_reason(file.path))
+            return Unreadable(path, unidentified_reason(path))
         except Image.DecompressionBombError:
-            return Unreadable(file.path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels")
+            return Unreadable(path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels")
         except MemoryError:
-            return Unreadable(file.path, "not enough memory to decode it")
+            return Unreadable(path, "not enough memory to decode it")
         except DECODER_ERRORS as error:
-            return Unreadable(file.path, reason_of(error))
+            return Unreadable(path, reason_of(error))
 
 
 @contextmanager
@@ -2129,13 +2139,17 @@ def kill_with_children(pid: int) -> None:
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
+# What ends a run: Ctrl-C, kill, and a terminal that is closed.
+STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+
+
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
     """Ctrl-C waits: one that comes while a process is being forked would end the child with a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -2149,7 +2163,7 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # so that what it starts can be ended with it, and Ctrl-C does not reach that either
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":  # the kernel does it even while a decoder keeps Python from running a thread
         die_with_parent()
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
@@ -2931,7 +2945,18 @@ class Scoring:
 
     root: str
     ignored: frozenset[str] = frozenset()  # casefolded words
-    taken: AbstractSet[str] = frozenset()  # paths of files, as `os.path.normcase` has them
+    taken: Container[str] = frozenset()  # paths of files, as `os.path.normcase` has them
+
+
+@dataclass(frozen=True, slots=True)
+class Either(Container[str]):
+    """The names in one of two sets, which may be large."""
+
+    one: Container[str]
+    other: Container[str]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.one or name in self.other
 
 
 @dataclass(frozen=True, slots=True)
@@ -2942,6 +2967,7 @@ class Decision:
     target: str
     trash: tuple[Replica[Any], ...]
     reasons: tuple[str, ...]
+    stays: tuple[Replica[Any], ...] = ()  # those that are kept beside the keeper, as they are
 
 
 def decide(group: AnyGroup, scoring: Scoring) -> Decision:
@@ -3000,6 +3026,7 @@ def arranged(
     Those in `kept` stay as they are, the others go to the trash.
     """
     trash = tuple(each for each in group.replicas if each is not keeper and each not in kept)
+    stays = tuple(each for each in kept if each is not keeper)
     folder, stem = os.path.dirname(placed.file.path), stem_of(named)
     target = os.path.join(folder, stem + suffix_of(keeper.file.path))
     own = {os.path.normcase(each.file.path) for each in (keeper, *trash)}
@@ -3012,16 +3039,16 @@ def arranged(
         reasons.append(f"name from {os.path.basename(named.file.path)}")
     if placed is not keeper:
         reasons.append(f"folder {relative(folder, scoring.root) or '.'}")
-    return Decision(keeper, target, trash, tuple(reasons))
+    return Decision(keeper, target, trash, tuple(reasons), stays)
 
 
 def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
     """The suggestions for groups that are acted on one after the other: no two put their keepers in one place."""
     decisions: list[Decision] = []
-    taken = set(scoring.taken)
+    targets: set[str] = set()
     for group in groups:
-        decision = decide(group, replace(scoring, taken=taken))
-        taken.add(os.path.normcase(decision.target))
+        decision = decide(group, replace(scoring, taken=Either(scoring.taken, targets)))
+        targets.add(os.path.normcase(decision.target))
         decisions.append(decision)
     return tuple(decisions)
 
@@ -3508,7 +3535,8 @@ class Journal:
 
     def close(self) -> None:
         if self.stream is not None:
-            self.stream.close()
+            with suppress(OSError):  # it tries once more to write the line that could not be written, which was told
+                self.stream.close()
             self.stream = None
 
 
@@ -3600,8 +3628,9 @@ def carry_out(
     """Move what the decisions say, and tell what became of it. IdemError when the journal cannot be written.
 
     `members` are the paths of all files in groups, which go nowhere as companions of others. `tell` is given what
-    became of each decision in turn: even when an error follows. The caller holds the run lock. A decision is refused
-    as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and the rest goes on.
+    became of each decision in turn, and of that during which an error came. The caller holds the run lock. A decision
+    is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and the rest
+    goes on.
     """
     with closing(Journal(root)) as journal:
         journal.begin()
@@ -3609,9 +3638,12 @@ def carry_out(
         mover = Mover(journal, members)
         for decision in decisions:
             with interrupts_held_back():
-                one = replace(mover.carry_out(decision), batch=journal.batch)
-                outcome += one
-                tell(one)
+                try:
+                    mover.carry_out(decision)
+                finally:
+                    one = replace(mover.outcome, batch=journal.batch)
+                    outcome += one
+                    tell(one)
         journal.end()
     return outcome
 
@@ -3622,12 +3654,15 @@ class Mover:
     def __init__(self, journal: Journal, members: AbstractSet[str]) -> None:
         self.journal = journal
         self.root = journal.root
-        # A video that was kept when its copies went must not follow a photo of its name into the trash later.
+        # What was kept when its copies went must not follow a photo of its name, as if it were that one's Live Photo
+        # video: neither later, nor under the name that it gets now.
         self.members = {*members, *journal.kept()}
+        self.outcome = Outcome()  # of the decision at hand, as far as it has got
 
-    def carry_out(self, decision: Decision) -> Outcome:
+    def carry_out(self, decision: Decision) -> None:
         """First the trash, then the name: a keeper may take that of a replica that has just gone."""
         keeper = decision.keeper.file
+        self.outcome = Outcome()
         try:
             check_decision(decision, self.root)
             check_still(keeper)
@@ -3635,17 +3670,25 @@ class Mover:
         except (OSError, ValueError) as error:
             reason = f"its group stays as it is: {printable(keeper.path)}: {reason_of(error)}"
             group = decision.keeper, *decision.trash
-            return Outcome(refused=tuple(Refusal(each.file.path, reason) for each in group))
-        outcome = Outcome()
-        self.journal.keep(keeper.path, decision.target)
+            self.outcome = Outcome(refused=tuple(Refusal(each.file.path, reason) for each in group))
+            return
+        self.keep(keeper.path, decision.target)
+        for replica in decision.stays:
+            self.keep(replica.file.path, replica.file.path)
         for replica in decision.trash:
-            outcome += self.trash(replica.file, keeper)
+            self.outcome += self.trash(replica.file, keeper)
         if decision.target == keeper.path:
-            return outcome
-        if outcome.refused:
+            return
+        if self.outcome.refused:
             why = "not renamed, as not all of its group is in the trash"
-            return outcome + Outcome(refused=(Refusal(keeper.path, why),))
-        return outcome + self.rename(keeper, decision.target)
+            self.outcome += Outcome(refused=(Refusal(keeper.path, why),))
+        else:
+            self.outcome += self.rename(keeper, decision.target)
+
+    def keep(self, path: str, target: str) -> None:
+        """See to it that the file is nobody's companion from now on, here or there."""
+        self.journal.keep(path, target)
+        self.members |= {path, target}
 
     def trash(self, file: MediaFile, keeper: MediaFile) -> Outcome:
         """The file and its companions, moved to the same place below the trash folder, while its keeper is there."""
@@ -3660,23 +3703,29 @@ class Mover:
     def rename(self, keeper: MediaFile, target: str) -> Outcome:
         """The keeper and its companions under their new name."""
         try:
-            moved, *others = self.moved_together(keeper, target)
+            moved, *others = self.moved_together(keeper, target, kept=True)
         except (OSError, ValueError) as error:
             return Outcome(refused=(Refusal(keeper.path, f"not renamed: {reason_of(error)}"),))
         return Outcome(renamed=(moved,), companions=tuple(others))
 
-    def moved_together(self, file: MediaFile, target: str) -> list[Moved]:
-        """The file and its companions, moved; all of them or none. A counter is added where a name is taken."""
-        check_still(file)
-        together = [file, *companions_of(file.path, self.members)]
+    def names_for(self, file: MediaFile, together: Sequence[MediaFile], target: str) -> Iterator[list[str]]:
+        """Paths for a file and its companions at the target, then with counters, as far as nothing is there."""
         folder, name = os.path.split(target)
         suffix = suffix_of(name)
         longest = max(len(os.fsencode(name_beside(each.path, file.path, "", suffix))) for each in together)
         for number in range(1, MOST_COUNTERS):
             stem = os.path.splitext(with_counter(name, number, longest - len(os.fsencode(suffix))))[0]
-            targets = [os.path.join(folder, name_beside(each.path, file.path, stem, suffix)) for each in together]
-            if any(os.path.lexists(each) and not differs_in_case_only(file.path, each) for each in targets):
-                continue
+            paths = [os.path.join(folder, name_beside(each.path, file.path, stem, suffix)) for each in together]
+            if all(not os.path.lexists(each) or differs_in_case_only(file.path, each) for each in paths):
+                yield paths
+
+    def moved_together(self, file: MediaFile, target: str, *, kept: bool = False) -> list[Moved]:
+        """The file and its companions, moved; all of them or none. A counter is added where a name is taken."""
+        check_still(file)
+        together = [file, *companions_of(file.path, self.members)]
+        for targets in self.names_for(file, together, target):
+            if kept and targets[0] != target:
+                self.keep(file.path, targets[0])
             try:
                 return self.moved_all(together, targets)
             except FileExistsError:
@@ -4084,11 +4133,13 @@ class Session(Sitting):
             decision = decide(group, self.scoring)
         else:
             decision = kept_in(group, folder_labels(group)[answer], self.scoring)
-        with interrupts_held_back():  # what was moved must be counted
-            outcome = carry_out([decision], self.scoring.root, self.members)
+
+        def tell(outcome: Outcome) -> None:
             self.done.append((position, outcome))
             self.remember(outcome)
-        for line in outcome_lines(outcome, self.scoring.root):
+
+        carry_out([decision], self.scoring.root, self.members, tell)
+        for line in outcome_lines(self.done[-1][1], self.scoring.root):
             print(line)
 
     def undo_last(self, position: int) -> int:
@@ -4162,14 +4213,14 @@ def outcome_lines(outcome: Outcome, root: str) -> list[str]:
     return lines + [f"refused   {shown(each.path)}: {each.reason}" for each in outcome.refused]
 
 
-def summary(outcome: Outcome, skipped: int, root: str) -> str:
-    """What a session came to, where the files are, and how to get them back."""
+def summary(outcome: Outcome, skipped: int, root: str, batch: str = "group") -> str:
+    """What a sitting came to, where the files are, and how to get them back, by `batch`."""
     counts = [f"{len(outcome.trashed):,} trashed", f"{len(outcome.renamed):,} renamed", f"{skipped:,} skipped"]
     counts += [f"{len(outcome.refused):,} failed", f"{readable_size(outcome.freed)} freed once the trash is emptied"]
     lines = [RULE, ", ".join(counts)]
     if outcome.moved:
         lines.append(f"The files are in {printable(os.path.join(root, TRASH_FOLDER))}")
-        lines.append(f"To put the last group back, and so on one by one: python idem.py {shell_word(root)} --undo")
+        lines.append(f"To put the last {batch} back, and so on one by one: python idem.py {shell_word(root)} --undo")
     return "\n".join(lines)
 
 
@@ -4182,7 +4233,7 @@ def shell_word(path: str) -> str:
 #  Review: the same decisions in the browser. Pictures it can show, the sitting, and the server
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-# ── pictures a browser can show: made in worker processes, never the files themselves ──
+# ── what a browser can show, made in worker processes; only videos that it can play are sent as they are ──
 
 THUMBNAIL_SIDE = 640  # px; cards are up to 320 wide, on screens with two pixels for one
 THUMBNAIL_BYTES = 40_000
@@ -4228,18 +4279,8 @@ class Wanted:
 
 def made(wanted: Wanted) -> Any:
     """What is wanted, or why it cannot be had. Runs in a worker process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
-        try:
-            return wanted.make(*wanted.files, **({"folder": wanted.folder} if wanted.folder else {}))
-        except DECODER_ERRORS as error:
-            return Unreadable(wanted.files[0].path, reason_of(error))
-        except Exception as error:
-            from PIL import Image
-
-            if not isinstance(error, Image.DecompressionBombError):
-                raise
-            return Unreadable(wanted.files[0].path, reason_of(error))
+    folder = {"folder": wanted.folder} if wanted.folder else {}
+    return or_unreadable(wanted.files[0].path, lambda: wanted.make(*wanted.files, **folder))
 
 
 def thumbnail_of(file: MediaFile) -> Shown:
@@ -4259,25 +4300,27 @@ def preview_of(file: MediaFile) -> Shown:
     most = (PREVIEW_PIXELS / (picture.width * picture.height)) ** 0.5
     scale = min(1.0, most, PREVIEW_SIDE / max(picture.size))
     if scale < 1:
-        picture.thumbnail((int(picture.width * scale), int(picture.height * scale)), reducing_gap=2.0)
+        picture.thumbnail((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))), reducing_gap=2.0)
     return Shown(jpeg_bytes(picture, PREVIEW_QUALITY, subsampling=0))
 
 
 def difference_of(one: MediaFile, other: MediaFile) -> Shown:
     """Where two pictures differ, brighter for more; the note tells by how much, as JSON.
 
-    The larger one is reduced to the size of the smaller: what resolution alone adds is no difference.
+    The one with more pixels takes the size of the other: what resolution alone adds is no difference.
     """
     from PIL import ImageChops, ImageOps
 
-    pictures = sorted((picture_of(each, DIFFERENCE_SIDE) for each in (one, other)), key=lambda each: each.size)
-    reduced = pictures[1].resize(pictures[0].size, reducing_gap=3.0)
-    red, green, blue = ImageChops.difference(pictures[0], reduced).split()
+    pictures = (picture_of(each, DIFFERENCE_SIDE) for each in (one, other))
+    smaller, larger = sorted(pictures, key=lambda each: each.width * each.height)
+    reduced = larger.resize(smaller.size, reducing_gap=3.0)
+    red, green, blue = ImageChops.difference(smaller, reduced).split()
     levels = ImageChops.lighter(red, ImageChops.lighter(green, blue))
     counts = levels.histogram()
     share = sum(counts[VISIBLE_DIFFERENCE:]) / sum(counts)
     largest = max(level for level, count in enumerate(counts) if count)
-    note = {"largest": largest, "share": share, "width": reduced.width, "height": reduced.height}
+    note = {"largest": largest, "share": share, "visible": VISIBLE_DIFFERENCE, "gain": DIFFERENCE_GAIN}
+    note |= {"width": reduced.width, "height": reduced.height}
     bright = levels.point([min(255, level * DIFFERENCE_GAIN) for level in range(256)])
     heat = ImageOps.colorize(bright, black="#000000", mid="#e2601c", white="#ffffff")
     return Shown(jpeg_bytes(heat, PREVIEW_QUALITY, subsampling=0), json.dumps(note))
@@ -4286,14 +4329,14 @@ def difference_of(one: MediaFile, other: MediaFile) -> Shown:
 def jpeg_bytes(picture: Image.Image, quality: int, subsampling: int) -> bytes:
     """The picture as a JPEG file without any metadata."""
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=quality, subsampling=subsampling, exif=b"", icc_profile=None)
+    picture.save(data, "JPEG", quality=quality, subsampling=subsampling)
     return data.getvalue()
 
 
 def picture_of(file: MediaFile, side: int | None) -> Image.Image:
     """The file's picture as a person sees it, RGB in sRGB, upright; of a video the frame in its middle.
 
-    Not larger than `side`, if given. Raises DECODER_ERRORS.
+    Not larger than `side`, if given. Raises what decoding raises, see `or_unreadable`.
     """
     if kind_of(file) == "video":
         return frame_of(file, side)
@@ -4303,9 +4346,9 @@ def picture_of(file: MediaFile, side: int | None) -> Image.Image:
             picture.draft("CMYK" if picture.mode == "CMYK" else "RGB", (side, side))
         picture.load()
     orientation = orientation_of(picture)
-    seen = in_srgb(picture, side)
-    exchanged, rows, columns = TURNS[orientation]
-    return turned(seen, exchanged, rows, columns)
+    upright = turned(in_srgb(picture, side), *TURNS[orientation])
+    upright.info = {}  # comments and the like are not sent
+    return upright
 
 
 def turned(picture: Image.Image, exchanged: bool, rows: bool, columns: bool) -> Image.Image:
@@ -4326,25 +4369,32 @@ def in_srgb(picture: Image.Image, side: int | None) -> Image.Image:
     from PIL import Image
 
     profile = picture.info.get("icc_profile") or b""
-    if picture.has_transparency_data:
-        seen = picture.convert("RGBA")
-        ground = Image.new("RGBA", seen.size, (*BACKDROP, 255))
-        source = Image.alpha_composite(ground, seen).convert("RGB")
+    transparent = picture.has_transparency_data and picture.mode[0] not in "IF"  # Pillow would clip those
+    if transparent:
+        source = picture.convert("RGBA")
     else:
         source = picture if picture.mode in ("L", "CMYK") else in_plain_mode(picture)
     if side:
         source.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if transparent:
+        source = Image.alpha_composite(Image.new("RGBA", source.size, (*BACKDROP, 255)), source).convert("RGB")
     transform = profile_transform(profile, PROFILE_MODES.get(source.mode, ""))
     return transform(source) if transform else source.convert("RGB")
+
+
+def ffmpeg_or_error() -> str:
+    """The path of ffmpeg. ValueError when there is none."""
+    found = ffmpeg_path()
+    if found is None:
+        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
+    return found
 
 
 def frame_of(file: MediaFile, side: int | None) -> Image.Image:
     """The frame in the middle of a video, or else its first one. ValueError when there is none."""
     from PIL import Image
 
-    ffmpeg = ffmpeg_path()
-    if ffmpeg is None:
-        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
+    ffmpeg = ffmpeg_or_error()
     about = video_stream(ffmpeg, file.path)
     scale = min(1.0, (side or PREVIEW_SIDE) / max(about.width, about.height))
     width, height = max(1, round(about.width * scale)), max(1, round(about.height * scale))
@@ -4363,18 +4413,31 @@ def facts_of(file: MediaFile) -> Facts:
         return facts_of_video(file)
     with opened_unchanged(file) as stream:
         picture = opened_picture(stream)
+        name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
+        taken, camera = taken_by(picture)
+        parts = [name, "16-bit" if picture.mode.startswith("I;16") else "CMYK" if picture.mode == "CMYK" else ""]
+        parts.append("several pages" if has_second_frame(picture) else "")
+        if picture.format == "TIFF":
+            picture.load()  # which turns it upright
         width, height = picture.size
         if TURNS[orientation_of(picture)][0]:
             width, height = height, width
-        frames = getattr(picture, "n_frames", 1) if has_frames(picture) else 1
-        name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
-        parts = [name, "16-bit" if picture.mode.startswith("I;16") else "CMYK" if picture.mode == "CMYK" else ""]
-        parts.append(plural(frames, "frame") if frames > 1 else "")
-        taken, camera = taken_by(picture)
     return Facts(" · ".join(filter(None, parts)), width, height, taken, camera)
 
 
 FORMAT_NAMES = {"MPO": "JPEG", "HEIF": "HEIC", "WEBP": "WebP"}  # as people know Pillow's
+
+
+def has_second_frame(picture: Image.Image) -> bool:
+    """`has_frames`, without counting them: that can take minutes."""
+    if picture.format == "MPO":
+        return False
+    try:
+        picture.seek(1)
+    except EOFError:
+        return False
+    picture.seek(0)
+    return True
 
 
 def taken_by(picture: Image.Image) -> tuple[str, str]:
@@ -4421,17 +4484,22 @@ BROWSER_VIDEO_SIDE = 1280  # px; of what is converted
 
 def playable_video(file: MediaFile, folder: str) -> str:
     """The path of the video in a form that browsers play, H.264 in MP4, in this folder. ValueError when it fails."""
-    ffmpeg = ffmpeg_path()
-    if ffmpeg is None:
-        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
+    ffmpeg = ffmpeg_or_error()
     target = os.path.join(folder, f"{file.device}-{file.inode}-{file.mtime_ns}.mp4")
+    part = target + ".part"
     size = f"scale='trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*iw*sar/2)*2':"
     size += f"'trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*ih/2)*2',setsar=1"
     video = ["-map", "0:V:0", "-map", "0:a:0?", "-vf", size, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "22"]
-    rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{target}"]
+    rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{part}"]
     _, said = run_ffmpeg(ffmpeg, "-nostats", "-y", *video_input(file.path), *video, *rest)
-    if not os.path.isfile(target) or not os.path.getsize(target):
-        raise ValueError(said.replace(spoken(file.path), "").strip().rpartition("\n")[2] or "ffmpeg says nothing")
+    try:
+        video_stream(ffmpeg, part)  # a disk that is full leaves half a file
+    except ValueError:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+        problem = said.replace(spoken(file.path), "").strip().rpartition("\n")[2].strip(": ")
+        raise ValueError(f"cannot be converted: {problem or 'ffmpeg says nothing'}") from None
+    os.replace(part, target)
     return target
 
 
@@ -4445,8 +4513,9 @@ def video_type(stream: BinaryIO) -> str:
 
 
 KEPT_BYTES = 150_000_000  # of pictures that were made last
-SECONDS_TO_SHOW = 60  # that a worker may take for a picture
-SECONDS_TO_CONVERT = 3600
+BYTES_OF_WORDS = 500  # that anything else is taken for
+SECONDS_TO_CONVERT = 3600  # that a worker may take for a video
+AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
 
 
 class Workshop:
@@ -4456,12 +4525,13 @@ class Workshop:
     they do. An answer may be Unreadable.
     """
 
-    def __init__(self, processes: int, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, processes: int, seconds: Callable[[MediaFile], float], *, newest_first: bool = False) -> None:
+        self.seconds = seconds  # that a worker may take for what is wanted of a file
         self.tasks: PriorityQueue[tuple[int, int, Wanted | None, Future[Any]]] = PriorityQueue()
         self.made: OrderedDict[Wanted, Future[Any]] = OrderedDict()
         self.sizes: dict[Wanted, int] = {}
-        self.numbers = count()
+        self.size = 0  # of all that is remembered, in bytes
+        self.numbers = count(step=-1 if newest_first else 1)
         self.lock = threading.Lock()
         self.closed = False
         self.workers: dict[int, Worker[Wanted, Any]] = {}
@@ -4472,49 +4542,70 @@ class Workshop:
 
     def get(self, wanted: Wanted, urgency: int) -> Any:
         """What is wanted, made now or before; waits for it."""
+        return self.ask(wanted, urgency).result()
+
+    def ask(self, wanted: Wanted, urgency: int) -> Future[Any]:
+        """What is wanted, as soon as it has been made."""
         with self.lock:
             future = self.made.get(wanted)
             if future is None:
                 future = self.made[wanted] = Future()
                 self.tasks.put((urgency, next(self.numbers), wanted, future))
             self.made.move_to_end(wanted)
-        return future.result()
+        return future
 
     def serve(self, number: int) -> None:
         """Have one process do tasks until the workshop closes; another one when it has died."""
         worker: Worker[Wanted, Any] | None = None
         while True:
             _, _, wanted, future = self.tasks.get()
-            if wanted is None:
+            if wanted is None or self.closed:
                 break
-            if worker is None or not worker.process.is_alive():
-                worker = self.workers[number] = Worker(made, lambda _task: self.seconds, "spawn")
             try:
+                if worker is None or not worker.process.is_alive():
+                    worker = self.workers[number] = Worker(made, self.seconds_for, "spawn")
                 result = answer_of(worker, wanted)
-            except OSError as error:
-                result = Unreadable(wanted.files[0].path, reason_of(error))
+            except (OSError, RuntimeError) as error:  # out of processes, threads or memory
+                result = Lost(reason_of(error))
             self.keep(wanted, result)
             future.set_result(Unreadable(wanted.files[0].path, result.reason) if isinstance(result, Lost) else result)
         if worker is not None:
             worker.stop()
 
+    def seconds_for(self, wanted: Wanted) -> float:
+        """How long a worker may take for this."""
+        return sum(map(self.seconds, wanted.files))
+
     def keep(self, wanted: Wanted, result: Any) -> None:
-        """Remember that this was made, and forget the oldest where that is too much."""
+        """Remember what was made, and forget the oldest where that is too much; what was lost may be tried again."""
         with self.lock:
-            self.sizes[wanted] = len(result.data) if isinstance(result, Shown) else 500
-            while sum(self.sizes.values()) > KEPT_BYTES and len(self.sizes) > 1:
+            if isinstance(result, Lost):
+                del self.made[wanted]
+                return
+            self.sizes[wanted] = len(result.data) if isinstance(result, Shown) else BYTES_OF_WORDS
+            self.size += self.sizes[wanted]
+            while self.size > KEPT_BYTES and len(self.sizes) > 1:
                 oldest = next(each for each in self.made if each in self.sizes)
-                del self.made[oldest], self.sizes[oldest]
+                self.size -= self.sizes.pop(oldest)
+                del self.made[oldest]
 
     def close(self) -> None:
         """End all processes, whatever they are at."""
+        self.closed = True
         for _ in self.threads:
-            self.tasks.put((-1, next(self.numbers), None, Future()))
-        for worker in list(self.workers.values()):
-            if worker.tasks:
-                kill_with_children(worker.process.pid or 0)
+            self.tasks.put((AT_ONCE - 1, next(self.numbers), None, Future()))
         for thread in self.threads:
-            thread.join()
+            while thread.is_alive():  # it may be about to start one
+                for worker in list(self.workers.values()):
+                    if worker.process.is_alive():
+                        kill_with_children(worker.process.pid or 0)
+                        worker.process.kill()
+                thread.join(WORKER_POLL / 10)
+
+
+def seconds_to_show(file: MediaFile) -> float:
+    """How long a worker may take for a picture of the file: even from a slow drive, reading it is not hanging."""
+    return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
 
 
 def answer_of(worker: Worker[Wanted, Any], wanted: Wanted) -> Any:
@@ -4554,6 +4645,18 @@ class Batch:
     number: int  # of the journal
     groups: tuple[int, ...]
     outcome: Outcome
+    tried: bool = False  # to undo it, and not all could go back
+
+    def without(self, returned: Iterable[Moved]) -> Batch:
+        """What is left of it after some files were put back."""
+        back = {each.before.path for each in returned}
+
+        def left(moves: tuple[Moved, ...]) -> tuple[Moved, ...]:
+            return tuple(each for each in moves if each.after.path not in back)
+
+        done = self.outcome
+        rest = replace(done, trashed=left(done.trashed), renamed=left(done.renamed), companions=left(done.companions))
+        return replace(self, outcome=rest, tried=True)
 
 
 class Review(Sitting):
@@ -4566,6 +4669,11 @@ class Review(Sitting):
         super().__init__(findings, ignored, taken)
         self.page_size = page_size
         self.decisions = list(findings.decisions)
+        if findings.mode == "exact":  # where all are equal, the suggested one is the best
+            self.groups = [
+                replace(group, replicas=tuple(sorted(group.replicas, key=lambda each: each is not decision.keeper)))
+                for group, decision in zip(self.groups, self.decisions, strict=True)
+            ]
         self.choices = [
             Choice(frozenset({group.replicas.index(decision.keeper)}))
             for group, decision in zip(self.groups, self.decisions, strict=True)
@@ -4575,13 +4683,17 @@ class Review(Sitting):
         self.places = {name: {n: place for place, n in enumerate(order)} for name, order in self.orders.items()}
         self.skipped: set[int] = set()
         self.done: set[int] = set()
+        self.revisions = [0 for _ in self.groups]  # raised when something else would happen than the page says
         self.shown: set[int] = set()  # on a page, so far: only these can be acted on
         self.moved: dict[MediaFile, MediaFile] = {}  # files of groups that are done, and where they are now
         self.batches: list[Batch] = []
         self.result: dict[str, Any] | None = None  # of the last confirmation or undo
+        self.failed = False  # something has, so that it is not all as the page said
+        self.under_way: frozenset[int] = frozenset()  # groups whose files are being moved
         self.progress = (0, 0)  # groups done, of how many
-        self.lock = threading.RLock()  # for all of the above
-        self.moving = threading.Lock()  # held while files move
+        self.lock = threading.RLock()  # for all of the above, but for `result`, which is only ever replaced
+        self.moving = threading.Lock()  # held while files move, and from the end on
+        self.stopped = False
 
     def renamed_to(self) -> dict[int, str]:
         """Where keepers of groups that are not done yet would go."""
@@ -4592,11 +4704,13 @@ class Review(Sitting):
         }
 
     def choose(self, number: int, choice: Choice) -> None:
-        """Take a choice, and see what comes of it."""
-        group = self.groups[number]
+        """Take a choice, and see what comes of it, as things are now."""
         targets = {target for other, target in self.renamed_to().items() if other != number}
-        self.choices[number] = choice
-        self.decisions[number] = decided(group, choice, replace(self.scoring, taken=self.taken | targets))
+        scoring = replace(self.scoring, taken=Either(self.taken, targets))
+        decision = decided(self.groups[number], choice, scoring)
+        if (choice, decision) != (self.choices[number], self.decisions[number]):
+            self.choices[number], self.decisions[number] = choice, decision
+            self.revisions[number] += 1
 
     # ── what the browser asks ──
 
@@ -4611,11 +4725,12 @@ class Review(Sitting):
                 start = max(0, len(listed) - self.page_size)
             numbers = listed[start : start + self.page_size]
             self.shown |= set(numbers)
-            number = -(-start // self.page_size) + 1
+            self.look_again(numbers)
+            page = -(-start // self.page_size) + 1
             return {
                 "groups": [self.group_view(n) for n in numbers],
-                "page": number,
-                "pages": number - 1 + max(1, -(-(len(listed) - start) // self.page_size)),
+                "page": page,
+                "pages": page - 1 + max(1, -(-(len(listed) - start) // self.page_size)),
                 "first": start + 1 if numbers else 0,
                 **self.totals(kind, view),
                 "result": self.result,
@@ -4640,13 +4755,13 @@ class Review(Sitting):
             }
 
     def group_view(self, number: int) -> dict[str, Any]:
-        """What the page shows of a group. Names are printable; no other path than these leaves idem."""
+        """What the page shows of a group. All names are printable."""
         group, choice, decision = self.groups[number], self.choices[number], self.decisions[number]
         named, placed = named_and_placed(group, choice, self.scoring)
         keeper = decision.keeper.file.path
-        also = [each for n, each in enumerate(group.replicas) if n in choice.keep and each is not decision.keeper]
         return {
             "number": number,
+            "revision": self.revisions[number],
             "kind": group.kind,
             "keeper": group.replicas.index(decision.keeper),
             "keep": sorted(choice.keep),
@@ -4658,7 +4773,7 @@ class Review(Sitting):
             "replicas": [self.replica_view(each) for each in group.replicas],
             "keeps": self.shown_path(keeper),
             "target": self.shown_path(decision.target) if decision.target != keeper else "",
-            "stays": [self.shown_path(each.file.path) for each in also],
+            "stays": [self.shown_path(each.file.path) for each in decision.stays],
             "trash": [self.shown_path(each.file.path) for each in decision.trash],
             "bytes": sum(each.file.size for each in decision.trash),
         }
@@ -4680,21 +4795,36 @@ class Review(Sitting):
             "modified": local_time(file.mtime_ns),
         }
 
-    def set_choice(self, number: int, choice: Choice, skipped: bool) -> dict[str, Any]:
-        """Take what was chosen for a group on the page; the group as it is then."""
-        with self.lock:
-            self.check_open([number])
-            self.choose(number, choice)
-            self.skipped = self.skipped | {number} if skipped else self.skipped - {number}
-            return self.group_view(number)
+    def look_again(self, numbers: Iterable[int]) -> list[int]:
+        """Which of these groups now come to something else, as a name has been taken or become free."""
+        before = {number: self.revisions[number] for number in numbers if number not in self.done | self.under_way}
+        for number in before:
+            self.choose(number, self.choices[number])
+        return [number for number, revision in before.items() if self.revisions[number] != revision]
 
-    def check_open(self, numbers: Iterable[int]) -> None:
-        """Rejected unless these groups were on a page and nothing has been done with them."""
-        for number in numbers:
+    def set_choice(self, number: int, choice: Choice, skipped: bool, revision: int | None = None) -> dict[str, Any]:
+        """Take what was chosen for a group on the page, when that was this revision; the group as it is then.
+
+        With it come `others` that were on a page and come to something else by that.
+        """
+        with self.lock:
+            self.check_open({number: revision})
+            self.choose(number, choice)
+            if skipped != (number in self.skipped):
+                self.skipped ^= {number}
+                self.revisions[number] += 1
+            others = self.look_again(self.shown & self.renamed_to().keys() - {number})
+            return self.group_view(number) | {"others": [self.group_view(other) for other in others]}
+
+    def check_open(self, revisions: Mapping[int, int | None]) -> None:
+        """Rejected unless these groups were on a page, in this revision, and nothing has been done with them."""
+        for number, revision in revisions.items():
             if number not in self.shown:
                 raise Rejected(400, f"group {number} has not been on a page")
-            if number in self.done:
-                raise Rejected(409, f"group {number} has been confirmed already")
+            if number in self.done or number in self.under_way:
+                raise Rejected(409, "this has been confirmed already, perhaps in another tab")
+            if revision not in (None, self.revisions[number]):
+                raise Rejected(409, "something else has been chosen since, perhaps in another tab: look once more")
 
     # ── what moves files ──
 
@@ -4708,41 +4838,48 @@ class Review(Sitting):
         finally:
             self.moving.release()
 
-    def confirm(self, choices: dict[int, Choice]) -> dict[str, Any]:
-        """Act on these groups as chosen, in one batch; what became of it."""
+    def confirm(self, choices: Mapping[int, Choice], revisions: Mapping[int, int] | None = None) -> dict[str, Any]:
+        """Act on these groups as chosen, when the page had these revisions, in one batch; what became of it."""
         with self.alone():
             with self.lock:
-                self.check_open(choices)
+                self.check_open(revisions or dict.fromkeys(choices))
                 for number, choice in choices.items():
-                    self.choose(number, choice)
+                    if choice != self.choices[number]:
+                        self.choose(number, choice)
                     self.skipped.discard(number)
+                self.under_way = frozenset(choices)
                 self.progress = (0, len(choices))
-            self.result = self.act_on(tuple(choices))
+                decisions = {number: self.decisions[number] for number in choices}
+            self.result = self.act_on(decisions)
             return self.result
 
-    def act_on(self, numbers: tuple[int, ...]) -> dict[str, Any]:
+    def act_on(self, decisions: dict[int, Decision]) -> dict[str, Any]:
         """Carry out what is decided for these groups; `done` is what has been tried, even if an error ends it."""
-        waiting, outcomes = deque(numbers), list[Outcome]()
+        numbers = tuple(decisions)
+        outcomes: list[Outcome] = []
 
         def tell(outcome: Outcome) -> None:
             with self.lock:
                 self.remember(outcome)
                 self.moved |= {each.before: each.after for each in outcome.moved}
+                self.done.add(numbers[len(outcomes)])
                 outcomes.append(outcome)
-                self.done.add(waiting.popleft())
                 self.progress = (len(outcomes), len(numbers))
 
         error = ""
         try:
-            carry_out([self.decisions[n] for n in numbers], self.scoring.root, self.members, tell)
+            carry_out(decisions.values(), self.scoring.root, self.members, tell)
         except IdemError as failure:
-            error = str(failure)
-        with self.lock:
-            total = functools.reduce(Outcome.__add__, outcomes, Outcome())
-            if outcomes:
-                acted = numbers[: len(outcomes)]
-                self.batches.append(Batch(total.batch, acted, total))
-            return self.result_view(total, error)
+            error, self.failed = str(failure), True
+            if outcomes and not outcomes[-1].moved:
+                self.done.discard(numbers[len(outcomes) - 1])
+        finally:
+            with self.lock:
+                self.under_way = frozenset()
+                total = functools.reduce(Outcome.__add__, outcomes, Outcome())
+                if outcomes:
+                    self.batches.append(Batch(total.batch, numbers[: len(outcomes)], total))
+        return self.result_view(total, error)
 
     def undo(self) -> dict[str, Any]:
         """Put back the last batch; what became of it."""
@@ -4753,12 +4890,15 @@ class Review(Sitting):
                 batch = self.batches[-1]
                 self.progress = (0, 0)
             try:
-                outcome = (undo(self.scoring.root, batch.number) if batch.outcome.moved else None) or Outcome()
+                outcome = undo(self.scoring.root, batch.number) or Outcome()
             except IdemError as failure:
+                self.failed = True
                 self.result = self.result_view(Outcome(), str(failure))
                 return self.result
             with self.lock:
                 self.batches.pop()
+                if outcome.refused and not batch.tried:  # perhaps a drive is missing
+                    self.batches.append(batch.without(outcome.returned))
                 self.remember(outcome)
                 self.done -= set(batch.groups)
                 for number in batch.groups:
@@ -4787,8 +4927,9 @@ class Review(Sitting):
 
     def stop(self) -> None:
         """Wait for moves that are under way; after that nothing is moved any more."""
-        while not self.moving.acquire(timeout=0.2):  # so that Windows, too, hears of Ctrl-C
+        while not self.stopped and not self.moving.acquire(timeout=0.2):  # somebody else may have stopped it
             pass
+        self.stopped = True
 
     # ── which file ──
 
@@ -4802,15 +4943,17 @@ class Review(Sitting):
 
     def wait_for_moves(self) -> None:
         """Wait until the moves that are under way are over, but not for ever."""
-        if self.moving.acquire(timeout=SECONDS_TO_SHOW):
+        if self.moving.acquire(timeout=TASK_TIMEOUT):
             self.moving.release()
 
 
-def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset()) -> tuple[int, Choice]:
-    """The group and the choice that the browser sends. Rejected, with the reason, unless it fits the group."""
-    fields = {"group", "keep", "name", "folder"}
-    if not isinstance(value, dict) or value.keys() - fields - also or not {"group", "keep"} <= value.keys():
-        raise Rejected(400, "a choice has a group, a list of replicas to keep, and whose name and folder")
+def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset()) -> tuple[int, Choice, int]:
+    """The group, the choice and the revision that the browser sends. Rejected, with the reason, unless it fits."""
+    fields, needed = {"group", "revision", "keep", "name", "folder"}, {"group", "revision", "keep"}
+    if not isinstance(value, dict) or value.keys() - fields - also or not needed <= value.keys():
+        raise Rejected(400, "a choice has a group, its revision, a list of replicas to keep, and whose name and folder")
+    if type(value["revision"]) is not int:
+        raise Rejected(400, "a revision is a number")
     group, keep = value["group"], value["keep"]
     if type(group) is not int or not 0 <= group < len(review.groups):
         raise Rejected(400, "there is no such group")
@@ -4824,18 +4967,19 @@ def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset
     named, placed = value.get("name"), value.get("folder")
     if not all(number is None or is_replica(number) for number in (named, placed)):
         raise Rejected(400, f"name and folder of group {group} must be those of one of its replicas")
-    return group, Choice(frozenset(keep), named, placed)
+    return group, Choice(frozenset(keep), named, placed), value["revision"]
 
 
-def parsed_choices(body: dict[str, Any], review: Review) -> dict[int, Choice]:
-    """The choices of a confirmed page. Rejected when they are not just that."""
+def parsed_choices(body: dict[str, Any], review: Review) -> tuple[dict[int, Choice], dict[int, int]]:
+    """The choices of a confirmed page, and its revisions. Rejected when they are not just that."""
     listed = body.get("groups")
     if body.keys() != {"groups"} or not isinstance(listed, list) or not 0 < len(listed) <= review.page_size:
         raise Rejected(400, f"a page has 1 to {review.page_size} groups")
-    choices = dict(parsed_choice(each, review) for each in listed)
+    parsed = [parsed_choice(each, review) for each in listed]
+    choices = {group: choice for group, choice, _ in parsed}
     if len(choices) < len(listed):
         raise Rejected(400, "a group was named twice")
-    return choices
+    return choices, {group: revision for group, _, revision in parsed}
 
 
 # ── the server ──
@@ -4858,7 +5002,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-FOR_GOOD = "private, max-age=31536000, immutable"  # the address holds a token of this run
+FOR_GOOD = "private, max-age=86400, immutable"  # the address holds a token of this run
 
 
 @dataclass(frozen=True, slots=True)
@@ -4901,7 +5045,10 @@ def check_request(request: Request, desk: Desk) -> None:
 
 def posted(request: Request) -> dict[str, Any]:
     """The JSON object of a request. Rejected when it is none."""
-    data = request.stream.read(MOST_BYTES_POSTED + 1)
+    try:
+        data = request.stream.read(MOST_BYTES_POSTED + 1)
+    except broken_off():
+        raise Rejected(400, "the request breaks off") from None
     if len(data) > MOST_BYTES_POSTED:
         raise Rejected(400, f"more than {readable_size(MOST_BYTES_POSTED)}")
     try:
@@ -4913,21 +5060,27 @@ def posted(request: Request) -> dict[str, Any]:
     return body
 
 
+def broken_off() -> tuple[type[Exception], ...]:
+    """What is raised when a request ends before it says it does, or is no good chunk of one."""
+    from werkzeug.exceptions import ClientDisconnected
+
+    return OSError, ClientDisconnected
+
+
 def drain(request: Request) -> None:
     """Read what is left of a request: a connection that is closed before that takes the answer with it."""
     left = MOST_BYTES_DRAINED
-    with suppress(OSError):  # it has hung up
+    with suppress(*broken_off()):
         while left > 0 and (block := request.stream.read(min(left, READ_BLOCK))):
             left -= len(block)
 
 
 def review_app(desk: Desk) -> Flask:
-    """The web application. Every answer goes through the same two checks, whatever it is about."""
+    """The web application. Every request is checked in one place, and every answer gets the same headers."""
     from flask import Flask, jsonify, request
     from werkzeug.exceptions import HTTPException
 
     app = Flask("idem", root_path=HERE, static_folder=None, template_folder="templates")
-    app.config["TRAP_BAD_REQUEST_ERRORS"] = False
 
     @app.before_request
     def before() -> None:
@@ -4935,10 +5088,10 @@ def review_app(desk: Desk) -> Flask:
 
     @app.after_request
     def after(response: Response) -> Response:
-        drain(request)
         for name, value in HEADERS.items():
             response.headers[name] = value
         response.headers.setdefault("Cache-Control", "no-store")
+        drain(request)
         return response
 
     @app.errorhandler(Rejected)
@@ -5014,15 +5167,15 @@ def add_actions(app: Flask, desk: Desk) -> None:
     @app.post(f"/{desk.token}/choose")
     def choose() -> Any:
         body = posted(request)
-        number, choice = parsed_choice(body, review, {"skipped"})
+        number, choice, revision = parsed_choice(body, review, {"skipped"})
         if type(body.get("skipped")) is not bool:
             raise Rejected(400, "skipped must be true or false")
-        group = review.set_choice(number, choice, body["skipped"])
+        group = review.set_choice(number, choice, body["skipped"], revision)
         return jsonify(group=group, totals=review.totals(asked_for(request, "kind"), asked_for(request, "view")))
 
     @app.post(f"/{desk.token}/confirm")
     def confirm() -> Any:
-        return jsonify(review.confirm(parsed_choices(posted(request), review)))
+        return jsonify(review.confirm(*parsed_choices(posted(request), review)))
 
     @app.post(f"/{desk.token}/undo")
     def undo_last() -> Any:
@@ -5032,7 +5185,11 @@ def add_actions(app: Flask, desk: Desk) -> None:
     @app.post(f"/{desk.token}/done")
     def done() -> Any:
         posted(request)
-        response: Response = jsonify(lines=summary(review.total(), len(review.skipped), review.scoring.root))
+        review.stop()
+        lines = "Nothing was moved."
+        if review.total().moved:
+            lines = summary(review.total(), len(review.skipped), review.scoring.root, "page")
+        response: Response = jsonify(lines=lines)
         response.call_on_close(desk.finish)
         return response
 
@@ -5061,20 +5218,20 @@ def add_pictures(app: Flask, desk: Desk) -> None:
 
     @app.get(f"/{desk.token}/thumbnail/<int:group>/<int:replica>")
     def thumbnail(group: int, replica: int) -> Any:
-        return sent(made_now(thumbnail_of, 2, group, replica))
+        return sent(made_now(thumbnail_of, LATER, group, replica))
 
     @app.get(f"/{desk.token}/preview/<int:group>/<int:replica>")
     def preview(group: int, replica: int) -> Any:
-        return sent(made_now(preview_of, 1, group, replica))
+        return sent(made_now(preview_of, SOON, group, replica))
 
     @app.get(f"/{desk.token}/difference/<int:group>/<int:one>/<int:other>")
     def difference(group: int, one: int, other: int) -> Any:
-        return sent(made_now(difference_of, 0, group, one, other))
+        return sent(made_now(difference_of, AT_ONCE, group, one, other))
 
     @app.get(f"/{desk.token}/facts/<int:group>/<int:replica>")
     def facts(group: int, replica: int) -> Any:
         try:
-            result = made_now(facts_of, 0, group, replica)
+            result = made_now(facts_of, AT_ONCE, group, replica)
         except Rejected as error:
             if error.status != 415:
                 raise
@@ -5084,44 +5241,65 @@ def add_pictures(app: Flask, desk: Desk) -> None:
 
 def add_videos(app: Flask, desk: Desk) -> None:
     """Videos in parts, so that the browser can seek: as they are where it knows the format, else converted."""
-    from flask import request
+    from flask import jsonify, request
 
     @app.get(f"/{desk.token}/video/<int:group>/<int:replica>")
     def video(group: int, replica: int) -> Any:
-        file = desk.review.file(group, replica)
-        try:
-            return in_parts(file, request)
-        except (OSError, ValueError) as error:
-            raise Rejected(415, reason_of(error)) from None
+        return in_parts(video_file(group, replica), request)
 
-    @app.get(f"/{desk.token}/converted/<int:group>/<int:replica>")
-    def converted(group: int, replica: int) -> Any:
+    def video_file(group: int, replica: int) -> MediaFile:
         file = desk.review.file(group, replica)
         if kind_of(file) != "video":
             raise Rejected(404, "there is no such video")
-        path = desk.converter.get(Wanted(playable_video, (file,), desk.folder), 0)
+        return file
+
+    def conversion(group: int, replica: int) -> Future[Any]:
+        wanted = Wanted(playable_video, (video_file(group, replica),), desk.folder)
+        return desk.converter.ask(wanted, AT_ONCE)
+
+    @app.get(f"/{desk.token}/conversion/<int:group>/<int:replica>")
+    def converting(group: int, replica: int) -> Any:
+        asked = conversion(group, replica)
+        result = asked.result() if asked.done() else None
+        return jsonify(ready=asked.done(), reason=result.reason if isinstance(result, Unreadable) else "")
+
+    @app.get(f"/{desk.token}/converted/<int:group>/<int:replica>")
+    def converted(group: int, replica: int) -> Any:
+        path = conversion(group, replica).result()
         if isinstance(path, Unreadable):
             raise Rejected(415, path.reason)
-        return in_parts(as_it_is(path), request)
+        try:
+            return in_parts(as_it_is(path), request)
+        except (OSError, ValueError) as error:
+            raise Rejected(415, reason_of(error)) from None
+
+
+def opened_video(file: MediaFile) -> tuple[BinaryIO, str]:
+    """The video's file and its type. Rejected when browsers do not play it."""
+    try:
+        stream = open(file.path, "rb")  # noqa: SIM115 (the response closes it)
+    except OSError as error:
+        raise Rejected(415, reason_of(error)) from None
+    try:
+        check_unchanged(file, stream)
+        if kind := video_type(stream):
+            return stream, kind
+        raise ValueError("browsers do not play this format")
+    except (OSError, ValueError) as error:
+        stream.close()
+        raise Rejected(415, reason_of(error)) from None
 
 
 def in_parts(file: MediaFile, request: Request) -> Response:
-    """The video, or the part of it that the browser asks for. ValueError when browsers do not play it."""
+    """The video, or the part of it that the browser asks for. Rejected when browsers do not play it."""
     from flask import Response
 
-    stream = open(file.path, "rb")  # noqa: SIM115 (the response closes it)
-    try:
-        check_unchanged(file, stream)
-        kind = video_type(stream)
-        if not kind:
-            raise ValueError("browsers do not play this format")
-        asked = request.range
-        span = asked.range_for_length(file.size) if asked else None
-        if asked and span is None:
-            raise Rejected(416, "there is no such part")
-    except (OSError, ValueError, Rejected):
-        stream.close()
-        raise
+    asked = request.range if request.range and len(request.range.ranges) == 1 else None
+    span = asked.range_for_length(file.size) if asked else None
+    if asked and span is None:
+        headers = {"Content-Range": f"bytes */{file.size}"}
+        return Response('{"error": "there is no such part"}', 416, headers, mimetype="application/json")
+    stream, kind = opened_video(file)
     first, end = span or (0, file.size)
     response = Response(blocks(stream, first, end), 206 if span else 200, mimetype=kind)
     response.call_on_close(stream.close)
@@ -5159,28 +5337,59 @@ def bound_socket() -> socket.socket:
     raise IdemError(f"cannot listen on 127.0.0.1: {reason}")
 
 
+def request_handler() -> type[WSGIRequestHandler]:
+    """What reads requests: silent in the terminal, and answering those that are no good HTTP like all others."""
+    from werkzeug.serving import WSGIRequestHandler
+
+    class Handler(WSGIRequestHandler):
+        timeout = SOCKET_TIMEOUT
+        error_content_type = "text/plain"
+        error_message_format = "%(message)s"
+
+        def log(self, *_: Any) -> None:
+            """Nothing to say."""
+
+        def log_request(self, *_: Any) -> None:
+            """Nothing to say, and no need to understand the address for it."""
+
+        def version_string(self) -> str:
+            return "idem"
+
+        def run_wsgi(self) -> None:
+            try:
+                self.make_environ()
+            except ValueError:  # the address is none
+                self.send_error(400)
+            else:
+                super().run_wsgi()
+
+        def send_error(self, *args: Any, **kwargs: Any) -> None:
+            self.headers_to_add = HEADERS
+            self.close_connection = True
+            super().send_error(*args, **kwargs)
+
+        def end_headers(self) -> None:
+            for item in getattr(self, "headers_to_add", {}).items():
+                self.send_header(*item)
+            super().end_headers()
+
+    return Handler
+
+
 @contextmanager
 def serving(review: Review, jobs: int, finish: Callable[[], None]) -> Iterator[str]:
     """The page's address, while it is served."""
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Handler(WSGIRequestHandler):
-        """Says nothing of what it serves, and does not wait for ever."""
-
-        timeout = SOCKET_TIMEOUT
-
-        def log_request(self, *_: Any) -> None:
-            """Nothing to say."""
+    from werkzeug.serving import make_server
 
     with ExitStack() as stack:
         bound = stack.enter_context(closing(bound_socket()))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-", ignore_cleanup_errors=True))
-        workshop = stack.enter_context(closing(Workshop(jobs, SECONDS_TO_SHOW)))
-        converter = stack.enter_context(closing(Workshop(1, SECONDS_TO_CONVERT)))
+        workshop = stack.enter_context(closing(Workshop(jobs, seconds_to_show)))
+        converter = stack.enter_context(closing(Workshop(1, lambda _file: SECONDS_TO_CONVERT, newest_first=True)))
         port = bound.getsockname()[1]
         desk = Desk(review, workshop, converter, folder, secrets.token_urlsafe(24), port, finish)
         server = make_server(
-            "127.0.0.1", port, review_app(desk), threaded=True, request_handler=Handler, fd=bound.fileno()
+            "127.0.0.1", port, review_app(desk), threaded=True, request_handler=request_handler(), fd=bound.fileno()
         )
         stack.callback(server.server_close)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
@@ -5195,7 +5404,8 @@ def open_in_browser(address: str) -> None:
     screens = "DISPLAY", "WAYLAND_DISPLAY", "BROWSER"
     if sys.platform == "linux" and not any(os.environ.get(name) for name in screens):
         return  # a browser for terminals would take this one
-    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    with interrupts_held_back():  # the thread inherits that: Ctrl-C is for the main one
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5764,18 +5974,28 @@ def run_review(options: Options) -> int:
         review = Review(findings, options.ignored, taken_names(root), options.page_size)
         finished = threading.Event()
         status = 0
-        with serving(review, options.jobs, finished.set) as address:
+        with ExitStack() as ended:
             try:
-                print(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.", flush=True)
+                address = ended.enter_context(serving(review, options.jobs, finished.set))
+                print_if_read(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.")
                 open_in_browser(address)
                 while not finished.wait(0.5):  # Windows hears of Ctrl-C only in between
                     pass
             except KeyboardInterrupt:
                 status = 130
-                print()
             finally:
-                end_review(review, options.cache or os.path.join(root, CACHE_FOLDER))
-    return status or int(any(outcome.refused for outcome in review.history))
+                with interrupts_held_back():
+                    end_review(review, options.cache or os.path.join(root, CACHE_FOLDER))
+                    ended.close()
+    return status or int(review.failed or any(outcome.refused for outcome in review.history))
+
+
+def print_if_read(text: str) -> None:
+    """Print it now; nothing more when nobody reads the output."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 def check_review_can_run() -> None:
@@ -5789,14 +6009,13 @@ def check_review_can_run() -> None:
 
 
 def end_review(review: Review, folder: str) -> None:
-    """Let moves that are under way end, and say what was done. Ctrl-C waits meanwhile."""
-    with interrupts_held_back():
-        if review.moving.locked():
-            say("finishing the moves that are under way")
-        review.stop()
-        caches_follow(review.history, folder, review.scoring.root)
-        if review.history:
-            print(summary(review.total(), len(review.skipped), review.scoring.root))
+    """Let moves that are under way end, and say what was done."""
+    if review.moving.locked() and not review.stopped:
+        say("finishing the moves that are under way")
+    review.stop()
+    caches_follow(review.history, folder, review.scoring.root)
+    if review.history:
+        print_if_read("\n" + summary(review.total(), len(review.skipped), review.scoring.root, "page"))
 
 
 def run_interactive(options: Options) -> int:

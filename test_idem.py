@@ -12,6 +12,7 @@ import errno
 import faulthandler
 import functools
 import hashlib
+import http.client
 import importlib
 import io
 import itertools
@@ -26,17 +27,19 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idem forks workers; threads would not survive that
 
@@ -45,7 +48,7 @@ import pillow_heif
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageEnhance, ImageOps
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
 import idem
 from idem import F, ImageFingerprint, MediaFile, Replica, VideoFingerprint, main
@@ -3183,6 +3186,36 @@ def test_nothing_is_fingerprinted_again_because_it_was_moved(
         assert (totals["new"], totals["cached"]) == (0, 4)
 
 
+def decision_of(keeper: Path, target: Path, *trash: Path) -> idem.Decision:
+    replicas = [Replica(media_file(path), idem.Checksum("")) for path in (keeper, *trash)]
+    return idem.Decision(replicas[0], str(target), tuple(replicas[1:]), ())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("name_taken", [True, False])
+def test_a_video_that_was_just_renamed_beside_a_photo_does_not_follow_that_to_the_trash(
+    tmp_path: Path, at_once: bool, name_taken: bool
+) -> None:
+    """It looks like the video of a Live Photo then, but it is the only copy of a video that is left."""
+    italy = tmp_path / "Italy"
+    (tmp_path / "__databases").mkdir()
+    made_doubles(tmp_path, "archive/x.mp4", "Beach.mov", content=b"a video")
+    photo_name = "Beach (2).jpg" if name_taken else "Beach.jpg"
+    made_doubles(tmp_path, "Sea.jpg", f"Italy/{photo_name}", content=b"a photo")
+    if name_taken:
+        (tmp_path / "archive" / "x.mp4.json").write_bytes(b"about the video")
+        (italy / "Beach.mp4.json").write_bytes(b"about another one")
+    before = Counter(contents(tmp_path).values())
+    video = decision_of(tmp_path / "archive" / "x.mp4", italy / "Beach.mp4", tmp_path / "Beach.mov")
+    picture = decision_of(tmp_path / "Sea.jpg", tmp_path / "Sea.jpg", italy / photo_name)
+    members = {each.file.path for one in (video, picture) for each in (one.keeper, *one.trash)}
+    for batch in [[video, picture]] if at_once else [[video], [picture]]:
+        assert idem.carry_out(batch, str(tmp_path), members).refused == ()
+    live = {digest for name, digest in contents(tmp_path).items() if not name.startswith(TRASH)}
+    assert hashlib.sha256(b"a video").hexdigest() in live
+    assert Counter(contents(tmp_path).values()) == before
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Present
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3865,6 +3898,1276 @@ def test_options_without_effect_beside_exact_are_named(tmp_path: Path, capsys: p
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Review
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# ── the sitting, without a server ──
+
+
+def review_of(library: Path, *arguments: str, page_size: int = 10) -> idem.Review:
+    """A review of what a run finds; by checksums, unless other arguments are given."""
+    findings = found_in(library, *(arguments or ("--exact",)))
+    return idem.Review(findings, frozenset(), idem.taken_names(findings.root), page_size)
+
+
+def many_doubles(library: Path, groups: int, copies: int = 2) -> Path:
+    """Groups of files that are equal and no pictures, the first group being the largest."""
+    for group in range(groups):
+        content = f"{group} ".encode() * (groups - group + 10)
+        made_doubles(library, *(f"{copy}/{group:03}.jpg" for copy in range(copies)), content=content)
+    return library
+
+
+def page_of(review: idem.Review, sort: str = "space", at: int | None = None, step: str = "at") -> dict[str, Any]:
+    return review.page(sort, "both", "open", at, step)
+
+
+def numbers(page: dict[str, Any]) -> list[int]:
+    return [group["number"] for group in page["groups"]]
+
+
+def kept(review: idem.Review) -> dict[int, idem.Choice]:
+    """What a page that nobody has changed confirms."""
+    return {number: review.choices[number] for number in numbers(page_of(review))}
+
+
+def media(library: Path) -> Counter[str]:
+    """What is in the library and its trash, wherever: the same before and after, or something was lost."""
+    return Counter(contents(library).values())
+
+
+def rejection(call: Callable[[], object]) -> tuple[int, str]:
+    """The status and reason with which the call is rejected."""
+    with pytest.raises(idem.Rejected) as caught:
+        call()
+    return caught.value.status, str(caught.value)
+
+
+@pytest.mark.parametrize("sort", list(idem.SORTS))
+def test_paging_forth_and_back_shows_every_group_once_even_if_some_are_skipped_on_the_way(
+    tmp_path: Path, sort: str
+) -> None:
+    review = review_of(many_doubles(tmp_path, 23), page_size=5)
+    order = review.orders[sort]
+    page = page_of(review, sort)
+    seen = numbers(page)
+    while len(seen) < 23:
+        for number in numbers(page)[1:3]:
+            review.set_choice(number, review.choices[number], True)
+        page = page_of(review, sort, at=seen[-1], step="after")
+        seen += numbers(page)
+    assert seen == order
+    left = [number for number in order if number not in review.skipped]
+    seen = numbers(page)
+    while seen[0] != left[0]:
+        before = numbers(page_of(review, sort, at=seen[0], step="before"))
+        assert before[0] == left[0] or not set(before) & set(seen)  # the first page is always full
+        seen = [number for number in before if number not in seen] + seen
+    assert [number for number in seen if number in left] == left
+    assert (
+        numbers(review.page(sort, "both", "skipped", None, "at"))
+        == [each for each in order if each in review.skipped][:5]
+    )
+
+
+def test_the_last_page_stays_when_there_is_nothing_after_it_and_the_first_before(tmp_path: Path) -> None:
+    review = review_of(many_doubles(tmp_path, 7), page_size=3)
+    first = numbers(page_of(review))
+    last = numbers(page_of(review, at=first[-1], step="after"))
+    end = page_of(review, at=last[-1], step="after")
+    assert (first, last, numbers(end)) == ([0, 1, 2], [3, 4, 5], [6])
+    assert (end["page"], end["pages"], end["first"]) == (3, 3, 7)
+    assert numbers(page_of(review, at=6, step="after")) == [4, 5, 6]  # never an empty page while there are groups
+    assert numbers(page_of(review, at=0, step="before")) == first
+    assert numbers(page_of(review, at=4)) == [4, 5, 6]
+    assert numbers(page_of(review, at=99)) == first
+
+
+def test_groups_can_be_sorted_and_told_apart_by_kind(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "b/1.jpg", "b/2.jpg", content=b"large" * 100)
+    made_doubles(tmp_path, "a/1.mp4", "a/2.mp4", content=b"middle" * 10)
+    made_doubles(tmp_path, "c/1.jpg", "c/2.jpg", "c/3.jpg", content=b"small")
+    review = review_of(tmp_path)
+    firsts = [Path(group.replicas[0].file.path).parent.name for group in review.groups]
+    orders = {sort: "".join(firsts[number] for number in numbers(page_of(review, sort))) for sort in idem.SORTS}
+    assert orders == {"space": "bac", "folder": "abc", "copies": "cba"}  # ties stay as reported: images first
+    images, videos = (review.page("space", kind, "open", None, "at") for kind in ("image", "video"))
+    assert sorted(firsts[number] for number in numbers(images)) == ["b", "c"]
+    assert [firsts[number] for number in numbers(videos)] == ["a"]
+    assert images["left"] == {"groups": 2, "files": 5, "bytes": 510}
+    assert videos["left"] == {"groups": 1, "files": 2, "bytes": 60}
+
+
+def test_a_choice_gives_the_words_and_paths_that_the_page_shows(tmp_path: Path) -> None:
+    for name, side in (("IMG_1.jpg", 1600), ("vacation/IMG_2.jpg", 800), ("beach_party.webp", 400)):
+        save(photo(1, (side, side * 3 // 4)), tmp_path / name)
+    review = review_of(tmp_path, "--threshold", "0")
+    page = page_of(review)
+    (shown,) = page["groups"]
+    sizes = [each["bytes"] for each in shown["replicas"]]
+    names = [os.path.join(each["folder"], each["name"]) for each in shown["replicas"]]
+    assert names == ["IMG_1.jpg", os.path.join("vacation", "IMG_2.jpg"), "beach_party.webp"]
+    told = ("keeper", "keep", "name", "folder", "named", "placed", "keeps", "target", "stays", "trash", "bytes")
+    suggested = {"keeper": 0, "keep": [0], "name": None, "folder": None, "named": 2, "placed": 1}
+    suggested |= {"target": os.path.join("vacation", "beach_party.jpg"), "trash": names[1:], "bytes": sum(sizes[1:])}
+    suggested |= {"keeps": names[0], "stays": []}
+    assert {each: shown[each] for each in told} == suggested
+    as_it_is = review.set_choice(0, idem.Choice(frozenset({0}), 0, 0), False)
+    chosen = suggested | {"name": 0, "folder": 0, "named": 0, "placed": 0, "target": ""}
+    assert {each: as_it_is[each] for each in told} == chosen
+    smallest = review.set_choice(0, idem.Choice(frozenset({2}), 1, 1), False)
+    chosen = suggested | {"keeper": 2, "keep": [2], "name": 1, "folder": 1, "named": 1, "placed": 1, "keeps": names[2]}
+    chosen |= {"target": os.path.join("vacation", "IMG_2.webp"), "trash": names[:2], "bytes": sum(sizes[:2])}
+    assert {each: smallest[each] for each in told} == chosen
+    everything = review.set_choice(0, idem.Choice(frozenset({0, 1, 2})), False)
+    chosen = suggested | {"keep": [0, 1, 2], "named": 0, "placed": 0, "target": "", "stays": names[1:]}
+    chosen |= {"trash": [], "bytes": 0}
+    assert {each: everything[each] for each in told} == chosen
+    assert page_of(review)["left"] == {"groups": 1, "files": 3, "bytes": 0}
+
+
+def test_several_can_be_kept_and_none_gives_its_name_away(tmp_path: Path) -> None:
+    for name, side in (("IMG_1.jpg", 1600), ("wedding_anna.jpg", 800), ("IMG_2.jpg", 400)):
+        save(photo(1, (side, side * 3 // 4)), tmp_path / name)
+    before = contents(tmp_path)
+    review = review_of(tmp_path, "--threshold", "0")
+    page_of(review)
+    shown = review.set_choice(0, idem.Choice(frozenset({0, 1})), False)
+    assert (shown["target"], shown["stays"], shown["trash"]) == ("", ["wedding_anna.jpg"], ["IMG_2.jpg"])
+    shown = review.set_choice(0, idem.Choice(frozenset({0, 1}), 1), False)  # asked for, it is taken all the same
+    assert (shown["target"], shown["stays"]) == ("wedding_anna (2).jpg", ["wedding_anna.jpg"])
+    result = review.confirm({0: idem.Choice(frozenset({0, 1}), 1)})
+    assert (result["trashed"], result["renamed"], result["refused"], result["error"]) == (1, 1, [], "")
+    assert contents(tmp_path) == {
+        "wedding_anna.jpg": before["wedding_anna.jpg"],
+        "wedding_anna (2).jpg": before["IMG_1.jpg"],
+        f"{TRASH}/IMG_2.jpg": before["IMG_2.jpg"],
+    }
+
+
+def test_what_is_confirmed_can_be_undone_byte_for_byte_and_confirmed_again(tmp_path: Path) -> None:
+    library = many_doubles(tmp_path, 4, 3)
+    (library / "2" / "000.xmp").write_bytes(b"a companion")
+    before = contents(library)
+    review = review_of(library, page_size=3)
+    afterwards = []
+    chosen = kept(review)
+    assert list(chosen) == [0, 1, 2]
+    for _ in range(2):
+        result = review.confirm(chosen)
+        assert (result["trashed"], result["renamed"], result["refused"], result["error"]) == (6, 0, [], "")
+        afterwards.append(contents(library))
+        assert media(library) == Counter(before.values())
+        assert numbers(page_of(review)) == [3]
+        assert rejection(lambda: review.confirm(chosen)) == (
+            409,
+            "this has been confirmed already, perhaps in another tab",
+        )
+        undone = review.undo()
+        assert (undone["returned"], undone["refused"], undone["error"], undone["undo"]) == (7, [], "", False)
+        assert contents(library) == before
+    assert afterwards[0] == afterwards[1]
+    assert rejection(review.undo) == (409, "there is nothing to undo")
+    assert review.total() == idem.Outcome()
+
+
+def test_undo_goes_back_page_by_page_and_the_terminals_undo_knows_of_it(tmp_path: Path) -> None:
+    before = contents(many_doubles(tmp_path, 4))
+    review = review_of(tmp_path, page_size=2)
+    review.confirm(kept(review))
+    between = contents(tmp_path)
+    review.confirm(kept(review))
+    review.undo()
+    assert contents(tmp_path) == between
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
+
+
+def test_a_replica_edited_since_is_refused_and_named(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg")
+    review = review_of(library)
+    times = (library / "IMG_2.jpg").stat()
+    (library / "IMG_2.jpg").write_bytes(b"EDITED")
+    os.utime(library / "IMG_2.jpg", ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = media(library)
+    result = review.confirm(kept(review))
+    assert (result["trashed"], result["lines"]) == (1, ["trashed   IMG_1.jpg"])
+    assert [each["path"] for each in result["refused"]] == ["IMG_2.jpg"]
+    assert "changed" in result["refused"][0]["reason"]
+    assert sorted(contents(library)) == ["IMG_2.jpg", f"{TRASH}/IMG_1.jpg", "beach.jpg"]
+    assert media(library) == before
+
+
+def test_without_a_journal_nothing_is_moved_and_the_page_says_so(tmp_path: Path) -> None:
+    before = contents(many_doubles(tmp_path, 2))
+    review = review_of(tmp_path)
+    journal = tmp_path / "__databases" / idem.JOURNAL_FILE
+    journal.mkdir()  # even root cannot write to that
+    result = review.confirm(kept(review))
+    assert result["error"].startswith(f"cannot read the journal {journal}: ")
+    assert (result["trashed"], result["renamed"], result["refused"], result["undo"]) == (0, 0, [], False)
+    assert contents(tmp_path) == before
+    journal.rmdir()
+    result = review.confirm(kept(review))  # the page is as it was
+    assert (result["trashed"], result["error"], result["undo"]) == (2, "", True)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes meanwhile, as on a disk that is full."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@ON_LINUX
+@pytest.mark.parametrize("size", [20, 200, 3000, 4500, 7000])
+def test_what_was_moved_before_the_journal_was_full_can_be_undone(tmp_path: Path, size: int) -> None:
+    before = contents(many_doubles(tmp_path, 3, 10))
+    review = review_of(tmp_path)
+    page = kept(review)
+    with files_of_at_most(size):
+        result = review.confirm(page)
+    trashed = sum(name.startswith(TRASH) for name in contents(tmp_path))
+    assert result["error"].startswith("cannot write the journal ")
+    assert trashed - result["trashed"] in (0, 1)  # the last one may have been moved, and could not be written down
+    assert media(tmp_path) == Counter(before.values())
+    assert trashed < 27
+    assert result["undo"] or not trashed
+    if result["undo"]:
+        assert review.undo()["returned"] == trashed
+    assert contents(tmp_path) == before
+    assert review.confirm(page)["trashed"] == 27
+
+
+def test_two_groups_that_want_the_same_name_get_different_ones(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "one/IMG_1.jpg", "two/sunset.jpg", content=b"a")
+    made_doubles(tmp_path, "one/IMG_2.jpg", "three/sunset.jpg", content=b"b")
+    before = media(tmp_path)
+    review = review_of(tmp_path)
+    page_of(review)
+    choices = {}
+    for number, group in enumerate(review.groups):
+        names = [os.path.basename(each.file.path) for each in group.replicas]
+        keep, named = names.index(f"IMG_{number + 1}.jpg"), names.index("sunset.jpg")
+        choices[number] = idem.Choice(frozenset({keep}), named, keep)
+    targets = [review.set_choice(number, choice, False)["target"] for number, choice in choices.items()]
+    assert targets == [os.path.join("one", "sunset.jpg"), os.path.join("one", "sunset (2).jpg")]
+    assert review.confirm(choices)["renamed"] == 2
+    live = {name for name in contents(tmp_path) if not name.startswith(TRASH)}
+    assert live == {"one/sunset.jpg", "one/sunset (2).jpg"}
+    assert media(tmp_path) == before
+
+
+def test_a_page_that_another_tab_has_changed_is_not_confirmed(tmp_path: Path) -> None:
+    before = contents(many_doubles(tmp_path, 2))
+    review = review_of(tmp_path)
+    stale = kept(review)
+    review.set_choice(0, idem.Choice(frozenset({1})), False, 0)
+    review.set_choice(1, stale[1], True, 0)
+    seen = dict.fromkeys(stale, 0)
+    look = "something else has been chosen since, perhaps in another tab: look once more"
+    assert rejection(lambda: review.confirm(stale, seen)) == (409, look)
+    assert rejection(lambda: review.confirm({1: stale[1]}, {1: 0})) == (409, look)
+    assert rejection(lambda: review.set_choice(0, stale[0], False, 0)) == (409, look)
+    assert contents(tmp_path) == before
+    assert [each["revision"] for each in page_of(review)["groups"]] == [1]
+
+
+def test_what_happens_is_what_the_page_says_even_when_undo_has_freed_a_name(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "Rome/IMG_1.jpg", "x/IMG_1.jpg", content=b"a")
+    made_doubles(tmp_path, "Rome/IMG_8.jpg", "x/forum.jpg", content=b"b")
+    made_doubles(tmp_path, "Rome/IMG_9.jpg", "y/forum.jpg", content=b"c")
+    review = review_of(tmp_path, page_size=1)
+    while page_of(review)["groups"]:
+        review.confirm(kept(review))
+    for _ in range(2):
+        review.undo()
+    (shown,) = page_of(review)["groups"]
+    review.confirm({shown["number"]: review.choices[shown["number"]]}, {shown["number"]: shown["revision"]})
+    live = sorted(name for name in contents(tmp_path) if not name.startswith(TRASH))
+    assert shown["target"] in live
+
+
+def test_what_cannot_be_put_back_can_be_tried_once_more(tmp_path: Path) -> None:
+    before = contents(many_doubles(tmp_path, 1, 3))
+    review = review_of(tmp_path)
+    review.confirm(kept(review))
+    (tmp_path / "1" / "000.jpg").write_bytes(b"in the way")
+    result = review.undo()
+    assert (result["returned"], len(result["refused"]), result["undo"]) == (1, 1, True)
+    assert len(review.total().trashed) == 1
+    (tmp_path / "1" / "000.jpg").unlink()
+    result = review.undo()
+    assert (result["returned"], result["refused"], result["undo"]) == (1, [], False)
+    assert contents(tmp_path) == before
+
+
+def test_after_its_end_a_review_moves_nothing(tmp_path: Path) -> None:
+    before = contents(many_doubles(tmp_path, 2))
+    review = review_of(tmp_path)
+    chosen = kept(review)
+    review.stop()
+    assert rejection(lambda: review.confirm(chosen)) == (409, "files are being moved already, or idem is stopping")
+    assert rejection(review.undo)[0] == 409
+    assert contents(tmp_path) == before
+
+
+# ── a server, and requests that no browser would let a page send ──
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]  # by lower-case name
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def refusal(self) -> tuple[int, str]:
+        return self.status, self.json()["error"]
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks the server at this address."""
+
+    address: str
+
+    @property
+    def token(self) -> str:
+        return urlsplit(self.address).path.strip("/")
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.address).port or 0
+
+    def ask(
+        self, path: str, method: str = "GET", body: bytes | None = None, headers: dict[str, str | None] | None = None
+    ) -> Answer:
+        """The answer; the path is one below the address, unless it begins with a slash. None leaves a header out."""
+        sent: dict[str, str | None] = {"Host": f"127.0.0.1:{self.port}"}
+        if method not in ("GET", "HEAD"):
+            sent |= {"Content-Type": "application/json", "Content-Length": str(len(body or b""))}
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            whole = path if path.startswith("/") else f"/{self.token}/{path}"
+            connection.putrequest(method, whole, skip_host=True, skip_accept_encoding=True)
+            for name, value in (sent | (headers or {})).items():
+                if value is not None:
+                    connection.putheader(name, value.encode("latin-1"))
+            connection.endheaders(body)
+            response = connection.getresponse()
+            answer = Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        check_headers(answer)
+        return answer
+
+    def post(self, path: str, body: Any) -> Answer:
+        return self.ask(path, "POST", json.dumps(body).encode())
+
+
+@dataclass(frozen=True)
+class Served(Client):
+    """A review that is being served in this process."""
+
+    library: Path
+    review: idem.Review
+    finished: list[bool]  # an item for each time that Done was said
+
+    def number_of(self, name: str) -> int:
+        """The group that has a file of this name."""
+        return next(
+            n for n, group in enumerate(self.review.groups) for each in group.replicas if name in each.file.path
+        )
+
+
+def check_headers(answer: Answer) -> None:
+    """Every answer, errors too, forbids what other sites could do with it."""
+    policy = {part.split()[0]: part.split()[1:] for part in answer.headers["content-security-policy"].split(";")}
+    assert (policy["default-src"], policy["script-src"], policy["frame-ancestors"]) == (
+        ["'none'"],
+        ["'self'"],
+        ["'none'"],
+    )
+    assert not {"'unsafe-inline'", "'unsafe-eval'", "*", "data:"} & set(itertools.chain(*policy.values()))
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert [name for name in answer.headers if name.startswith("access-control-")] == []
+    assert answer.headers["content-type"].startswith("text/html") <= (answer.status in (200, 308))
+
+
+def served(library: Path, review: idem.Review) -> Iterator[Served]:
+    finished: list[bool] = []
+    with idem.serving(review, 2, lambda: finished.append(True)) as address:
+        yield Served(address, library, review, finished)
+
+
+SCRIPT_NAME = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A served library that no request below may change: 12 groups, of which a page has shown 10."""
+    library = many_doubles(tmp_path_factory.mktemp("target") / "lib", 12)
+    made_doubles(library, f"0/{SCRIPT_NAME}.jpg", f"1/{SCRIPT_NAME}.jpg", content=b"<script>alert(1)</script>" * 100)
+    review = review_of(library)
+    page_of(review)
+    before = contents(library)
+    yield from served(library, review)
+    assert contents(library) == before
+
+
+READING = ["", "static/review.js", "groups", "progress", "thumbnail/0/0", "preview/0/0", "facts/0/0"]
+READING += ["difference/0/0/1", "video/0/0", "converted/0/0", "nothing"]
+WRITING = ["choose", "confirm", "undo", "done", "nothing"]
+ROUTES = [("GET", path) for path in READING] + [("POST", path) for path in WRITING]
+
+
+def refused_everywhere(
+    target: Served,
+    reason: str,
+    headers: dict[str, str | None],
+    routes: Sequence[tuple[str, str]] = ROUTES,
+    prefix: str = "",
+) -> None:
+    """No route does anything but refuse a request with these headers."""
+    before, choices = contents(target.library), list(target.review.choices)
+    said = {(method, path): target.ask(prefix + path, method, b"{}", headers).refusal() for method, path in routes}
+    assert said == dict.fromkeys(routes, (403, reason))
+    assert contents(target.library) == before
+    assert (target.review.choices, target.review.batches, target.finished) == (choices, [], [])
+
+
+# ── SAFETY row 27 ──
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(None, "", "evil.example", "evil.example:{port}", "127.0.0.1", "localhost", "127.0.0.1:{other}", "127.0.0.1:"),
+        *("127.0.0.1.:{port}", "localhost.:{port}", "127.0.0.1:{port}.evil.example", "127.0.0.1:0{port}"),
+        *("[::1]:{port}", "0.0.0.0:{port}", "user@127.0.0.1:{port}", "127.0.0.1:{port},evil.example"),
+        *("LOCALHOST:{port}", "a..b", "x" * 70 + ".example", "[", "\xff:{port}", "http://127.0.0.1:{port}"),
+    ],
+)
+def test_no_route_answers_to_another_host(target: Served, host: str | None) -> None:
+    given = host and host.format(port=target.port, other=target.port + 1)
+    refused_everywhere(target, "this server answers to its own address only", {"Host": given})
+
+
+def raw(target: Client, request: str) -> Answer:
+    """The answer to what is no good HTTP; the sender says nothing more after it."""
+    with socket.create_connection(("127.0.0.1", target.port), 10) as connection:
+        connection.sendall(request.format(token=target.token, port=target.port).encode("latin-1"))
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        answer = Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    check_headers(answer)
+    return answer
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "GET /{token}/groups HTTP/1.0\r\n\r\n",
+        "GET http://evil.example/{token}/groups HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n",
+        "GET /{token}/groups HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n",
+        "POST /{token}/undo HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}",
+    ],
+    ids=["http 1.0", "absolute", "two hosts", "post of http 1.0"],
+)
+def test_a_host_must_be_named_once(target: Served, request_text: str) -> None:
+    assert raw(target, request_text).refusal() == (403, "this server answers to its own address only")
+
+
+def test_the_page_is_served_to_both_names_of_this_computer(target: Served) -> None:
+    for host in ("127.0.0.1", "localhost"):
+        answer = target.ask("", headers={"Host": f"{host}:{target.port}"})
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert answer.headers["cache-control"] == "no-store"
+
+
+# ── SAFETY row 28 ──
+
+
+def wrong_tokens(token: str) -> dict[str, str]:
+    """What may stand in the path in place of the token."""
+    other = "A" if token[-1] != "A" else "B"
+    return {
+        "none": "/",
+        "last character": f"/{token[:-1]}{other}/",
+        "first character": f"/{other if token[0] != other else 'C'}{token[1:]}/",
+        "shorter": f"/{token[:-1]}/",
+        "longer": f"/{token}{other}/",
+        "other case": f"/{token.swapcase()}/",
+        "after dots": f"/../{token}/",
+        "after another": f"/x/{token}/",
+        "not ASCII": f"/{quote('é' * 16)}/",
+        "not UTF-8": f"/%ff%fe{token}/",
+        "NUL": f"/{token}%00/",
+    }
+
+
+@pytest.mark.parametrize("wrong", list(wrong_tokens("xyz")))
+def test_no_route_answers_without_the_token(target: Served, wrong: str) -> None:
+    prefix = wrong_tokens(target.token)[wrong]
+    refused_everywhere(target, "the address lacks the token that idem printed", {}, prefix=prefix)
+
+
+def test_the_token_counts_in_the_path_only(target: Served) -> None:
+    reason = (403, "the address lacks the token that idem printed")
+    for path in (f"/groups?token={target.token}", f"/?{target.token}/groups", f"/groups;{target.token}"):
+        headers = {"Cookie": f"token={target.token}", "Authorization": f"Bearer {target.token}"}
+        assert target.ask(path, headers=dict(headers)).refusal() == reason
+    assert raw(target, "GET /\xe9\xff/groups HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n").refusal() == reason
+    assert raw(target, "OPTIONS * HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n").refusal() == reason
+
+
+def test_every_run_has_a_token_of_its_own_of_128_bits_or_more(target: Served) -> None:
+    with idem.serving(target.review, 1, lambda: None) as address:
+        other = urlsplit(address).path.strip("/")
+    assert other != target.token
+    assert min(len(other), len(target.token)) * 6 >= 128  # each of 64 characters
+
+
+# ── SAFETY rows 29 and 30 ──
+
+FOREIGN = ["null", "", "http://evil.example", "http://127.0.0.1", "http://127.0.0.1:{other}", "file://"]
+FOREIGN += ["http://localhost:{other}", "http://127.0.0.1:{port}/", "https://127.0.0.1:{port}"]
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+def test_no_route_answers_to_another_origin(target: Served, origin: str) -> None:
+    given = origin.format(port=target.port, other=target.port + 1)
+    refused_everywhere(target, "the request comes from another site", {"Origin": given})
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE", "unheard-of", ""])
+@pytest.mark.parametrize("what", ["image", "iframe", "script", "empty", "document"])
+def test_no_route_answers_a_page_of_another_site(target: Served, site: str, what: str) -> None:
+    headers: dict[str, str | None] = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": what}
+    routes = [each for each in ROUTES if (what, *each) != ("document", "GET", "")]  # a link may open the page itself
+    refused_everywhere(target, "the request comes from another site", headers, routes)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(None, "", "text/plain", "text/plain; application/json", "application/x-www-form-urlencoded", "text/json"),
+        *("multipart/form-data; boundary=x", "application/jsonp", "application/json-patch+json"),
+    ],
+)
+def test_no_route_takes_what_a_form_can_send(target: Served, kind: str | None) -> None:
+    posts = [("POST", path) for path in WRITING + READING]
+    refused_everywhere(target, "only JSON is taken", {"Content-Type": kind}, posts)
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW"])
+def test_no_other_method_does_anything(target: Served, method: str) -> None:
+    routes = [(method, path) for _, path in ROUTES]
+    asking: dict[str, str | None] = {"Content-Type": None, "Access-Control-Request-Method": "POST"}
+    refused_everywhere(target, "only JSON is taken", asking, routes)
+    refused_everywhere(
+        target, "the request comes from another site", asking | {"Origin": "http://evil.example"}, routes
+    )
+    said = {target.ask(path, method, b"{}").status for path in WRITING}
+    assert said == ({200, 404} if method == "OPTIONS" else {405, 404})
+    assert (target.review.batches, target.finished) == ([], [])
+
+
+def test_a_get_does_nothing_and_its_pictures_are_for_the_page_alone(target: Served) -> None:
+    assert {target.ask(path).status for path in WRITING} == {405, 404}
+    own = f"http://localhost:{target.port}"
+    answer = target.ask("groups", headers={"Origin": own, "Sec-Fetch-Site": "same-origin"})
+    assert answer.status == 200
+    assert target.finished == []
+
+
+# ── SAFETY row 31 ──
+
+
+@pytest.mark.parametrize("route", ["thumbnail", "preview", "facts", "video", "converted", "difference"])
+def test_pictures_have_numbers_and_no_other_address(target: Served, route: str) -> None:
+    path = quote(str(target.library / "0" / "000.jpg"), safe="")
+    odd = [
+        path,
+        path.replace("%2F", "/"),
+        "0/000.jpg",
+        "..",
+        "%2e%2e",
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "0/%00",
+        "0%00/0",
+    ]
+    odd += [
+        "x" * 300,
+        "0/" + "x" * 300,
+        "__databases",
+        "0/__databases",
+        "-1/0",
+        "0/-1",
+        "0/2",
+        "0/99999",
+        "0.0/0",
+        "0x0/0",
+    ]
+    odd += ["1e0/0", "%20/0", "0/0/0/0", "0", "", f"{2**64}/0", f"0/{2**64}", "9" * 5000 + "/0", "13/0", "%C2%B2/0"]
+    unseen = [number for number in range(len(target.review.groups)) if number not in target.review.shown]
+    assert len(unseen) == 3
+    odd += [f"{number}/0" for number in unseen]
+    if route == "difference":
+        odd += [f"{each}/0" for each in odd] + ["0/0/2", "0/0/-1", f"{unseen[0]}/0/1"]
+    said = {each: target.ask(f"{route}/{each}").status for each in odd}
+    assert {each: status for each, status in said.items() if status != 404} == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../idem.py", "..%2fidem.py", "%2e%2e/idem.py", "..%5cidem.py", "%2fetc%2fpasswd", "%00", "x" * 300, ""],
+)
+def test_nothing_but_the_pages_own_files_is_static(target: Served, name: str) -> None:
+    assert target.ask(f"static/{name}").status == 404
+
+
+@pytest.mark.parametrize("value", ["x", "%00", "%ff", "", "SPACE", "../.."])
+@pytest.mark.parametrize("name", ["sort", "kind", "view", "step"])
+def test_an_unknown_order_kind_view_or_step_is_refused(target: Served, name: str, value: str) -> None:
+    assert target.ask(f"groups?{name}={value}").refusal() == (400, f"{name} is one of {', '.join(idem.ASKED[name])}")
+
+
+# ── SAFETY row 32 ──
+
+
+def test_a_name_with_script_in_it_is_sent_as_data(target: Served) -> None:
+    answer = target.ask("groups")
+    assert answer.headers["content-type"] == "application/json"
+    shown = answer.json()["groups"][target.number_of(SCRIPT_NAME)]
+    assert [each["name"] for each in shown["replicas"]] == [f"{SCRIPT_NAME}.jpg"] * 2
+    number = target.number_of(SCRIPT_NAME)  # the file is HTML, too
+    for path in (f"thumbnail/{number}/0", f"preview/{number}/0", f"difference/{number}/0/1"):
+        assert target.ask(path).refusal() == (415, "not a picture in a format idem reads")
+    assert target.ask(f"facts/{number}/0").json() == {"reason": "not a picture in a format idem reads"}
+    assert target.ask(f"video/{number}/0").refusal() == (404, "there is no such video")
+
+
+def test_a_library_with_script_in_its_name_is_shown_as_text(tmp_path: Path) -> None:
+    library = many_doubles(tmp_path / SCRIPT_NAME, 1)
+    for server in served(library, review_of(library)):
+        assert SCRIPT_NAME.encode() not in server.ask("").body
+
+
+# ── SAFETY row 33 ──
+
+NO_CHOICE = "a choice has a group, its revision, a list of replicas to keep, and whose name and folder"
+NO_KEEP = "the list of what to keep of group 0 must name at least one of its replicas, once"
+NO_NAME = "name and folder of group 0 must be those of one of its replicas"
+
+
+def each_with(reason: str, *values: Any) -> list[tuple[Any, str]]:
+    return [(value, reason) for value in values]
+
+
+def choices_with(key: str, *values: Any) -> list[dict[str, Any]]:
+    """Choices that are right but for this."""
+    return [{"group": 0, "revision": 0, "keep": [0]} | {key: value} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        *each_with(NO_CHOICE, None, 0, "0", [], [0, [0]], {}, {"group": 0}, {"keep": [0]}, {"group": 0, "keep": [0]}),
+        *each_with(NO_CHOICE, *choices_with("path", "/etc/passwd"), *choices_with("trash", []), *choices_with("", 0)),
+        *each_with(
+            "there is no such group", *choices_with("group", None, True, False, 0.0, "0", [0], {}, -1, 13, 10**30)
+        ),
+        *each_with(
+            NO_KEEP, *choices_with("keep", [], None, 0, "0", {}, {"0": 0}, True, [None], [True], [False], [0.0])
+        ),
+        *each_with(NO_KEEP, *choices_with("keep", ["0"], [0, 0], [0, 1, 1], [2], [-1], [0, 2], [[0]], ["/etc"], [{}])),
+        *each_with(NO_KEEP, *choices_with("keep", [10**30], [float("nan")], [float("inf")], float("nan"))),
+        *each_with(NO_NAME, *choices_with("name", True, 0.0, "0", [0], {}, 2, -1, 10**30, "/etc/passwd", float("nan"))),
+        *each_with(NO_NAME, *choices_with("folder", False, 0.0, "..", [0], {}, 2, -1, 10**30, "/", float("nan"))),
+        *each_with("group 11 has not been on a page", *choices_with("group", 11)),
+        *each_with("a revision is a number", *choices_with("revision", None, True, 0.0, "0", [0])),
+    ],
+)
+def test_a_choice_that_fits_no_group_is_refused(target: Served, choice: Any, reason: str) -> None:
+    choices = list(target.review.choices)
+    assert target.post("confirm", {"groups": [choice]}).refusal() == (400, reason)
+    assert target.post("confirm", {"groups": [{"group": 1, "revision": 0, "keep": [0]}, choice]}).refusal() == (
+        400,
+        reason,
+    )
+    if isinstance(choice, dict):
+        assert target.post("choose", choice | {"skipped": False}).refusal() == (400, reason)
+        assert target.post("choose", choice | {"skipped": None}).status == 400
+    assert (target.review.choices, target.review.done, target.review.batches) == (choices, set(), [])
+
+
+NO_JSON = "this is no JSON"
+NO_PAGE = "a page has 1 to 10 groups"
+ONE = b'{"group": 0, "revision": 0, "keep": [0]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        *each_with(NO_JSON, b"", b"{", b"{'groups': []}", b"\xff\xfe\xfd", b'{"groups": "\xff"}', b"\0", b"{}{}"),
+        *each_with(NO_JSON, b'{"a":' * 100_000, b"[" * 200_000 + b"]" * 200_000, b'{"groups": %s}' % (b"9" * 5000)),
+        *each_with("this is no JSON object", b"[]", b"null", b"1", b"NaN", b'"groups"', b"true"),
+        *each_with(NO_PAGE, b"{}", b'{"groups": null}', b'{"groups": []}', b'{"groups": {}}', b'{"groups": NaN}'),
+        *each_with(NO_PAGE, b'{"groups": "x"}', b'{"groups": [%s], "path": "/"}' % ONE),
+        *each_with(NO_PAGE, b'{"groups": [%s]}' % b", ".join([ONE] * 11)),
+        *each_with("a group was named twice", b'{"groups": [%s, %s]}' % (ONE, ONE)),
+    ],
+    ids=lambda each: repr(each)[:20],
+)
+def test_a_body_that_is_no_page_is_refused(target: Served, body: bytes, reason: str) -> None:
+    assert target.ask("confirm", "POST", body).refusal() == (400, reason)
+    assert (target.review.done, target.review.batches) == (set(), [])
+
+
+@pytest.mark.parametrize("size", [1_000_001, 20_000_000])
+@pytest.mark.parametrize("path", ["confirm", "choose", "undo", "done"])
+def test_a_huge_body_is_refused_and_its_sender_told(target: Served, path: str, size: int) -> None:
+    assert target.ask(path, "POST", b"{}".ljust(size)).refusal() == (400, "more than 1.0 MB")
+    assert target.ask(path, "POST", b"{}".ljust(size), {"Content-Type": "text/plain"}).status == 403
+
+
+@pytest.mark.parametrize("path", ["choose", "undo", "done"])
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_no_post_takes_anything_but_an_object(target: Served, path: str, body: bytes) -> None:
+    assert target.ask(path, "POST", body).status == 400
+    assert target.finished == []
+
+
+@pytest.mark.parametrize("path", ["confirm", "choose", "undo", "done"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        'Content-Length: 50\r\n\r\n{{"groups": ',
+        "Transfer-Encoding: chunked\r\n\r\nzz\r\n{{}}\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-5\r\n{{}}\r\n0\r\n\r\n",
+        'Transfer-Encoding: chunked\r\n\r\n50\r\n{{"groups": ',
+        "Content-Length: -50\r\n\r\n{{}}",
+        "Content-Length: many\r\n\r\n{{}}",
+        "\r\n{{}}",
+    ],
+    ids=["cut off", "no chunk", "negative chunk", "chunk cut off", "negative length", "no number", "no length"],
+)
+def test_a_body_that_breaks_off_is_refused(target: Served, path: str, rest: str) -> None:
+    head = f"POST /{{token}}/{path} HTTP/1.1\r\nHost: 127.0.0.1:{{port}}\r\nContent-Type: application/json\r\n"
+    assert raw(target, head + rest).status == 400
+    assert (target.review.batches, target.finished) == ([], [])
+
+
+@pytest.mark.parametrize("target_path", ["http://[bad/{token}/groups", "/{token}/" + "x" * 70_000])
+def test_a_request_that_is_no_good_http_is_answered_like_any_other(
+    target: Served, target_path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = raw(target, f"GET {target_path} HTTP/1.1\r\nHost: 127.0.0.1:{{port}}\r\n\r\n")
+    assert 400 <= answer.status < 500
+    assert capfd.readouterr().err == ""  # it would be printed in the user's terminal
+
+
+# ── SAFETY row 34 ──
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_page_that_is_confirmed_again_and_again_is_acted_on_once(tmp_path: Path, threads: int) -> None:
+    library = many_doubles(tmp_path, 10, 4)
+    before = media(library)
+    review = review_of(library)
+    body = {"groups": [{"group": number, "revision": 0, "keep": [0]} for number in kept(review)]}
+    start = threading.Barrier(threads)
+
+    def confirm(_: int) -> list[Answer]:
+        start.wait()
+        return [server.post("confirm", body) for _ in range(2)]
+
+    for server in served(library, review):
+        with ThreadPoolExecutor(threads) as pool:
+            answers = list(itertools.chain(*pool.map(confirm, range(threads))))
+        assert Counter(answer.status for answer in answers) == {200: 1, 409: 2 * threads - 1}
+        won = next(answer.json() for answer in answers if answer.status == 200)
+        assert server.ask("progress").json() == {"moving": None, "result": won}
+        assert server.post("undo", {}).json()["returned"] == 30
+        assert server.post("undo", {}).refusal() == (409, "there is nothing to undo")
+    reasons = {answer.json()["error"] for answer in answers if answer.status == 409}
+    assert reasons <= {
+        "this has been confirmed already, perhaps in another tab",
+        "files are being moved already, or idem is stopping",
+    }
+    assert (won["trashed"], won["refused"], won["error"]) == (30, [], "")
+    lines = idem.journal_lines(str(library / "__databases" / idem.JOURNAL_FILE))
+    assert Counter(line.event for line in lines if line.event in ("begin", "move", "end")) == {
+        "begin": 1,
+        "move": 30,
+        "end": 1,
+    }
+    assert media(library) == before
+
+
+# ── SAFETY row 35 ──
+
+
+Start = Callable[..., tuple[subprocess.Popen[bytes], Client]]
+
+
+@pytest.fixture
+def started() -> Iterator[Start]:
+    """Starts a review as a user does, and gives the process once it has printed its address. None outlives a test."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(library: Path, *arguments: str, **environment: str) -> tuple[subprocess.Popen[bytes], Client]:
+        process = idem_process(library, "--review", *arguments, env=os.environ | {"BROWSER": "true"} | environment)
+        processes.append(process)
+        assert process.stdout
+        said = [process.stdout.readline().decode() for _ in range(2)]
+        address = said[0].removeprefix("Review the copies at ").strip()
+        assert (address[:17], said[1]) == ("http://127.0.0.1:", "Ctrl-C here, or Done there, stops idem.\n")
+        return process, Client(address)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        for stream in filter(None, (process.stdout, process.stderr)):
+            stream.close()
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [([signal.SIGINT] * 2, 130), ([signal.SIGTERM], 143), ([], 0)],
+    ids=["Ctrl-C twice", "SIGTERM", "Done"],
+)
+def test_a_batch_that_is_under_way_when_the_review_ends_is_finished(
+    tmp_path: Path, started: Start, stop: list[signal.Signals], status: int
+) -> None:
+    library = many_doubles(tmp_path / "lib", 50, 6)
+    before = contents(library)
+    process, server = started(library, "--exact", "--page-size", "50")
+    page = server.ask("groups").json()
+    body = {"groups": [{"group": number, "revision": 0, "keep": [0]} for number in numbers(page)]}
+    assert len(body["groups"]) == 50
+    with ThreadPoolExecutor(1) as pool:
+        confirmed = pool.submit(server.post, "confirm", body)
+        while (moving := server.ask("progress").json()["moving"]) is None or moving[0] < 2:
+            assert not confirmed.done()
+        said = []
+        for number in stop:
+            process.send_signal(number)
+            while process.stderr and b"finishing the moves that are under way\n" not in said:
+                said.append(process.stderr.readline())
+                assert said[-1]
+            assert len(list(library.glob("[0-9]/*.jpg"))) > 50, "the batch was over by then"
+        if not stop:
+            assert "250 trashed" in server.post("done", {}).json()["lines"]
+        with suppress(OSError, http.client.HTTPException):  # the answer may no longer get through
+            assert confirmed.result().json()["trashed"] == 250
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, b"Traceback" in b"".join([*said, err])) == (status, False)
+    assert "250 trashed, 0 renamed, 0 skipped, 0 failed" in out.decode()
+    events = [line.event for line in idem.journal_lines(str(library / "__databases" / idem.JOURNAL_FILE))]
+    assert (events[-1], Counter(events)["moved"], Counter(events)["failed"]) == ("end", 250, 0)
+    assert media(library) == Counter(before.values())
+    assert main([str(library), "--undo"]) == 0
+    assert contents(library) == before
+
+
+@ON_LINUX
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_review_that_ends_leaves_no_process_and_no_folder(
+    tmp_path: Path, started: Start, sent: signal.Signals
+) -> None:
+    (tmp_path / "temp").mkdir()
+    library = tmp_path / "lib"
+    save(photo(1), library / "a.jpg")
+    save(photo(1), library / "b.png")
+    process, server = started(library, TMPDIR=str(tmp_path / "temp"))
+    server.ask("groups")
+    assert server.ask("thumbnail/0/0").status == 200
+    workers = workers_of(process.pid)
+    assert workers
+    process.send_signal(sent)
+    err = process.communicate(timeout=10)[1].decode()
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 5
+    while still_running(workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert still_running(workers) == []
+    assert sent == signal.SIGKILL or list((tmp_path / "temp").iterdir()) == []
+
+
+@ON_LINUX
+def test_a_review_whose_output_nobody_reads_ends_quietly(tmp_path: Path, started: Start) -> None:
+    process, server = started(many_doubles(tmp_path / "lib", 2), "--exact")
+    server.ask("groups")
+    assert server.post("confirm", {"groups": [{"group": 0, "revision": 0, "keep": [0]}]}).json()["trashed"] == 1
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    err = process.stderr.read().decode()
+    assert (process.wait(10), "Traceback" in err) == (130, False)
+
+
+# ── where it listens, and how it begins ──
+
+
+def test_the_next_port_is_taken_when_the_first_is_busy_and_only_this_computer_can_reach_it() -> None:
+    with closing(idem.bound_socket()) as first, closing(idem.bound_socket()) as second:
+        addresses = [each.getsockname() for each in (first, second)]
+        assert [host for host, _ in addresses] == ["127.0.0.1"] * 2
+        assert idem.FIRST_PORT <= addresses[0][1] < addresses[1][1] < idem.FIRST_PORT + idem.PORTS_TRIED
+        with socket.socket() as elsewhere, pytest.raises(OSError, match="refused"):
+            elsewhere.connect(("127.0.0.2", addresses[0][1]))
+
+
+def script(path: Path, text: str) -> Path:
+    """A program in place of the browser."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@ON_LINUX
+def test_the_browser_is_called_with_the_printed_address(tmp_path: Path, started: Start) -> None:
+    opened = tmp_path / "opened"
+    browser = script(tmp_path / "browser", f'echo "$#:$1" > {opened}.part; mv {opened}.part {opened}')
+    process, server = started(many_doubles(tmp_path / "lib", 1), "--exact", BROWSER=str(browser))
+    deadline = time.monotonic() + 10
+    while not opened.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert opened.read_text() == f"1:{server.address}\n"
+    assert server.post("done", {}).status == 200
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out.decode()) == (0, "")
+    assert err.decode() == f"Scanned {tmp_path / 'lib'}: 2 found, 2 new, 0 cached\n"
+
+
+@ON_LINUX
+def test_a_review_of_nothing_says_so_and_opens_nothing(tmp_path: Path) -> None:
+    browser = script(tmp_path / "browser", f"touch {tmp_path / 'opened'}")
+    save(photo(), tmp_path / "lib" / "a.jpg")
+    process = idem_process(tmp_path / "lib", "--review", env=os.environ | {"BROWSER": str(browser)})
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.decode().splitlines()[-1]) == (0, "No duplicates found.")
+    assert not (tmp_path / "opened").exists()
+
+
+@ON_LINUX
+def test_without_flask_a_review_gets_one_clear_line_and_a_report_is_made(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for folder in (Path(each) for each in sys.path if Path(each).name in ("site-packages", "dist-packages")):
+        for each in folder.iterdir():
+            if not each.name.lower().startswith("flask") and not (packages / each.name).exists():
+                (packages / each.name).symlink_to(each)
+    library = many_doubles(tmp_path / "lib", 1)
+    command = [sys.executable, "-S", str(HERE / "idem.py"), str(library), "--exact"]
+    environment = os.environ | {"PYTHONPATH": str(packages)}
+    plain = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (plain.returncode, plain.stdout != b"") == (0, True)
+    review = subprocess.run([*command, "--review"], env=environment, capture_output=True, check=False)
+    assert (review.returncode, review.stdout) == (2, b"")
+    assert review.stderr.decode() == "idem: --review needs Flask: python -m pip install Flask\n"
+
+
+@pytest.mark.parametrize("size", ["0", "501", "-1", "ten", "1.5", ""])
+def test_a_page_of_no_groups_or_too_many_is_refused(
+    tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--review", f"--page-size={size}"]) == 2
+    assert f"'{size}' is not a whole number from 1 to 500" in capsys.readouterr().err
+
+
+# ── pictures ──
+
+CORNERS = (220, 40, 40), (40, 180, 60), (50, 60, 210), (230, 210, 50)  # from left to right, the upper ones first
+GREYS = 20, 90, 160, 240
+CAMERA = {0x010F: "Canon", 0x0110: "Canon EOS R5", 0x0132: "2021:07:05 18:30:00"}
+
+
+def quarters(size: tuple[int, int] = (900, 600)) -> Image.Image:
+    """A picture of a colour in each corner."""
+    width, height = size
+    picture = Image.new("RGB", size)
+    for number, colour in enumerate(CORNERS):
+        picture.paste(colour, (number % 2 * width // 2, number // 2 * height // 2, width, height))
+    return picture
+
+
+def corners_of(picture: Image.Image) -> list[tuple[int, ...]]:
+    """The mean colours in the four corners."""
+    width, height = picture.size
+    boxes = [(x, y, x + width // 4, y + height // 4) for y in (0, height * 3 // 4) for x in (0, width * 3 // 4)]
+    cells = [np.asarray(picture.convert("RGB").crop(box), float).mean((0, 1)) for box in boxes]
+    return [tuple(int(level) for level in cell.round()) for cell in cells]
+
+
+def camera_tags(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for tag, value in CAMERA.items():
+        exif[tag] = value
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 12:34:56"
+    return exif
+
+
+def sixteen_bits() -> Image.Image:
+    levels = np.kron(np.array(GREYS).reshape(2, 2), np.ones((300, 450))) * 257
+    return Image.fromarray(levels.astype(np.uint16))
+
+
+def with_a_hole() -> Image.Image:
+    picture = quarters().convert("RGBA")
+    picture.paste((0, 0, 0, 0), (450, 300, 900, 600))
+    return picture
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (3000, 4000, 3), dtype=np.uint8))
+
+
+def gallery_in(library: Path) -> Path:
+    """Every picture twice, in folders a and b."""
+    first = library / "a"
+    save(quarters().transpose(Image.Transpose.ROTATE_90), first / "turned.jpg", exif=camera_tags(6), quality=90)
+    save(quarters(), first / "plain.heic", quality=90)
+    save(sixteen_bits(), first / "deep.png")
+    save(sixteen_bits(), first / "deep.tif")
+    save(quarters().convert("CMYK"), first / "print.jpg", quality=90)
+    save(with_a_hole(), first / "hole.png")
+    save(quarters().convert("P", palette=Image.Palette.ADAPTIVE), first / "palette.gif")
+    save(noise(), first / "noise.jpg", quality=90)
+    save(quarters((200, 120)), first / "edited.png")
+    script = "<script>alert(1)</script>"
+    save(quarters((400, 300)), first / "script.jpg", comment=script, xmp=script.encode(), icc_profile=script.encode())
+    still = [quarters((320, 208))] * 24
+    clip(first / "old.avi", "-c:v", "mpeg4", "-q:v", "3", frames=still)
+    clip(first / "new.mp4", frames=still)
+    for path in sorted(first.iterdir()):
+        made_doubles(library, f"b/{path.name}", content=path.read_bytes())
+    return library
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Served pictures of all kinds; those called edited were edited after the scan, with their times restored."""
+    library = gallery_in(tmp_path_factory.mktemp("gallery") / "lib")
+    review = review_of(library, page_size=50)
+    page_of(review)
+    for folder in ("a", "b"):
+        path = library / folder / "edited.png"
+        times = path.stat()
+        path.write_bytes(path.read_bytes() + b"!")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    yield from served(library, review)
+
+
+GREY_CORNERS = [(grey,) * 3 for grey in GREYS]
+BACKGROUND = (150, 150, 150)
+
+
+@pytest.mark.parametrize(
+    ("name", "corners", "size"),
+    [
+        *((name, CORNERS, (900, 600)) for name in ("turned.jpg", "plain.heic", "print.jpg", "palette.gif")),
+        *((name, GREY_CORNERS, (900, 600)) for name in ("deep.png", "deep.tif")),
+        ("hole.png", (*CORNERS[:3], BACKGROUND), (900, 600)),
+        *((name, CORNERS, (320, 208)) for name in ("old.avi", "new.mp4")),
+    ],
+)
+def test_the_browser_is_shown_the_picture_that_the_file_holds(
+    gallery: Served, name: str, corners: Sequence[tuple[int, ...]], size: tuple[int, int]
+) -> None:
+    number = gallery.number_of(name)
+    for route, side in (("thumbnail", 640), ("preview", 16_000)):
+        answer = gallery.ask(f"{route}/{number}/0")
+        assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
+        assert answer.headers["cache-control"] == idem.FOR_GOOD
+        picture = Image.open(io.BytesIO(answer.body))
+        scale = min(1, side / size[0])
+        assert picture.size == (round(size[0] * scale), round(size[1] * scale))
+        assert (picture.format, picture.mode) == ("JPEG", "RGB")
+        assert set(picture.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert np.abs(np.subtract(corners_of(picture), corners)).max() <= 8, corners_of(picture)
+        assert route == "preview" or len(answer.body) < 40_000
+
+
+def test_what_a_file_says_beside_its_picture_is_not_sent(gallery: Served) -> None:
+    number = gallery.number_of("script.jpg")
+    for route in ("thumbnail", "preview"):
+        answer = gallery.ask(f"{route}/{number}/0")
+        assert (answer.status, b"script" in answer.body) == (200, False)
+
+
+FACTS = {
+    "turned.jpg": ("JPEG", "2021-07-04 12:34", "Canon EOS R5"),
+    "plain.heic": ("HEIC", "", ""),
+    "deep.png": ("PNG · 16-bit", "", ""),
+    "deep.tif": ("TIFF · 16-bit", "", ""),
+    "print.jpg": ("JPEG · CMYK", "", ""),
+    "old.avi": ("AVI · mpeg4", "", ""),
+    "new.mp4": ("MP4 · h264", "", ""),
+}
+
+
+@pytest.mark.parametrize("name", list(FACTS))
+def test_a_file_tells_its_format_size_date_and_camera(gallery: Served, name: str) -> None:
+    width, height = (320, 208) if name in ("old.avi", "new.mp4") else (900, 600)
+    expected = dict(zip(("format", "taken", "camera"), FACTS[name], strict=True)) | {"width": width, "height": height}
+    assert gallery.ask(f"facts/{gallery.number_of(name)}/0").json() == expected | {"plays": name == "new.mp4"}
+
+
+def test_a_picture_of_noise_gets_a_small_thumbnail_and_a_whole_preview(gallery: Served) -> None:
+    number = gallery.number_of("noise.jpg")
+    thumbnail, preview = (gallery.ask(f"{route}/{number}/0").body for route in ("thumbnail", "preview"))
+    assert len(thumbnail) < 40_000
+    width, height = Image.open(io.BytesIO(thumbnail)).size
+    assert (width * 3, width >= 160) == (height * 4, True)
+    assert Image.open(io.BytesIO(preview)).size == (4000, 3000)
+
+
+def test_a_file_edited_since_the_scan_is_not_shown_as_what_was_found(gallery: Served) -> None:
+    number = gallery.number_of("edited.png")
+    reason = "changed while it was scanned"
+    for path in ("thumbnail/{}/0", "preview/{}/1", "difference/{}/0/1"):
+        assert gallery.ask(path.format(number)).refusal() == (415, reason)
+    assert gallery.ask(f"facts/{number}/0").json() == {"reason": reason}
+
+
+def test_the_difference_is_where_the_pictures_differ(gallery: Served, tmp_path: Path) -> None:
+    answer = gallery.ask(f"difference/{gallery.number_of('turned.jpg')}/0/1")
+    note = {"largest": 0, "share": 0.0, "visible": 16, "gain": 8, "width": 900, "height": 600}
+    assert (answer.status, json.loads(answer.headers["idem-note"])) == (200, note)
+    assert np.abs(corners_of(Image.open(io.BytesIO(answer.body)))).max() == 0
+    save(quarters(), tmp_path / "one.png")
+    other = quarters((450, 300))
+    other.paste((255, 255, 255), (0, 0, 100, 60))
+    save(other, tmp_path / "other.png")
+    for pair in itertools.permutations([media_file(tmp_path / "one.png"), media_file(tmp_path / "other.png")]):
+        shown = idem.difference_of(*pair)
+        note = json.loads(shown.note)
+        picture = Image.open(io.BytesIO(shown.data))
+        assert (picture.size, note["width"], note["height"], note["largest"]) == ((450, 300), 450, 300, 215)
+        assert note["share"] == pytest.approx(100 * 60 / (450 * 300), rel=0.1)
+        first, *rest = corners_of(picture)
+        assert min(first) > 100
+        assert rest == [(0, 0, 0)] * 3
+
+
+def test_a_video_is_sent_in_the_parts_that_are_asked_for(gallery: Served) -> None:
+    number = gallery.number_of("new.mp4")
+    data = (gallery.library / "a" / "new.mp4").read_bytes()
+    size, path = len(data), f"video/{number}/0"
+    whole = gallery.ask(path)
+    assert (whole.status, whole.headers["content-type"], whole.body == data) == (200, "video/mp4", True)
+    assert whole.headers["accept-ranges"] == "bytes"
+    for asked, first, end in (
+        ("bytes=0-", 0, size),
+        ("bytes=100-199", 100, 200),
+        (f"bytes={size - 1}-", size - 1, size),
+        ("bytes=-50", size - 50, size),
+        (f"bytes=5-{size * 9}", 5, size),
+    ):
+        part = gallery.ask(path, headers={"Range": asked})
+        assert (part.status, part.headers["content-range"]) == (206, f"bytes {first}-{end - 1}/{size}")
+        assert part.headers["content-length"] == str(end - first)
+        assert part.body == data[first:end]
+    for asked in (f"bytes={size}-", "bytes=999999999999-"):
+        assert gallery.ask(path, headers={"Range": asked}).refusal() == (416, "there is no such part")
+    for asked in ("bytes=abc", "lines=1-2", "", "bytes=-", "bytes=9-1"):
+        assert gallery.ask(path, headers={"Range": asked}).status in (200, 416)
+    head = gallery.ask(path, "HEAD")
+    assert (head.status, head.headers["content-length"], head.body) == (200, str(size), b"")
+
+
+def test_a_video_that_browsers_do_not_play_is_converted(gallery: Served, tmp_path: Path) -> None:
+    number = gallery.number_of("old.avi")
+    assert gallery.ask(f"video/{number}/0").refusal() == (415, "browsers do not play this format")
+    answer = gallery.ask(f"converted/{number}/0")
+    assert (answer.status, answer.headers["content-type"]) == (200, "video/mp4")
+    (tmp_path / "converted.mp4").write_bytes(answer.body)
+    ffmpeg("-i", tmp_path / "converted.mp4", "-frames:v", "1", tmp_path / "frame.png")
+    frame = Image.open(tmp_path / "frame.png")
+    assert frame.size == (320, 208)
+    assert np.abs(np.subtract(corners_of(frame), CORNERS)).max() <= 12
+    part = gallery.ask(f"converted/{number}/0", headers={"Range": "bytes=4-7"})
+    assert (part.status, part.body) == (206, b"ftyp")
+    assert gallery.ask(f"converted/{gallery.number_of('turned.jpg')}/0").refusal() == (404, "there is no such video")
+
+
+# ── the workers that make pictures ──
+
+
+def at_work(workshop: idem.Workshop) -> idem.Worker[idem.Wanted, Any]:
+    """The first worker that has been given something."""
+    while True:
+        for worker in list(workshop.workers.values()):
+            if worker.tasks:
+                return worker
+        time.sleep(0.001)
+
+
+@ON_LINUX
+def test_a_worker_that_dies_over_a_picture_is_replaced_and_only_that_picture_lost(gallery: Served) -> None:
+    files = {name: media_file(gallery.library / "a" / name) for name in ("noise.jpg", "turned.jpg", "hole.png")}
+    with closing(idem.Workshop(1, lambda _file: 60)) as workshop, ThreadPoolExecutor(3) as pool:
+        lost = pool.submit(workshop.get, idem.Wanted(idem.preview_of, (files["noise.jpg"],)), 0)
+        worker = at_work(workshop)
+        others = [
+            pool.submit(workshop.get, idem.Wanted(idem.thumbnail_of, (files[name],)), 1) for name in list(files)[1:]
+        ]
+        os.kill(worker.process.pid or 0, signal.SIGKILL)
+        assert lost.result(30) == idem.Unreadable(files["noise.jpg"].path, "the decoder crashed (SIGKILL)")
+        assert [type(other.result(30)) for other in others] == [idem.Shown] * 2
+        assert workshop.workers[0].process.pid != worker.process.pid
+
+
+@ON_LINUX
+@pytest.mark.parametrize("moment", ["the worker starts", "ffmpeg is at work"])
+def test_what_is_being_converted_does_not_hold_up_the_end(tmp_path: Path, gallery: Served, moment: str) -> None:
+    long = tmp_path / "long.avi"
+    ffmpeg("-stream_loop", "1000", "-i", gallery.library / "a" / "old.avi", "-c", "copy", long)
+    workshop = idem.Workshop(1, lambda _file: 3600)
+    with ThreadPoolExecutor(1) as pool:
+        wanted = idem.Wanted(idem.playable_video, (media_file(long),), str(tmp_path))
+        result = pool.submit(workshop.get, wanted, 0)
+        worker = at_work(workshop).process.pid or 0
+        while moment == "ffmpeg is at work" and not workers_of(worker):
+            assert not result.done()
+        running = [worker, *workers_of(worker)]
+        workshop.close()
+        assert isinstance(result.result(10), idem.Unreadable), "it was converted to the end"
+    assert still_running(running) == []
+
+
+def test_what_was_made_is_kept_until_newer_things_need_the_room(
+    gallery: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [
+        idem.Wanted(idem.thumbnail_of, (media_file(gallery.library / "a" / name),))
+        for name in ("turned.jpg", "hole.png")
+    ]
+    with closing(idem.Workshop(1, lambda _file: 60)) as workshop:
+        first = workshop.get(wanted[0], 0)
+        assert workshop.get(wanted[0], 0) is first
+        monkeypatch.setattr(idem, "KEPT_BYTES", len(first.data) + 1)
+        workshop.get(wanted[1], 0)
+        again = workshop.get(wanted[0], 0)
+        assert (again is first, again == first) == (False, True)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Review in a real browser
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
@@ -4021,7 +5324,7 @@ def test_the_page_shows_every_group_its_files_and_what_will_happen(chromium: Bro
             ],
         ]
         assert [each.is_checked() for each in group.get_by_role("switch").all()] == [True, False]
-        assert texts(group.locator(".plan p")) == ["Keep IMG_1.jpg as trip/beach.jpg", "Trash trip/beach.jpg"]
+        assert texts(group.locator(".plan > *")) == ["Keep IMG_1.jpg as trip/beach.jpg", "Trash trip/beach.jpg"]
         assert all_loaded(page, "article.group:first-of-type .well img")
 
 
@@ -4031,7 +5334,7 @@ def test_what_is_chosen_is_said_and_done_and_undone(chromium: Browser, library: 
         page = review.open()
         group = review.group("beach.jpg")
         group.get_by_label("Use this folder: the top folder").check()
-        plan = group.locator(".plan p")
+        plan = group.locator(".plan > *")
         until(page, "document.body.innerText.includes('IMG_1.jpg as beach.jpg')")
         assert texts(plan) == ["Keep IMG_1.jpg as beach.jpg", "Trash trip/beach.jpg"]
         review.group("coast.heic").get_by_role("switch", name="Keep sea/coast small.png").check()
@@ -4113,7 +5416,7 @@ def test_everything_can_be_done_by_keys(chromium: Browser, library: Path) -> Non
         page.keyboard.press("s")
         page.get_by_role("button", name="Skipped (1)").wait_for()
         page.keyboard.press("Enter")
-        page.wait_for_selector("#confirm-dialog[open]")
+        page.wait_for_selector("#confirm-yes:focus")
         page.keyboard.press("Enter")
         page.wait_for_selector("#result:not([hidden])")
         page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
@@ -4128,6 +5431,34 @@ def test_everything_can_be_done_by_keys(chromium: Browser, library: Path) -> Non
         page.wait_for_selector("#help[open]")
         page.keyboard.press("Escape")
         page.wait_for_selector("#help:not([open])", state="attached")
+
+
+def test_keys_that_come_faster_than_answers_all_count(chromium: Browser, tmp_path: Path) -> None:
+    made_doubles(tmp_path, *(f"{number}.jpg" for number in range(7)), content=photo_bytes())
+    with reviewed(chromium, tmp_path, "--exact") as review:
+        page = review.open()
+        page.wait_for_load_state("networkidle")
+        page.route("**/choose*", slowly)
+        page.keyboard.press("j")
+        shown = page.locator("article.group").get_by_role("switch")
+        first = [each.is_checked() for each in shown.all()].index(True)
+        wanted = {first} | {number for number in range(6) if number != first}
+        for number in sorted(wanted - {first}):
+            page.keyboard.press(str(number + 1))
+        until(page, "document.querySelectorAll('.plan .keeps').length == 6")
+        (kept_now,) = json.loads(review.request("groups"))["groups"]
+        assert set(kept_now["keep"]) == wanted
+
+
+def slowly(route: Route) -> None:
+    time.sleep(0.05)
+    route.continue_()
+
+
+def photo_bytes() -> bytes:
+    data = io.BytesIO()
+    photo(1, (64, 48)).save(data, "JPEG")
+    return data.getvalue()
 
 
 def test_a_name_that_looks_like_markup_is_text_and_its_file_moves(chromium: Browser, library: Path) -> None:
@@ -4182,7 +5513,7 @@ def test_the_viewer_flips_in_place_at_the_same_zoom_whatever_the_resolution(chro
         assert page.locator("#viewer-keep").is_checked()
         page.keyboard.press(" ")
         page.wait_for_selector("#viewer:not([open])", state="attached")
-        assert page.evaluate("document.activeElement.matches('article.group')")
+        assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
 
 
 def test_videos_play_can_be_sought_and_those_browsers_cannot_play_are_converted(
@@ -4237,7 +5568,7 @@ def test_a_page_that_is_opened_again_while_files_move_waits_and_shows_the_result
         page = review.open()
         page.wait_for_load_state("networkidle")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#confirm-dialog[open]")
+        page.wait_for_selector("#confirm-yes:focus")
         page.evaluate("document.querySelector('#confirm-yes').click()")
         while json.loads(review.request("progress"))["moving"] is None:
             page.wait_for_timeout(5)
@@ -4279,7 +5610,7 @@ def test_page_dialogs_and_viewer_are_accessible(chromium: Browser, library: Path
         found["viewer"] = serious(page)
         page.keyboard.press("Escape")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#confirm-dialog[open]")
+        page.wait_for_selector("#confirm-yes:focus")
         found["dialog"] = serious(page)
         page.keyboard.press("Enter")
         page.wait_for_selector("#result:not([hidden])")

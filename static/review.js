@@ -43,6 +43,12 @@ function duration(seconds) {
   return seconds < 10 ? `${seconds.toFixed(1)} s` : [first, ...rest.map((part) => String(part).padStart(2, "0"))].join(":");
 }
 
+/** A path as text, each part of it by itself: so that one from right to left does not turn the others round. */
+function pathText(text) {
+  const parts = text.split(/([\\/])/).map((part) => h("bdi", {}, part));
+  return h("span", { class: "path" }, ...parts);
+}
+
 function announce(text) {
   by("announcer").textContent = text;
 }
@@ -64,6 +70,7 @@ async function ask(address, body) {
   } catch {
     throw new Gone("idem is not running any more. Everything confirmed so far is done; nothing else has been touched.");
   }
+  if (response.status === 403) throw new Gone("This page belongs to a run of idem that has ended.");
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
@@ -75,8 +82,9 @@ function showProblem(error) {
   problem.replaceChildren(h("p", {}, error.message));
   if (error instanceof Gone) {
     document.body.classList.add("gone");
+    by("groups").inert = true;
     problem.append(h("p", {}, "To go on, start it again in the terminal and open the new address."));
-    for (const id of ["confirm", "done", "previous", "next", "sort", "kind", "view"]) by(id).disabled = true;
+    for (const id of ["confirm", "done", "undo-last", "previous", "next", "sort", "kind", "view"]) by(id).disabled = true;
   }
   problem.scrollIntoView({ block: "nearest" });
 }
@@ -87,6 +95,7 @@ function clearProblem() {
 
 // ── a group ──
 
+const LISTED = 8; // files that go to the trash; more of them are folded up
 const factsKnown = new Map(); // "group/replica" -> promise of what the file's header says
 
 function factsOf(group, replica) {
@@ -101,7 +110,7 @@ function rowsOf(view, replica, facts, anyTaken, anyCamera) {
   const height = replica.height || facts.height || 0;
   const megapixels = (width * height) / 1e6;
   const rows = [
-    ["Dimensions", width ? `${width} × ${height} · ${megapixels.toFixed(megapixels < 0.1 ? 2 : 1)} MP` : facts.reason ? "—" : "…"],
+    ["Dimensions", width ? `${width} × ${height}${megapixels < 0.01 ? "" : ` · ${megapixels.toFixed(megapixels < 0.1 ? 2 : 1)} MP`}` : facts.reason ? "—" : "…"],
     ["Size", size(replica.bytes)],
     ["Format", facts.format || (facts.reason ? "—" : "…")],
   ];
@@ -116,6 +125,7 @@ class GroupCard {
   constructor(view, ordinal) {
     this.view = view;
     this.ordinal = ordinal;
+    this.unsent = false; // there are changes that the server does not know of
     this.facts = view.replicas.map(() => ({}));
     this.cards = view.replicas.map((replica, place) => this.makeCard(replica, place));
     this.title = h("h2", { id: `group-${view.number}` });
@@ -160,8 +170,8 @@ class GroupCard {
     const table = h("dl", { class: "facts" });
     const badge = place < 9 ? h("kbd", { class: "digit", "aria-hidden": "true" }, String(place + 1)) : null;
     const node = h(
-      "section",
-      { class: "card", "aria-label": `Copy ${place + 1}: ${replica.name}` },
+      "div",
+      { class: "card", role: "group", "aria-label": `Copy ${place + 1}: ${path(replica)}` },
       well,
       h("div", { class: "keep-row" }, h("label", { class: "switch" }, keep, h("span", {}, "Keep")), state, badge),
       h("p", { class: "name" }, replica.name),
@@ -169,7 +179,7 @@ class GroupCard {
       table,
       h("div", { class: "uses" }, name.label, folder.label),
     );
-    return { node, keep, state, table, name: name.input, folder: folder.input };
+    return { node, well, keep, state, table, name: name.input, folder: folder.input };
   }
 
   /** "Use this name" or "Use this folder" of one card. */
@@ -215,16 +225,33 @@ class GroupCard {
     if ("folder" in change) this.view.placed = change.folder;
     this.update(this.view);
     viewer.refresh();
-    const { number: group, keep, name, folder, skipped } = this.view;
-    return page.inTurn(async () => {
-      const query = new URLSearchParams({ kind: page.kind, view: page.view });
-      const answer = await ask(`choose?${query}`, { group, keep, name, folder, skipped });
-      this.update(answer.group);
-      Object.assign(page.data, answer.totals);
-      page.showTotals();
-      viewer.refresh();
-      announce(this.summary());
-    });
+    this.unsent = true;
+    return page.inTurn(() => this.send());
+  }
+
+  /** Send all changes that have not been sent. What is changed meanwhile counts more than the answer. */
+  async send() {
+    if (!this.unsent) return;
+    this.unsent = false;
+    const { number: group, revision, keep, name, folder, skipped } = this.view;
+    const query = new URLSearchParams({ kind: page.kind, view: page.view });
+    const answer = await ask(`choose?${query}`, { group, revision, keep, name, folder, skipped });
+    for (const other of answer.group.others) page.cards.find((card) => card.view.number === other.number)?.changedByOthers(other);
+    if (this.unsent) {
+      this.view.revision = answer.group.revision;
+      return;
+    }
+    this.update(answer.group);
+    Object.assign(page.data, answer.totals);
+    page.showTotals();
+    viewer.refresh();
+    announce(this.summary());
+  }
+
+  /** The server says that something else comes of this group, as another one takes a name or leaves it free. */
+  changedByOthers(view) {
+    if (this.unsent) this.view.revision = view.revision;
+    else this.update(view);
   }
 
   summary() {
@@ -245,6 +272,7 @@ class GroupCard {
     );
     this.skip.textContent = view.skipped ? "Bring back" : "Skip group";
     this.node.classList.toggle("skipped", view.skipped);
+    if (view.skipped && (this.cardBox.contains(document.activeElement) || this.plan.contains(document.activeElement))) this.skip.focus();
     this.cardBox.hidden = view.skipped;
     this.plan.hidden = view.skipped;
     this.cards.forEach((card, place) => {
@@ -261,17 +289,18 @@ class GroupCard {
 
   showPlan() {
     const { view } = this;
-    const code = (text) => h("span", { class: "path" }, text);
     const line = (verb, style, ...rest) => h("p", { class: style }, h("strong", {}, verb), h("span", {}, ...rest));
     const lines = [];
-    const moved = view.target ? [" as ", code(view.target)] : [];
-    lines.push(line("Keep", "keeps", code(view.keeps), ...moved));
-    for (const stay of view.stays) lines.push(line("Keep", "keeps", code(stay)));
-    if (view.trash.length) {
-      const listed = view.trash.flatMap((each, place) => [place ? ", " : "", code(each)]);
-      lines.push(line("Trash", "trashes", ...listed));
-    } else {
-      lines.push(line("Trash", "trashes", "nothing"));
+    const moved = view.target ? [" as ", pathText(view.target)] : [];
+    lines.push(line("Keep", "keeps", pathText(view.keeps), ...moved));
+    for (const stay of view.stays) lines.push(line("Keep", "keeps", pathText(stay)));
+    const listed = view.trash.map((each) => h("li", {}, pathText(each)));
+    if (!listed.length) lines.push(line("Trash", "trashes", "nothing"));
+    else if (listed.length <= LISTED) lines.push(h("div", { class: "trashes" }, h("strong", {}, "Trash"), h("ul", {}, ...listed)));
+    else {
+      const open = Boolean(this.plan.querySelector("details")?.open);
+      const all = h("details", { open }, h("summary", {}, plural(listed.length, "file")), h("ul", {}, ...listed));
+      lines.push(h("div", { class: "trashes" }, h("strong", {}, "Trash"), all));
     }
     this.plan.replaceChildren(...lines);
   }
@@ -405,6 +434,7 @@ const page = {
         : []),
     );
     by("confirm").disabled = !open.length || document.body.classList.contains("gone");
+    by("undo-last").hidden = !this.data.undo;
     const view = by("view");
     view.hidden = this.view === "open" && !skipped;
     view.textContent = this.view === "open" ? `Skipped (${number(skipped)})` : "Back to the others";
@@ -452,12 +482,22 @@ const page = {
     if (this.busy || by(step === "after" ? "next" : "previous").disabled) return;
     clearProblem();
     const at = step === "after" ? this.cards.at(-1)?.view.number : this.first();
-    this.inTurn(() => this.load(step, at).then(() => announce(by("pages").textContent)));
+    this.inTurn(() => this.load(step, at).then(() => this.startAtTop()));
   },
 
   filter(change) {
     Object.assign(this, change);
-    this.inTurn(() => this.load("at", null));
+    this.inTurn(() => this.load("at", null).then(() => announce(`${by("totals").textContent}, ${this.where()}`)));
+  },
+
+  where: () => `page ${number(page.data.page)} of ${number(page.data.pages)}`,
+
+  /** After turning to another page: its first group has the focus. */
+  startAtTop() {
+    const [first] = this.cards;
+    if (first) first.node.focus({ preventScroll: true });
+    window.scrollTo(0, 0);
+    announce(this.where());
   },
 
   say(text) {
@@ -480,6 +520,8 @@ const toast = {
 
 // ── confirming, and what came of it ──
 
+const TIME_TO_READ = 400; // ms
+
 const confirmation = {
   dialog: by("confirm-dialog"),
 
@@ -499,15 +541,26 @@ const confirmation = {
     ];
     by("confirm-numbers").replaceChildren(...rows.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
     this.showProgress(null);
-    this.dialog.showModal();
-    by("confirm-yes").focus();
+    this.show("Confirm this page");
+    by("confirm-yes").disabled = true; // an Enter that was held or pressed twice must not be taken for a yes
+    setTimeout(() => {
+      if (!this.dialog.open || page.busy) return;
+      by("confirm-yes").disabled = false;
+      by("confirm-yes").focus({ preventScroll: true });
+    }, TIME_TO_READ);
+  },
+
+  show(title) {
+    by("confirm-title").textContent = title;
+    if (!this.dialog.open) this.dialog.showModal();
+    by("confirm-title").focus();
+    this.dialog.scrollTop = 0;
   },
 
   showProgress(moving) {
     by("confirm-progress").hidden = !moving;
-    by("confirm-yes").disabled = by("confirm-no").disabled = Boolean(moving);
-    by("confirm-note").hidden = Boolean(moving);
-    if (moving && moving[1]) {
+    by("confirm-buttons").hidden = by("confirm-note").hidden = Boolean(moving);
+    if (moving && moving[0]) {
       by("progress").max = moving[1];
       by("progress").value = moving[0];
     } else {
@@ -516,8 +569,11 @@ const confirmation = {
   },
 
   async run() {
-    const groups = page.open().map(({ view }) => ({ group: view.number, keep: view.keep, name: view.name, folder: view.folder }));
+    const groups = page.open().map(({ view }) => ({
+      group: view.number, revision: view.revision, keep: view.keep, name: view.name, folder: view.folder,
+    }));
     const first = page.first();
+    this.show("Moving files…");
     await this.moving(() => ask("confirm", { groups }), [0, groups.length], first);
   },
 
@@ -527,10 +583,8 @@ const confirmation = {
       if (!page.busy) page.say("There is nothing to undo.");
       return;
     }
-    if (!this.dialog.open) {
-      by("confirm-numbers").replaceChildren();
-      this.dialog.showModal();
-    }
+    by("confirm-numbers").replaceChildren();
+    this.show("Putting files back…");
     await this.moving(() => ask("undo", {}), [0, 0], null);
   },
 
@@ -563,8 +617,7 @@ const confirmation = {
   /** The page was opened again while files were being moved: wait for that. */
   async waitForMoves(moving) {
     by("confirm-numbers").replaceChildren();
-    this.showProgress(moving);
-    this.dialog.showModal();
+    this.show("Moving files…");
     await this.moving(async () => {
       while ((await ask("progress")).moving) await new Promise((resolve) => setTimeout(resolve, 300));
     }, moving, null);
@@ -590,11 +643,11 @@ function showResult(result, fresh) {
     h("div", { class: "result-head" },
       h("div", {}, h("h2", {}, title), h("p", {}, freed)),
       h("div", { class: "buttons" },
-        result.undo && !result.returned ? h("button", { type: "button", id: "undo", onclick: () => confirmation.undo() }, "Undo") : null,
+        result.undo ? h("button", { type: "button", id: "undo", onclick: () => confirmation.undo() }, result.returned ? "Undo the page before" : "Undo") : null,
         h("button", { type: "button", class: "quiet", "aria-label": "Hide this", onclick: () => { panel.hidden = true; by("main").focus(); } }, "×"))),
     result.error ? h("p", { class: "error" }, result.error) : "",
     result.refused.length
-      ? h("ul", { class: "refused-list" }, ...result.refused.map((each) => h("li", {}, h("span", { class: "path" }, each.path), ` ${each.reason}`)))
+      ? h("ul", { class: "refused-list" }, ...result.refused.map((each) => h("li", {}, pathText(each.path), ` ${each.reason}`)))
       : "",
     result.lines.length
       ? h("details", {}, h("summary", {}, "All moves"), h("ul", { class: "moves" }, ...result.lines.map((line) => h("li", {}, line))))
@@ -642,6 +695,7 @@ const viewer = {
   open(card, place) {
     page.setCurrent(card);
     this.card = card;
+    this.opener = document.activeElement;
     this.zoom = 1;
     this.centre = { x: 0.5, y: 0.5 };
     this.difference = null;
@@ -655,6 +709,7 @@ const viewer = {
       return button;
     }));
     this.dialog.showModal();
+    history.pushState({ viewer: true }, ""); // so that Back, which phones have a gesture for, closes it
     stage.focus();
     this.place = place;
     this.flipTo(place);
@@ -717,13 +772,25 @@ const viewer = {
     else this.convert(layer);
   },
 
-  convert(layer) {
-    if (layer.state === "converting" || layer.state === "failed") {
+  /** Have the server convert the video, and show it when that is done; nothing when the viewer has been closed. */
+  async convert(layer) {
+    if (layer.state === "converted" || layer.state === "failed") {
       layer.state = "failed";
-    } else {
-      layer.state = "converting";
-      layer.node.src = `converted/${this.card.view.number}/${layer.place}`;
+      this.caption();
+      return;
     }
+    layer.state = "converting";
+    this.caption();
+    const address = `${this.card.view.number}/${layer.place}`;
+    let answer = {};
+    while (!answer.ready && this.layers.includes(layer)) {
+      answer = await ask(`conversion/${address}`).catch((error) => ({ ready: true, reason: error.message }));
+      if (!answer.ready) await new Promise((resolve) => setTimeout(resolve, 400));
+    }
+    if (!this.layers.includes(layer)) return;
+    layer.state = answer.reason ? "failed" : "converted";
+    layer.reason = answer.reason;
+    if (!answer.reason) layer.node.src = `converted/${address}`;
     this.caption();
   },
 
@@ -762,7 +829,7 @@ const viewer = {
     const layer = this.layers[this.place];
     const width = replica.width || layer.width || facts[this.place].width;
     const height = replica.height || layer.height || facts[this.place].height;
-    by("viewer-name").textContent = replica.name;
+    by("viewer-name").textContent = by("viewer-name").title = replica.name;
     const about = [`${this.place + 1} of ${view.replicas.length}`, replica.folder || "top folder", width ? `${width} × ${height}` : "", size(replica.bytes)];
     by("viewer-about").textContent = about.filter(Boolean).join(" · ");
     by("viewer-keep").checked = view.keep.includes(this.place);
@@ -781,7 +848,7 @@ const viewer = {
     if (this.difference) text = this.difference.text;
     else if (layer.state === "loading" && !this.isVideo) text = "loading all pixels…";
     else if (layer.state === "converting") text = "converting for the browser; a long video takes a while…";
-    else if (layer.state === "failed") text = "this file cannot be shown";
+    else if (layer.state === "failed") text = `this file cannot be shown${layer.reason ? `: ${layer.reason}` : ""}`;
     by("viewer-message").textContent = text;
   },
 
@@ -849,6 +916,7 @@ const viewer = {
   // ── the difference ──
 
   async toggleDifference() {
+    if (this.isVideo) return;
     if (this.difference) {
       this.difference.node.remove();
       this.difference = null;
@@ -890,7 +958,8 @@ const viewer = {
     by("strip").replaceChildren();
     this.layers = [];
     this.difference = null;
-    this.card?.node.focus({ preventScroll: true });
+    this.opener?.focus({ preventScroll: true });
+    if (history.state?.viewer) history.back();
   },
 
   key(event) {
@@ -924,7 +993,8 @@ function differenceText(one, other, note) {
   const share = note.share === 0 ? "no pixel" : `${(note.share * 100).toFixed(note.share < 0.01 ? 2 : 1)} % of the pixels`;
   const size = `compared at ${note.width} × ${note.height}`;
   if (!note.largest) return `copy ${one + 1} against ${other + 1}: no difference, ${size}`;
-  return `copy ${one + 1} against ${other + 1}, 8 times brighter: at most ${note.largest} of 255 levels apart, ${share} by 16 or more; ${size}`;
+  const levels = `at most ${note.largest} of 255 levels apart, ${share} by ${note.visible} or more`;
+  return `copy ${one + 1} against ${other + 1}, ${note.gain} times brighter: ${levels}; ${size}`;
 }
 
 function listenOnStage() {
@@ -1009,6 +1079,7 @@ function pageKey(event) {
 }
 
 document.addEventListener("keydown", (event) => {
+  if (event.repeat && event.key === "Enter") event.preventDefault(); // held down, it would press one button after the other
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || isTaken(event)) return;
   if (document.body.classList.contains("over")) return;
   const open = [...document.querySelectorAll("dialog[open]")].at(-1);
@@ -1023,14 +1094,20 @@ document.addEventListener("keydown", (event) => {
 function listen() {
   by("previous").addEventListener("click", () => page.turn("before"));
   by("next").addEventListener("click", () => page.turn("after"));
-  by("sort").addEventListener("change", (event) => page.filter({ sort: event.target.value }));
-  by("kind").addEventListener("change", (event) => page.filter({ kind: event.target.value }));
+  for (const name of ["sort", "kind"]) {
+    by(name).addEventListener("change", ({ target }) => {
+      if (!target.matches(":focus-visible")) target.blur(); // chosen with the mouse: letters are for the page again
+      page.filter({ [name]: target.value });
+    });
+  }
   by("view").addEventListener("click", () => page.filter({ view: page.view === "open" ? "skipped" : "open" }));
   by("confirm").addEventListener("click", () => confirmation.open());
   by("confirm-no").addEventListener("click", () => confirmation.dialog.close());
   by("confirm-yes").addEventListener("click", () => confirmation.run());
   confirmation.dialog.addEventListener("cancel", (event) => page.busy && event.preventDefault());
   by("done").addEventListener("click", finish);
+  by("undo-last").addEventListener("click", () => confirmation.undo());
+  addEventListener("popstate", () => viewer.dialog.open && viewer.dialog.close());
   by("help-button").addEventListener("click", () => by("help").showModal());
   by("help-close").addEventListener("click", () => by("help").close());
   by("viewer-close").addEventListener("click", () => viewer.close());
