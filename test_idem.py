@@ -404,6 +404,12 @@ def made_library(folder: Path, pictures: int = 3) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def long_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that takes a moment to look through."""
+    return made_library(tmp_path_factory.mktemp("long"), 300)
+
+
 def counts(directory: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, int, int]:
     """Files found, fingerprinted anew and taken from the cache; the groups must be those of `made_library`."""
     found = report(directory, *arguments, capsys=capsys)
@@ -445,6 +451,7 @@ def test_a_damaged_row_of_a_video_is_made_anew_and_costs_no_other(
     first = report(tmp_path, "--video", capsys=capsys)
     header, *rows = cache.read_bytes().splitlines(keepends=True)
     assert header.startswith(b"path,size,mtime,duration,vhash,")
+    scanned = idem.scan(str(tmp_path), idem.VIDEO_SUFFIXES)
     fields = rows[1].split(b",")
     for column, wrong in {
         1: [b"-5", b"nan"],
@@ -460,8 +467,11 @@ def test_a_damaged_row_of_a_video_is_made_anew_and_costs_no_other(
         for value in wrong:
             torn = b",".join([*fields[:column], value, *fields[column + 1 :]])
             cache.write_bytes(header + rows[0] + torn)
-            again = report(tmp_path, "--video", capsys=capsys)
-            assert (again["totals"]["new"], again["groups"]) == (1, first["groups"]), (column, value)
+            with closing(idem.FingerprintCache(idem.VIDEO_CACHE, str(cache.parent), scanned)) as rows_left:
+                found = [rows_left.lookup(file) is not None for file in scanned.files]
+            assert found == [True, False], (column, value)
+    again = report(tmp_path, "--video", capsys=capsys)
+    assert (again["totals"]["new"], again["groups"]) == (1, first["groups"])
 
 
 def test_a_changed_file_is_fingerprinted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -732,10 +742,10 @@ def test_a_read_only_library_is_reported_all_the_same(open_folder: Path) -> None
 
 
 def test_a_run_killed_half_way_resumes_and_finds_the_same_groups(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, long_library: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    library = made_library(tmp_path / "lib", 400)
-    for kill_at in (1, 250, 500):
+    library = long_library
+    for kill_at in (1, 250):
         cache = tmp_path / f"cache{kill_at}"
         process = idem_process(library, "--cache", cache, "--jobs", "2")
         while rows_in(cache) < kill_at and process.poll() is None:
@@ -746,9 +756,9 @@ def test_a_run_killed_half_way_resumes_and_finds_the_same_groups(
         kept = rows_in(cache)
         assert kept >= kill_at
         files, new, cached = counts(library, "--cache", str(cache), capsys=capsys)
-        assert (files, new) == (800, 800 - cached)
+        assert (files, new) == (600, 600 - cached)
         assert kept - 1 <= cached <= kept  # at most the last row is torn
-    assert counts(library, "--cache", str(cache), capsys=capsys) == (800, 0, 800)
+    assert counts(library, "--cache", str(cache), capsys=capsys) == (600, 0, 600)
 
 
 def rows_in(cache: Path) -> int:
@@ -1736,9 +1746,9 @@ def still_running(processes: Sequence[int]) -> list[int]:
     ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["int", "term", "kill"]
 )
 def test_a_stopped_run_keeps_what_is_done_and_leaves_no_worker(
-    tmp_path: Path, sent: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, long_library: Path, sent: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    library = made_library(tmp_path / "lib", 300)
+    library = long_library
     process = idem_process(library, "--cache", tmp_path / "cache", "--jobs", "2")
     while rows_in(tmp_path / "cache") < 50:
         time.sleep(0.01)
@@ -3090,7 +3100,7 @@ def test_moves_in_a_folder_of_a_library_in_use_wait_for_that(
 # ── whatever happens ──
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 25) for start in range(0, 250, 25)], ids=lambda seeds: seeds[0])
+@pytest.mark.parametrize("seeds", [range(start, start + 25) for start in range(0, 150, 25)], ids=lambda seeds: seeds[0])
 def test_nothing_is_ever_lost_in_made_libraries_with_faults_at_random(
     tmp_path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -5378,7 +5388,7 @@ def test_skipped_groups_come_back_only_when_asked_for_and_paging_misses_none(chr
         page.wait_for_selector("#groups[aria-busy=false]")
         assert texts(page.locator("#pages")) == ["Page 3 of 3"]
         page.get_by_role("button", name="Skipped (1)").click()
-        until(page, "document.querySelectorAll('article.group').length == 1")
+        page.get_by_role("button", name="Bring back").wait_for()
         assert texts(titles) == [first[1]]
         page.get_by_role("button", name="Bring back").click()
         page.get_by_role("button", name="Back to the others").click()
