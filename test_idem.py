@@ -5804,3 +5804,22 @@ def test_benchmark_of_exact(tmp_path: Path) -> None:
         print(
             f"\n{count} files of {size} bytes: cold {cold:.2f} s, sha256sum {floor:.2f} s, warm {timed(command):.2f} s"
         )
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("page_size", [10, 500])
+def test_benchmark_of_the_page_with_many_groups(chromium: Browser, tmp_path: Path, page_size: int) -> None:
+    for number in range(5000):
+        picture = Image.new("RGB", (48, 36), (number % 256, number // 256 * 9, 77))
+        path = save(picture, tmp_path / str(number // 250) / f"{number}.png")
+        shutil.copy(path, path.with_stem(f"{number} copy"))
+    with reviewed(chromium, tmp_path, "--exact", "--page-size", str(page_size)) as review:
+        took = []
+        for _ in range(3):
+            began = time.perf_counter()
+            review.page.goto(review.address, wait_until="commit")
+            review.page.wait_for_selector("article.group")
+            took.append(time.perf_counter() - began)
+            review.page.wait_for_load_state("networkidle")
+    shown = ", ".join(f"{each:.2f}" for each in took)
+    print(f"\n5,000 groups, {page_size} on a page: first shown after {shown} s", end="")

@@ -132,7 +132,6 @@ class GroupCard {
     this.skip = h("button", { type: "button", class: "quiet", onclick: () => this.choose({ skipped: !this.view.skipped }) });
     this.plan = h("div", { class: "plan" });
     this.cardBox = h("div", { class: "cards" }, ...this.cards.map((card) => card.node));
-    this.cardBox.style.setProperty("--copies", view.replicas.length);
     this.node = h(
       "article",
       { class: "group", tabIndex: -1, "aria-labelledby": `group-${view.number}` },
