@@ -5079,8 +5079,16 @@ def review_app(desk: Desk) -> Flask:
     """The web application. Every request is checked in one place, and every answer gets the same headers."""
     from flask import Flask, jsonify, request
     from werkzeug.exceptions import HTTPException
+    from werkzeug.routing import BaseConverter
+
+    class Number(BaseConverter):
+        regex = r"\d{1,9}"
+
+        def to_python(self, value: str) -> int:
+            return int(value)
 
     app = Flask("idem", root_path=HERE, static_folder=None, template_folder="templates")
+    app.url_map.converters["number"] = Number
 
     @app.before_request
     def before() -> None:
@@ -5216,19 +5224,19 @@ def add_pictures(app: Flask, desk: Desk) -> None:
             response.headers["Idem-Note"] = shown.note
         return response
 
-    @app.get(f"/{desk.token}/thumbnail/<int:group>/<int:replica>")
+    @app.get(f"/{desk.token}/thumbnail/<number:group>/<number:replica>")
     def thumbnail(group: int, replica: int) -> Any:
         return sent(made_now(thumbnail_of, LATER, group, replica))
 
-    @app.get(f"/{desk.token}/preview/<int:group>/<int:replica>")
+    @app.get(f"/{desk.token}/preview/<number:group>/<number:replica>")
     def preview(group: int, replica: int) -> Any:
         return sent(made_now(preview_of, SOON, group, replica))
 
-    @app.get(f"/{desk.token}/difference/<int:group>/<int:one>/<int:other>")
+    @app.get(f"/{desk.token}/difference/<number:group>/<number:one>/<number:other>")
     def difference(group: int, one: int, other: int) -> Any:
         return sent(made_now(difference_of, AT_ONCE, group, one, other))
 
-    @app.get(f"/{desk.token}/facts/<int:group>/<int:replica>")
+    @app.get(f"/{desk.token}/facts/<number:group>/<number:replica>")
     def facts(group: int, replica: int) -> Any:
         try:
             result = made_now(facts_of, AT_ONCE, group, replica)
@@ -5243,7 +5251,7 @@ def add_videos(app: Flask, desk: Desk) -> None:
     """Videos in parts, so that the browser can seek: as they are where it knows the format, else converted."""
     from flask import jsonify, request
 
-    @app.get(f"/{desk.token}/video/<int:group>/<int:replica>")
+    @app.get(f"/{desk.token}/video/<number:group>/<number:replica>")
     def video(group: int, replica: int) -> Any:
         return in_parts(video_file(group, replica), request)
 
@@ -5257,13 +5265,13 @@ def add_videos(app: Flask, desk: Desk) -> None:
         wanted = Wanted(playable_video, (video_file(group, replica),), desk.folder)
         return desk.converter.ask(wanted, AT_ONCE)
 
-    @app.get(f"/{desk.token}/conversion/<int:group>/<int:replica>")
+    @app.get(f"/{desk.token}/conversion/<number:group>/<number:replica>")
     def converting(group: int, replica: int) -> Any:
         asked = conversion(group, replica)
         result = asked.result() if asked.done() else None
         return jsonify(ready=asked.done(), reason=result.reason if isinstance(result, Unreadable) else "")
 
-    @app.get(f"/{desk.token}/converted/<int:group>/<int:replica>")
+    @app.get(f"/{desk.token}/converted/<number:group>/<number:replica>")
     def converted(group: int, replica: int) -> Any:
         path = conversion(group, replica).result()
         if isinstance(path, Unreadable):
@@ -5303,7 +5311,7 @@ def in_parts(file: MediaFile, request: Request) -> Response:
     first, end = span or (0, file.size)
     response = Response(blocks(stream, first, end), 206 if span else 200, mimetype=kind)
     response.call_on_close(stream.close)
-    response.headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - first), "Cache-Control": FOR_GOOD}
+    response.headers.update({"Accept-Ranges": "bytes", "Content-Length": str(end - first), "Cache-Control": FOR_GOOD})
     if span:
         response.headers["Content-Range"] = f"bytes {first}-{end - 1}/{file.size}"
     return response

@@ -4928,7 +4928,7 @@ def camera_tags(orientation: int) -> Image.Exif:
     exif[0x0112] = orientation
     for tag, value in CAMERA.items():
         exif[tag] = value
-    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 12:34:56"
+    exif[0x8769] = {0x9003: "2021:07:04 12:34:56"}
     return exif
 
 
@@ -5282,7 +5282,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exif_of(taken: str) -> Image.Exif:
     exif = Image.Exif()
     exif[0x010F], exif[0x0110] = "Canon", "Canon EOS 5D"
-    exif.get_ifd(0x8769)[0x9003] = taken
+    exif[0x8769] = {0x9003: taken}
     return exif
 
 
