@@ -36,13 +36,15 @@ Glossary, with a sample value of each:
     replica           one file of a group                                          Replica(file, fingerprint)
     keeper            the best replica: see `best_first`                           vacation/beach.jpg
     group             a keeper and all replicas within the threshold of it         Group(kind, replicas, ...)
+    choice            what a person wants of a group, by numbers of its replicas   Choice(keep, named, placed)
     decision          what is to become of a group                                 Decision(keeper, target, trash, ...)
     companion         a file that is nothing without its photo: edits, metadata    IMG_1.xmp
     journal           every move, written down before and after it                 idem_journal.jsonl
 
-The promise: idem sends nothing anywhere and deletes nothing. Reporting writes only to its own cache folder; what is
-decided in other modes moves files within the library, never over another, and can be undone. A picture wrongly taken
-for a copy is worse than a copy missed, so every doubt is decided for "not a copy".
+The promise: idem sends nothing anywhere and deletes nothing; its page is served to this computer alone. Reporting
+writes only to its own cache folder; what is decided in other modes moves files within the library, never over
+another, and can be undone. A picture wrongly taken for a copy is worse than a copy missed, so every doubt is decided
+for "not a copy".
 """
 
 from __future__ import annotations
@@ -4695,22 +4697,33 @@ class Review(Sitting):
         self.moving = threading.Lock()  # held while files move, and from the end on
         self.stopped = False
 
-    def renamed_to(self) -> dict[int, str]:
-        """Where keepers of groups that are not done yet would go."""
-        return {
-            number: os.path.normcase(decision.target)
-            for number, decision in enumerate(self.decisions)
-            if number not in self.done and decision.target != decision.keeper.file.path
-        }
+    def claims(self) -> Counter[str]:
+        """Where keepers of groups that are not done yet would go, and how many of them."""
+        return Counter(os.path.normcase(self.decisions[n].target) for n in self.open_groups() if self.is_renamed(n))
 
-    def choose(self, number: int, choice: Choice) -> None:
-        """Take a choice, and see what comes of it, as things are now."""
-        targets = {target for other, target in self.renamed_to().items() if other != number}
-        scoring = replace(self.scoring, taken=Either(self.taken, targets))
+    def open_groups(self) -> Iterator[int]:
+        """The groups that are not done."""
+        return (number for number in range(len(self.groups)) if number not in self.done)
+
+    def is_renamed(self, number: int) -> bool:
+        """Whether the keeper of the group would get another name or folder."""
+        return self.decisions[number].target != self.decisions[number].keeper.file.path
+
+    def choose(self, number: int, choice: Choice, claims: Counter[str] | None = None) -> None:
+        """Take a choice, and see what comes of it, as things are now; `claims` are kept up."""
+        claims = self.claims() if claims is None else claims
+        own = os.path.normcase(self.decisions[number].target)
+        if self.is_renamed(number):  # no group is in its own way
+            claims[own] -= 1
+            if not claims[own]:
+                del claims[own]
+        scoring = replace(self.scoring, taken=Either(self.taken, claims))
         decision = decided(self.groups[number], choice, scoring)
         if (choice, decision) != (self.choices[number], self.decisions[number]):
             self.choices[number], self.decisions[number] = choice, decision
             self.revisions[number] += 1
+        if self.is_renamed(number):
+            claims[os.path.normcase(decision.target)] += 1
 
     # ── what the browser asks ──
 
@@ -4745,7 +4758,7 @@ class Review(Sitting):
     def totals(self, kind: str, view: str) -> dict[str, Any]:
         """What is left of what is asked for, and how much is skipped and done."""
         with self.lock:
-            listed = [n for n in range(len(self.groups)) if self.is_listed(n, kind, view)]
+            listed = [n for n in self.open_groups() if self.is_listed(n, kind, view)]
             frees = sum(each.file.size for n in listed for each in self.decisions[n].trash)
             files = sum(len(self.groups[n].replicas) for n in listed)
             return {
@@ -4798,8 +4811,9 @@ class Review(Sitting):
     def look_again(self, numbers: Iterable[int]) -> list[int]:
         """Which of these groups now come to something else, as a name has been taken or become free."""
         before = {number: self.revisions[number] for number in numbers if number not in self.done | self.under_way}
+        claims = self.claims()
         for number in before:
-            self.choose(number, self.choices[number])
+            self.choose(number, self.choices[number], claims)
         return [number for number, revision in before.items() if self.revisions[number] != revision]
 
     def set_choice(self, number: int, choice: Choice, skipped: bool, revision: int | None = None) -> dict[str, Any]:
@@ -4809,11 +4823,13 @@ class Review(Sitting):
         """
         with self.lock:
             self.check_open({number: revision})
+            target = self.decisions[number].target
             self.choose(number, choice)
             if skipped != (number in self.skipped):
                 self.skipped ^= {number}
                 self.revisions[number] += 1
-            others = self.look_again(self.shown & self.renamed_to().keys() - {number})
+            renamed = {each for each in self.shown if each != number and self.is_renamed(each)}
+            others = self.look_again(renamed if self.decisions[number].target != target else ())
             return self.group_view(number) | {"others": [self.group_view(other) for other in others]}
 
     def check_open(self, revisions: Mapping[int, int | None]) -> None:
