@@ -4917,6 +4917,8 @@ class Review(Sitting):
                     self.batches.append(batch.without(outcome.returned))
                 self.remember(outcome)
                 self.done -= set(batch.groups)
+                for each in batch.outcome.moved:
+                    self.moved.pop(each.before, None)
                 for number in batch.groups:
                     self.take_back(number, outcome)
                     self.choose(number, self.choices[number])
@@ -4959,8 +4961,9 @@ class Review(Sitting):
 
     def wait_for_moves(self) -> None:
         """Wait until the moves that are under way are over, but not for ever."""
-        if self.moving.acquire(timeout=TASK_TIMEOUT):
-            self.moving.release()
+        deadline = time.monotonic() + TASK_TIMEOUT
+        while self.moving.locked() and not self.stopped and time.monotonic() < deadline:
+            time.sleep(WORKER_POLL / 10)  # to take the lock would keep others from moving files
 
 
 def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset()) -> tuple[int, Choice, int]:
