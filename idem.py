@@ -445,6 +445,13 @@ def relative(path: str, root: str) -> str:
     return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
 
 
+def folders_above(path: str) -> Iterator[str]:
+    """The folders that this one is in, the innermost first."""
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent
+
+
 def progress_bar(total: int, unit: str) -> tqdm[NoReturn] | SilentBar:
     """A bar with rate and time left on stderr; nothing where that is not a terminal or there is nothing to do."""
     if not total or not sys.stderr.isatty():
@@ -3658,7 +3665,8 @@ class Mover:
         self.root = journal.root
         # What was kept when its copies went must not follow a photo of its name, as if it were that one's Live Photo
         # video: neither later, nor under the name that it gets now.
-        self.members = {*members, *journal.kept()}
+        self.members = set(members)
+        self.kept = Kept()
         self.outcome = Outcome()  # of the decision at hand, as far as it has got
 
     def carry_out(self, decision: Decision) -> None:
@@ -3724,7 +3732,7 @@ class Mover:
     def moved_together(self, file: MediaFile, target: str, *, kept: bool = False) -> list[Moved]:
         """The file and its companions, moved; all of them or none. A counter is added where a name is taken."""
         check_still(file)
-        together = [file, *companions_of(file.path, self.members)]
+        together = [file, *companions_of(file.path, Either(self.members, self.kept))]
         for targets in self.names_for(file, together, target):
             if kept and targets[0] != target:
                 self.keep(file.path, targets[0])
@@ -3745,6 +3753,11 @@ class Mover:
             for each in reversed(moved):
                 self.journal.move(each.after, each.before.path)
             raise
+        except IdemError:  # the journal: what was moved, with or without its last line, is to be told all the same
+            if not os.path.lexists(file.path):
+                moved.append(Moved(file, as_it_is(target)))
+            self.outcome += Outcome(companions=tuple(moved))
+            raise
         return moved[::-1]
 
 
@@ -3761,7 +3774,22 @@ def check_decision(decision: Decision, root: str) -> None:
         raise ValueError("a keeper keeps its own file extension")
 
 
-def companions_of(path: str, members: AbstractSet[str]) -> list[MediaFile]:
+class Kept(Container[str]):
+    """What was ever kept, as the journals of all folders above it tell: of runs on the library, on a part, on more."""
+
+    def __init__(self) -> None:
+        self.by_folder: dict[str, set[str]] = {}
+
+    def __contains__(self, path: object) -> bool:
+        return any(path in self.kept_by(folder) for folder in folders_above(str(path)))
+
+    def kept_by(self, folder: str) -> set[str]:
+        if folder not in self.by_folder:
+            self.by_folder[folder] = Journal(folder).kept()
+        return self.by_folder[folder]
+
+
+def companions_of(path: str, members: Container[str]) -> list[MediaFile]:
     """The files beside this one that are nothing without it: edits, metadata and the video of a Live Photo.
 
     Those named after its stem belong to every file with that stem: they are not companions while another is there.
@@ -4532,6 +4560,7 @@ class Workshop:
         self.tasks: PriorityQueue[tuple[int, int, Wanted | None, Future[Any]]] = PriorityQueue()
         self.made: OrderedDict[Wanted, Future[Any]] = OrderedDict()
         self.sizes: dict[Wanted, int] = {}
+        self.lost: set[Wanted] = set()
         self.size = 0  # of all that is remembered, in bytes
         self.numbers = count(step=-1 if newest_first else 1)
         self.lock = threading.Lock()
@@ -4543,7 +4572,11 @@ class Workshop:
                 thread.start()
 
     def get(self, wanted: Wanted, urgency: int) -> Any:
-        """What is wanted, made now or before; waits for it."""
+        """What is wanted, made now or before; waits for it. What was lost is tried again."""
+        with self.lock:
+            if wanted in self.lost:
+                self.lost.remove(wanted)
+                del self.made[wanted]
         return self.ask(wanted, urgency).result()
 
     def ask(self, wanted: Wanted, urgency: int) -> Future[Any]:
@@ -4579,10 +4612,10 @@ class Workshop:
         return sum(map(self.seconds, wanted.files))
 
     def keep(self, wanted: Wanted, result: Any) -> None:
-        """Remember what was made, and forget the oldest where that is too much; what was lost may be tried again."""
+        """Remember what was made, and forget the oldest where that is too much."""
         with self.lock:
             if isinstance(result, Lost):
-                del self.made[wanted]
+                self.lost.add(wanted)
                 return
             self.sizes[wanted] = len(result.data) if isinstance(result, Shown) else BYTES_OF_WORDS
             self.size += self.sizes[wanted]
@@ -4893,7 +4926,7 @@ class Review(Sitting):
             with self.lock:
                 self.under_way = frozenset()
                 total = functools.reduce(Outcome.__add__, outcomes, Outcome())
-                if outcomes:
+                if total.moved or not error:
                     self.batches.append(Batch(total.batch, numbers[: len(outcomes)], total))
         return self.result_view(total, error)
 
@@ -5923,13 +5956,6 @@ def library_in_use(options: Options) -> Iterator[str]:
         yield root
 
 
-def folders_above(path: str) -> Iterator[str]:
-    """The folders that this one is in, the innermost first."""
-    while (parent := os.path.dirname(path)) != path:
-        yield parent
-        path = parent
-
-
 def find_copies(options: Options, root: str) -> Findings:
     """Scan, fingerprint, match, look closer and decide: what every mode starts from. The caller holds the lock."""
     with_videos = options.video or options.exact
@@ -6021,7 +6047,7 @@ def print_if_read(text: str) -> None:
     """Print it now; nothing more when nobody reads the output."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:  # its reader has left, or the terminal
         discard(sys.stdout)
 
 
@@ -6191,7 +6217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as nohup asks
                 signal.signal(getattr(signal, name), stop_at_signal)
     gc.set_threshold(100_000)  # a large library is millions of small objects in no cycles: looking for some is slow
     try:

@@ -3226,6 +3226,20 @@ def test_a_video_that_was_just_renamed_beside_a_photo_does_not_follow_that_to_th
     assert Counter(contents(tmp_path).values()) == before
 
 
+def test_what_a_run_on_a_part_of_the_library_kept_stays_in_a_run_on_all_of_it(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "2020/trip.mov", "2020/x/copy.mov", content=b"a video")
+    part = tmp_path / "2020"
+    (part / "__databases").mkdir()
+    video = decision_of(part / "trip.mov", part / "trip.mov", part / "x" / "copy.mov")
+    idem.carry_out([video], str(part), set())
+    made_doubles(tmp_path, "2020/trip.jpg", "Holidays/trip.jpg", content=b"a photo")
+    (tmp_path / "__databases").mkdir()
+    kept = tmp_path / "Holidays" / "trip.jpg"
+    outcome = idem.carry_out([decision_of(kept, kept, part / "trip.jpg")], str(tmp_path), set())
+    assert (len(outcome.trashed), outcome.companions) == (1, ())
+    assert (part / "trip.mov").read_bytes() == b"a video"
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Present
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════

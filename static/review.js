@@ -230,7 +230,7 @@ class GroupCard {
 
   /** Send all changes that have not been sent. What is changed meanwhile counts more than the answer. */
   async send() {
-    if (!this.unsent) return;
+    if (!this.unsent || !page.cards.includes(this)) return; // another page has come in between
     this.unsent = false;
     const { number: group, revision, keep, name, folder, skipped } = this.view;
     const query = new URLSearchParams({ kind: page.kind, view: page.view });
@@ -355,10 +355,20 @@ const page = {
   /** Do one thing after the other; what fails is said. */
   inTurn(work) {
     this.queue = this.queue.then(work).catch((error) => {
+      if (viewer.dialog.open) viewer.close();
       showProblem(error);
       return error instanceof Gone ? null : this.load("at", this.first()).catch(showProblem);
     });
     return this.queue;
+  },
+
+  /** When all that has been asked of the server is answered. */
+  async settled() {
+    let last;
+    do {
+      last = this.queue;
+      await last;
+    } while (last !== this.queue);
   },
 
   first: () => page.cards[0]?.view.number,
@@ -400,7 +410,7 @@ const page = {
   remember() {
     const query = new URLSearchParams({ sort: this.sort, kind: this.kind, view: this.view });
     if (this.data.page > 1) query.set("at", this.first());
-    history.replaceState(null, "", `#${query}`);
+    history.replaceState(history.state, "", `#${query}`);
   },
 
   recall() {
@@ -523,12 +533,13 @@ const TIME_TO_READ = 400; // ms
 
 const confirmation = {
   dialog: by("confirm-dialog"),
+  timer: 0,
 
   /** Show in numbers what Confirm would do. Waits for choices that are on their way. */
   async open() {
-    await page.queue;
+    await page.settled();
     const open = page.open();
-    if (by("confirm").disabled || page.busy || this.dialog.open) return;
+    if (by("confirm").disabled || page.busy || document.querySelector("dialog[open]")) return;
     const sum = (value) => open.reduce((total, card) => total + value(card.view), 0);
     const skipped = page.cards.length - open.length;
     const rows = [
@@ -542,7 +553,8 @@ const confirmation = {
     this.showProgress(null);
     this.show("Confirm this page");
     by("confirm-yes").disabled = true; // an Enter that was held or pressed twice must not be taken for a yes
-    setTimeout(() => {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
       if (!this.dialog.open || page.busy) return;
       by("confirm-yes").disabled = false;
       by("confirm-yes").focus({ preventScroll: true });
@@ -577,7 +589,7 @@ const confirmation = {
   },
 
   async undo() {
-    await page.queue;
+    await page.settled();
     if (page.busy || !page.data?.undo) {
       if (!page.busy) page.say("There is nothing to undo.");
       return;
@@ -656,7 +668,7 @@ function showResult(result, fresh) {
 }
 
 async function finish() {
-  await page.queue;
+  await page.settled();
   if (page.busy) return;
   try {
     const { lines } = await ask("done", {});
@@ -957,7 +969,7 @@ const viewer = {
     by("strip").replaceChildren();
     this.layers = [];
     this.difference = null;
-    this.opener?.focus({ preventScroll: true });
+    (this.opener?.isConnected ? this.opener : page.here()?.node)?.focus({ preventScroll: true });
     if (history.state?.viewer) history.back();
   },
 
@@ -1081,10 +1093,10 @@ document.addEventListener("keydown", (event) => {
   if (event.repeat && event.key === "Enter") event.preventDefault(); // held down, it would press one button after the other
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || isTaken(event)) return;
   if (document.body.classList.contains("over")) return;
-  const open = [...document.querySelectorAll("dialog[open]")].at(-1);
-  if (by("help").open) return;
+  if (by("help").open || confirmation.dialog.open) return;
+  const open = viewer.dialog.open;
   if (event.repeat && !event.key.startsWith("Arrow") && !"jk+-".includes(event.key)) return;
-  const handled = !open ? pageKey(event) : open === viewer.dialog ? viewer.key(event) : false;
+  const handled = open ? viewer.key(event) : pageKey(event);
   if (handled) event.preventDefault();
 });
 
