@@ -670,6 +670,7 @@ function showResult(result, fresh) {
 async function finish() {
   await page.settled();
   if (page.busy) return;
+  for (const image of document.images) if (!image.complete) image.removeAttribute("src"); // nobody will answer
   try {
     const { lines } = await ask("done", {});
     document.body.classList.add("over");
