@@ -2979,14 +2979,6 @@ class Decision:
     stays: tuple[Replica[Any], ...] = ()  # those that are kept beside the keeper, as they are
 
 
-def decide(group: AnyGroup, scoring: Scoring) -> Decision:
-    """The suggestion for a group: the best replica stays, under the best name, in the best folder.
-
-    The best name and folder are those that tell a person most, but the keeper's own unless another beats it.
-    """
-    return decided(group, Choice(frozenset({group.replicas.index(best_kept(group.replicas, scoring))})), scoring)
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What a person wants of a group; its replicas by number, best first. None: as suggested."""
@@ -2996,17 +2988,30 @@ class Choice:
     placed: int | None = None  # whose folder
 
 
+def decide(group: AnyGroup, scoring: Scoring) -> Decision:
+    """The suggestion for a group: the best replica stays, under the best name, in the best folder.
+
+    The best name and folder are those that tell a person most, but the keeper's own unless another beats it.
+    """
+    return decided(group, Choice(frozenset({group.replicas.index(best_kept(group.replicas, scoring))})), scoring)
+
+
 def decided(group: AnyGroup, choice: Choice, scoring: Scoring) -> Decision:
     """The decision that a choice comes to."""
     named, placed = named_and_placed(group, choice, scoring)
-    kept = tuple(group.replicas[number] for number in sorted(choice.keep))
+    kept = kept_replicas(group, choice)
     keeper = best_kept(kept, scoring)
     return arranged(group, keeper, group.replicas[named], group.replicas[placed], scoring, kept=kept)
 
 
+def kept_replicas(group: AnyGroup, choice: Choice) -> tuple[Replica[Any], ...]:
+    """What is to be kept, best first."""
+    return tuple(group.replicas[number] for number in sorted(choice.keep))
+
+
 def named_and_placed(group: AnyGroup, choice: Choice, scoring: Scoring) -> tuple[int, int]:
     """The numbers of the replicas that give name and folder: as chosen, else of what is kept or would be given up."""
-    kept = tuple(group.replicas[number] for number in sorted(choice.keep))
+    kept = kept_replicas(group, choice)
     keeper = best_kept(kept, scoring)
     given_up = [keeper, *(each for each in group.replicas if each not in kept)]
     named = group.replicas.index(best_named(given_up, keeper, scoring)) if choice.named is None else choice.named
@@ -3754,7 +3759,7 @@ class Mover:
                 self.journal.move(each.after, each.before.path)
             raise
         except IdemError:  # the journal: what was moved, with or without its last line, is to be told all the same
-            if not os.path.lexists(file.path):
+            if not os.path.lexists(file.path) and os.path.lexists(target):
                 moved.append(Moved(file, as_it_is(target)))
             self.outcome += Outcome(companions=tuple(moved))
             raise
@@ -4265,7 +4270,7 @@ def shell_word(path: str) -> str:
 
 # ── what a browser can show, made in worker processes; only videos that it can play are sent as they are ──
 
-THUMBNAIL_SIDE = 640  # px; cards are up to 320 wide, on screens with two pixels for one
+THUMBNAIL_SIDE = 640  # px; most cards are about 300 wide, on screens with up to two pixels for one
 THUMBNAIL_BYTES = 40_000
 THUMBNAIL_QUALITIES = 84, 74, 62, 48, 34  # of JPEG, until it is small enough
 PREVIEW_PIXELS = 60_000_000  # browsers give up at some size; larger pictures are sent reduced
