@@ -93,109 +93,30 @@ from queue import PriorityQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
-if TYPE_CHECKING:  # numpy and Pillow are imported where they are used: a warm run must not wait for them
+try:
     import numpy as np
+    from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+except ImportError as missing:
+    sys.exit(f"idem: missing {missing.name}: python -m pip install numpy Pillow")
+
+if TYPE_CHECKING:  # imported where they are used: most runs need none of them
     from flask import Flask, Request, Response
-    from PIL import Image
     from tqdm import tqdm
     from werkzeug.serving import WSGIRequestHandler
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Types and helpers: what several sections share
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".wmv", ".webm", ".flv", ".3gp", ".m4v", ".mts", ".m2ts"})
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRASH_FOLDER = "__duplicate_files_trash"
 CACHE_FOLDER = "__databases"
-LOCK_FILE = "idem.lock"
-
-# Folders without pictures of the user's own: what idem wrote, thumbnails, and what has been thrown away (the
-# system may empty a recycle bin at any time, so a file in one is no copy to rely on) or is a snapshot's double.
-SKIPPED_FOLDERS = frozenset({TRASH_FOLDER, CACHE_FOLDER, "@eadir", ".thumbnails", "$recycle.bin", "#recycle"})
-SKIPPED_FOLDERS |= {"@recycle", ".trash", ".trashes", ".dtrash", "#snapshot", ".snapshot", ".snapshots", ".zfs"}
-SKIPPED_FOLDER_PATTERN = re.compile(r".*\.lrdata|\.trash-\d+", re.IGNORECASE | re.DOTALL)
-WINDOWS_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
-# Folders that an application keeps a database about: moving a file inside breaks the application's library.
-APPLICATION_LIBRARY_SUFFIXES = frozenset(
-    {".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary", ".migratedaplibrary", ".lrlibrary"}
-)
-
-FINGERPRINT_VERSION = 1  # raised when the algorithm changes; cached rows of another version are stale
-LUMA_CELLS = 32  # per side, of the small picture that decides what is the same
-CHROMA_CELLS = LUMA_CELLS // 2
-LUMA_BYTES = LUMA_CELLS**2
-SIGNATURE_BYTES = LUMA_BYTES + 2 * CHROMA_CELLS**2
-SIGNATURE_TEXT = SIGNATURE_BYTES // 3 * 4  # characters of base64: the bytes are a multiple of 3
-PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see stored_and_seen_cells
-DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
-FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
-
-HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
-# How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells:
-CELL_SLACK = 2.5  # levels, for rounding in every conversion
-STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
-LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
-RANGE_SLACK = 1 / 8  # of the picture's own range of luma at most: a faint drawing must not fall within the slack
-MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more slack for it
-CONTRAST_SLACK = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
-EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
-# The same when one of the two has a palette: 256 colours shift whole areas, single cells twice as far as four.
-PALETTE_SLACK = 8.0  # levels, of four cells together
-PALETTE_CONTRAST_SLACK = 0.1
-MAX_THRESHOLD = 64  # bits in a hash
-NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may group
-
-FRAMES = 8  # of a video that are looked at
-FRAME_SIDE = 64  # px; what ffmpeg scales them to
-FRAME_CELLS = 16  # per side, of the small picture of a frame
-FRAME_BYTES = FRAME_CELLS**2 + 2 * (FRAME_CELLS // 2) ** 2
-FRAMES_TEXT = FRAMES * FRAME_BYTES // 3 * 4  # characters of base64
-TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
-DISTINCT_FRAMES = 5  # that must show something else than each other: else they prove no more than one picture does
-STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
-FRAME_HASH_RADIUS = (
-    16  # bits, on average over the frames; re-encoding flips far fewer, a frame more or less at a cut some
-)
-DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
-SAME_DURATION = 0.2, 0.002  # the same for copies: containers round, and audio may end later than the pictures
-# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
-STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
-STRETCH_SLACK = 0.01
-AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
-BLURRED = 2  # times the slack at most
-FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
-QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
-GAMMA_SLACK = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
-PIXELS_AT_ONCE = 17_000_000  # of frames decoded by one ffmpeg, which holds some ten pictures for each of them
-
-CHECKSUM_WINDOW = 4 << 20  # bytes; of files larger than three of them only three windows are summed
-
-MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
-TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
-SLOWEST_DRIVE = 5_000_000  # bytes per second
-WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
-TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
-
 READ_BLOCK = 1 << 20  # bytes
-MAX_NAME_BYTES = 255  # in file systems that matter
-CONTENT_PARTS = 64  # parts of a file that are told apart to see whether another is the same with some bits flipped
-
 ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
-FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
-FLUSH_SECONDS = 2.0
-MAX_ROW_BYTES = 1 << 16  # a longer row in a cache is junk, or starts with a quote that nothing closes
-PAIR_BLOCK = 1 << 18  # candidate pairs handled at once: bounds memory at about 100 MB
-COMPARE_BLOCK = 1 << 10  # signature pairs compared at once: some megabytes for each step
-TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
-
 RULE = "─" * 80
-
-
-# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Types
-# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-
-F = TypeVar("F", bound="Fingerprint")
 T = TypeVar("T")  # a task
 R = TypeVar("R")  # its result
 
@@ -221,158 +142,14 @@ class MediaFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A file or folder that was left out, and why."""
+class Problem:
+    """A file or folder that was left out or not moved, and why."""
 
     path: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """What comes of a task whose process died or hung."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What a walk found. Files are in order of path."""
-
-    root: str
-    files: tuple[MediaFile, ...]
-    unreadable: tuple[Unreadable, ...]
-    application_libraries: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFingerprint:
-    """What idem knows of a picture after decoding it once.
-
-    The signature is LUMA_BYTES of luma row by row, then twice CHROMA_CELLS squared of Cb and of Cr, all 0-255,
-    of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
-    all other loading. `stored_signature` is made from the stored numbers where a colour profile changes them,
-    else empty: a copy whose profile was stripped agrees with it. `whole` and `part_sums` are found out by a
-    closer look, only for files that are in a group and need one. `content_digest` is the SHA-256 of the file where
-    hashes and signature say too little of the picture and only an equal file is a copy, else empty.
-    """
-
-    width: int  # px, upright
-    height: int
-    luma_step: int  # quantisers of the mean luma and chroma of a JPEG's blocks; 0 for lossless formats
-    chroma_step: int
-    palette: bool
-    several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
-    whole: bool  # that it is not has been looked at
-    content_bytes: int  # of the file, without the metadata if it is a JPEG
-    part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of what it decodes to, where needed, else empty
-    content_digest: str
-    phash: int
-    dhash: int
-    stored_signature: bytes
-    signature: bytes
-
-    seconds: ClassVar[float] = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFingerprint:
-    """What idem knows of a video after looking at FRAMES of its frames.
-
-    `signatures` are FRAME_BYTES for each frame, laid out like the signature of an image, in base64; `following` those
-    of the next frame after each that shows something else: a copy may be off by one. `content_digest` is the SHA-256
-    of the file where the frames say too little and only an equal file is a copy.
-    """
-
-    width: int  # px, upright, in square pixels
-    height: int
-    milliseconds: int
-    quicktime_rgb: bool  # stored as RGB in a QuickTime file: see QUICKTIME_GAMMA
-    whole: bool  # that it does not break off has been looked at
-    flat: tuple[bool, ...]  # which frames show hardly anything: see `is_flat`
-    content_digest: str
-    hashes: tuple[int, ...]  # pHash of each frame
-    following: bytes
-    signatures: bytes
-
-    @property
-    def seconds(self) -> float:
-        return self.milliseconds / 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """SHA-256 in hex: of a file's size and windows, or of all its bytes."""
-
-    digest: str
-
-    width: ClassVar[int] = 0
-    height: ClassVar[int] = 0
-    seconds: ClassVar[float] = 0.0
-
-
-Fingerprint = ImageFingerprint | VideoFingerprint | Checksum
-
-
-@dataclass(frozen=True, slots=True)
-class Replica(Generic[F]):
-    """One file of a group and its fingerprint."""
-
-    file: MediaFile
-    fingerprint: F
-
-
-@dataclass(frozen=True, slots=True)
-class Group(Generic[F]):
-    """Replicas of one picture or video, best first; `distances` are theirs to the first, in the same order."""
-
-    kind: str  # "image" or "video"
-    replicas: tuple[Replica[F], ...]
-    distances: tuple[int, ...]
-
-
-AnyGroup = Group[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """How a run came by its fingerprints, in files."""
-
-    found: int
-    new: int
-    cached: int
-    forgotten: int
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(getattr(self, each) + getattr(other, each) for each in self.__slots__))
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """What was found among the files of one kind."""
-
-    groups: list[AnyGroup]
-    unreadable: list[Unreadable]
-    tally: Tally
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """All that a run has to say, the same for every way of saying it."""
-
-    root: str
-    mode: str  # "images", "videos" for both, or "exact"
-    threshold: int
-    found: int  # groups, of which these are shown:
-    groups: tuple[AnyGroup, ...]
-    decisions: tuple[Decision, ...]  # one for each of them
-    unreadable: tuple[Unreadable, ...]
-    tally: Tally
-
-
-# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Helpers: sizes, names, messages
-# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ── sizes, names, messages ──
 
 
 def readable_size(size: int) -> str:
@@ -433,25 +210,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def is_inside(path: str, root: str) -> bool:
-    """Whether the path lies below the root; both absolute and normalised."""
-    return path.startswith(root if root.endswith(os.sep) else root + os.sep)
-
-
-def relative(path: str, root: str) -> str:
-    """The path below the root, empty for the root itself; the path as it is when it is not inside."""
-    if path == root:
-        return ""
-    return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
-
-
-def folders_above(path: str) -> Iterator[str]:
-    """The folders that this one is in, the innermost first."""
-    while (parent := os.path.dirname(path)) != path:
-        yield parent
-        path = parent
-
-
 def progress_bar(total: int, unit: str) -> tqdm[NoReturn] | SilentBar:
     """A bar with rate and time left on stderr; nothing where that is not a terminal or there is nothing to do."""
     if not total or not sys.stderr.isatty():
@@ -474,9 +232,144 @@ class SilentBar:
         """Nothing to close."""
 
 
+# ── files and folders ──
+
+
+def media_file(path: str, status: os.stat_result) -> MediaFile:
+    """The file with this status."""
+    return MediaFile(
+        path=path,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        device=status.st_dev,
+        inode=status.st_ino,
+    )
+
+
+def as_it_is(path: str) -> MediaFile:
+    """The file at this path now. OSError when there is none; ValueError when it is not a regular file."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    return media_file(path, status)
+
+
+def kind_of(file: MediaFile) -> str:
+    """`image` or `video`, by the file's suffix."""
+    return "video" if os.path.splitext(file.path)[1].lower() in VIDEO_SUFFIXES else "image"
+
+
+def suffix_of(path: str) -> str:
+    """`.jpg` of `beach.jpg`."""
+    return os.path.splitext(path)[1]
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether the path lies below the root; both absolute and normalised."""
+    return path.startswith(root if root.endswith(os.sep) else root + os.sep)
+
+
+def relative(path: str, root: str) -> str:
+    """The path below the root, empty for the root itself; the path as it is when it is not inside."""
+    if path == root:
+        return ""
+    return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
+
+
+def folders_above(path: str) -> Iterator[str]:
+    """The folders that this one is in, the innermost first."""
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent
+
+
+def names_in(folder: str) -> frozenset[str]:
+    """The names in a folder; empty when it is not there or cannot be read."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()  # the callers treat a folder they cannot see as unplugged
+
+
+def check_folder(folder: str, root: str) -> None:
+    """ValueError unless the folder is in the library, and no link leads there or out of it."""
+    if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
+        raise ValueError(f"{printable(folder)} is a link or outside the library")
+
+
+@contextmanager
+def opened_unchanged(file: MediaFile) -> Iterator[BinaryIO]:
+    """The file, opened to read. ValueError unless it is, before and after, still the one that was scanned."""
+    with open(file.path, "rb") as stream:
+        check_unchanged(file, stream)
+        yield stream
+        check_unchanged(file, stream)
+
+
+def check_unchanged(file: MediaFile, stream: BinaryIO) -> None:
+    """ValueError unless the open file is the one that was scanned."""
+    status = os.fstat(stream.fileno())
+    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise ValueError("changed while it was scanned")
+
+
+def digest_of(stream: BinaryIO) -> str:
+    """SHA-256 of the whole file, in hex."""
+    stream.seek(0)
+    digest = hashlib.sha256()
+    while block := stream.read(READ_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def can_import(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+# ── Ctrl-C ──
+
+# What ends a run: Ctrl-C, kill, and a terminal that is closed.
+STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits: one that comes while a process is being forked would end the child with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Scan: directory -> MediaFile
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# Folders without pictures of the user's own: what idem wrote, thumbnails, and what has been thrown away (the
+# system may empty a recycle bin at any time, so a file in one is no copy to rely on) or is a snapshot's double.
+SKIPPED_FOLDERS = frozenset({TRASH_FOLDER, CACHE_FOLDER, "@eadir", ".thumbnails", "$recycle.bin", "#recycle"})
+SKIPPED_FOLDERS |= {"@recycle", ".trash", ".trashes", ".dtrash", "#snapshot", ".snapshot", ".snapshots", ".zfs"}
+SKIPPED_FOLDER_PATTERN = re.compile(r".*\.lrdata|\.trash-\d+", re.IGNORECASE | re.DOTALL)
+WINDOWS_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
+# Folders that an application keeps a database about: moving a file inside breaks the application's library.
+APPLICATION_LIBRARY_SUFFIXES = frozenset(
+    {".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary", ".migratedaplibrary", ".lrlibrary"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a walk found. Files are in order of path."""
+
+    root: str
+    files: tuple[MediaFile, ...]
+    unreadable: tuple[Problem, ...]
+    application_libraries: tuple[str, ...]
 
 
 def scan(directory: str, suffixes: Collection[str]) -> Scan:
@@ -493,18 +386,6 @@ def scan(directory: str, suffixes: Collection[str]) -> Scan:
     return Scan(root, tuple(walk.files), tuple(walk.unreadable), tuple(sorted(walk.application_libraries)))
 
 
-def media_file(path: str, status: os.stat_result) -> MediaFile:
-    """The file with this status."""
-    return MediaFile(
-        path=path,
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-        device=status.st_dev,
-        inode=status.st_ino,
-    )
-
-
 class Walk:
     """The state of one scan: what was found and which inodes were seen."""
 
@@ -512,7 +393,7 @@ class Walk:
         self.root = root
         self.suffixes = suffixes
         self.files: list[MediaFile] = []
-        self.unreadable: list[Unreadable] = []
+        self.unreadable: list[Problem] = []
         self.application_libraries: list[str] = []
         self.seen: set[tuple[int, int]] = set()
 
@@ -529,7 +410,7 @@ class Walk:
             except OSError as error:
                 if path == self.root:
                     raise IdemError(f"cannot read {printable(path)}: {reason_of(error)}") from None
-                self.unreadable.append(Unreadable(path, reason_of(error)))
+                self.unreadable.append(Problem(path, reason_of(error)))
                 continue
             pending += reversed([entry.path for entry in entries if self.visit(entry)])
 
@@ -542,7 +423,7 @@ class Walk:
             if os.path.splitext(name)[1].lower() in self.suffixes and not name.startswith("._"):
                 self.file(entry)
         except OSError as error:
-            self.unreadable.append(Unreadable(entry.path, reason_of(error)))
+            self.unreadable.append(Problem(entry.path, reason_of(error)))
         return False
 
     def wants_folder(self, entry: os.DirEntry[str]) -> bool:
@@ -560,7 +441,7 @@ class Walk:
         if not stat.S_ISREG(status.st_mode) or not self.is_first_sight(status):
             return
         if status.st_size == 0:
-            self.unreadable.append(Unreadable(entry.path, "the file is empty"))
+            self.unreadable.append(Problem(entry.path, "the file is empty"))
             return
         self.files.append(media_file(entry.path, status))
 
@@ -573,9 +454,20 @@ class Walk:
         return len(self.seen) > before
 
 
+def only(scanned: Scan, kind: str) -> Scan:
+    """The scan with the files of one kind."""
+    return replace(scanned, files=tuple(file for file in scanned.files if kind_of(file) == kind))
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Cache: fingerprints in a CSV file that survives whatever happens to it
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+F = TypeVar("F", bound="Fingerprint")
+FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
+FLUSH_SECONDS = 2.0
+MAX_ROW_BYTES = 1 << 16  # a longer row in a cache is junk, or starts with a quote that nothing closes
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -915,1118 +807,25 @@ class PhysicalLines:
         self.returned.extendleft(reversed(lines))
 
 
-def names_in(folder: str) -> frozenset[str]:
-    """The names in a folder; empty when it is not there or cannot be read."""
-    try:
-        return frozenset(os.listdir(folder))
-    except OSError:
-        return frozenset()  # the callers treat a folder they cannot see as unplugged
-
-
-def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
-    """The columns of images_perceptual_hash_db.csv after the first three."""
-    flags = fingerprint.palette, fingerprint.several_scans, fingerprint.whole
-    traits = "".join(letter for letter, flag in zip(TRAITS, flags, strict=True) if flag)
-    return [
-        f"{fingerprint.phash:016x}",
-        f"{fingerprint.dhash:016x}",
-        str(FINGERPRINT_VERSION),
-        str(fingerprint.width),
-        str(fingerprint.height),
-        str(fingerprint.luma_step),
-        str(fingerprint.chroma_step),
-        traits,
-        str(fingerprint.content_bytes),
-        fingerprint.part_sums,
-        fingerprint.content_digest,
-        fingerprint.stored_signature.decode(),
-        fingerprint.signature.decode(),  # the last and never empty, so that a row cut short is seen to be
-    ]
-
-
-TRAITS = "psw"  # palette, several scans, whole
-BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-IMAGE_TRAITS = re.compile(  # all columns but the signatures
-    rb"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
-    rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),"
-    rb"(?P<traits>p?s?w?),(?P<content_bytes>[0-9]{1,18}),(?P<part_sums>([0-9a-f]{512})?),"
-    rb"(?P<content_digest>([0-9a-f]{64})?)"
-)
-
-
-def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
-    """The inverse of `encoded_image`; None for another version, ValueError for anything it cannot have written."""
-    row = IMAGE_TRAITS.fullmatch(b",".join(fields[:-2]))
-    if row is None:
-        raise ValueError("not a fingerprint")
-    if int(row["version"]) != FINGERPRINT_VERSION:
-        return None
-    stored_signature, signature = fields[-2:]
-    if len(signature) != SIGNATURE_TEXT or len(stored_signature) not in (0, SIGNATURE_TEXT):
-        raise ValueError("not a signature")
-    if signature.translate(None, BASE64) or stored_signature.translate(None, BASE64):
-        raise ValueError("not a signature")
-    return ImageFingerprint(
-        width=int(row["width"]),
-        height=int(row["height"]),
-        luma_step=int(row["luma_step"]),
-        chroma_step=int(row["chroma_step"]),
-        palette=b"p" in row["traits"],
-        several_scans=b"s" in row["traits"],
-        whole=b"w" in row["traits"],
-        content_bytes=int(row["content_bytes"]),
-        part_sums=row["part_sums"].decode(),
-        content_digest=row["content_digest"].decode(),
-        phash=int(row["phash"], 16),
-        dhash=int(row["dhash"], 16),
-        stored_signature=stored_signature,
-        signature=signature,
-    )
-
-
-IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
-    file_name="images_perceptual_hash_db.csv",
-    identity_columns=("path", "size", "mtime"),
-    fingerprint_columns=(
-        *("phash", "dhash", "version", "width", "height", "luma_step", "chroma_step", "traits"),
-        *("content_bytes", "part_sums", "content_digest", "stored_signature", "signature"),
-    ),
-    encode=encoded_image,
-    decode=decoded_image,
-)
-
-
-def encoded_video(fingerprint: VideoFingerprint) -> list[str]:
-    """The columns of videos_perceptual_hash_db.csv after the first three."""
-    return [
-        f"{fingerprint.seconds:.3f}",
-        "".join(f"{each:016x}" for each in fingerprint.hashes),
-        str(FINGERPRINT_VERSION),
-        str(fingerprint.width),
-        str(fingerprint.height),
-        "r" * fingerprint.quicktime_rgb + "w" * fingerprint.whole,
-        "".join("f" if each else "." for each in fingerprint.flat),
-        fingerprint.content_digest,
-        fingerprint.following.decode(),
-        fingerprint.signatures.decode(),
-    ]
-
-
-VIDEO_TRAITS = re.compile(  # all columns but the signatures
-    rb"(?P<seconds>[0-9]{1,8})\.(?P<thousandths>[0-9]{3}),(?P<hashes>[0-9a-f]{%d}),(?P<version>[0-9]{1,4}),"
-    rb"(?P<width>[1-9][0-9]{0,5}),(?P<height>[1-9][0-9]{0,5}),(?P<traits>r?w?),(?P<flat>[f.]{%d}),"
-    rb"(?P<content_digest>([0-9a-f]{64})?)" % (16 * FRAMES, FRAMES)
-)
-
-
-def decoded_video(fields: list[bytes]) -> VideoFingerprint | None:
-    """The inverse of `encoded_video`; None for another version, ValueError for anything it cannot have written."""
-    row = VIDEO_TRAITS.fullmatch(b",".join(fields[:-2]))
-    if row is None:
-        raise ValueError("not a fingerprint")
-    if int(row["version"]) != FINGERPRINT_VERSION:
-        return None
-    if any(len(each) != FRAMES_TEXT or each.translate(None, BASE64) for each in fields[-2:]):
-        raise ValueError("not the signatures of the frames")
-    return VideoFingerprint(
-        width=int(row["width"]),
-        height=int(row["height"]),
-        milliseconds=int(row["seconds"] + row["thousandths"]),
-        quicktime_rgb=b"r" in row["traits"],
-        whole=b"w" in row["traits"],
-        flat=tuple(each == ord("f") for each in row["flat"]),
-        content_digest=row["content_digest"].decode(),
-        hashes=tuple(int(row["hashes"][at : at + 16], 16) for at in range(0, 16 * FRAMES, 16)),
-        following=fields[-2],
-        signatures=fields[-1],
-    )
-
-
-VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
-    file_name="videos_perceptual_hash_db.csv",
-    identity_columns=("path", "size", "mtime"),
-    fingerprint_columns=(
-        *(
-            "duration",
-            "vhash",
-            "version",
-            "width",
-            "height",
-            "traits",
-            "flat",
-            "content_digest",
-            "following",
-            "signatures",
-        ),
-    ),
-    encode=encoded_video,
-    decode=decoded_video,
-)
-
-
-def decoded_checksum(fields: list[bytes]) -> Checksum:
-    """The checksum in a row's last column. ValueError when it is none."""
-    if not re.fullmatch(rb"[0-9a-fA-F]{64}", fields[0]):
-        raise ValueError("not a checksum")
-    return Checksum(fields[0].decode().lower())
-
-
-CHECKSUM_CACHE: CacheFormat[Checksum] = CacheFormat(  # other tools share it, so it must stay as it is
-    file_name="all_media_sha_hash_db.csv",
-    identity_columns=("path", "size", "ctime", "mtime"),
-    fingerprint_columns=("checksum",),
-    encode=lambda checksum: [checksum.digest],
-    decode=decoded_checksum,
-)
-WHOLE_CACHE: CacheFormat[Checksum] = CacheFormat(  # of the files whose checksum is that of another, but leaves gaps
-    file_name="large_media_whole_sha_hash_db.csv",
-    identity_columns=("path", "size", "ctime", "mtime"),
-    fingerprint_columns=("sha256",),
-    encode=lambda checksum: [checksum.digest],
-    decode=decoded_checksum,
-)
-
-
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Fingerprint: MediaFile -> ImageFingerprint, VideoFingerprint or Checksum
+#  Workers: tasks -> results, in processes of their own
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-# What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
-DECODER_ERRORS: tuple[type[Exception], ...] = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
-    *(AssertionError, EOFError, MemoryError, struct.error, zlib.error),
-)
-
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
-EXIF_ORIENTATION = 0x0112
-# Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
-RGB_TO_YCBCR = (
-    (0.299, 0.587, 0.114),
-    (-0.168735892, -0.331264108, 0.5),
-    (0.5, -0.418687589, -0.081312411),
-)
-
-
-def fingerprint_image(file: MediaFile) -> ImageFingerprint | Unreadable:
-    """The picture's fingerprint, or why there is none. Runs in a worker process.
-
-    The picture must decode completely: a damaged copy must never pass for a whole one.
-    """
-
-    def decoded() -> ImageFingerprint:
-        with opened_unchanged(file) as stream:
-            if jpeg := jpeg_in(stream):
-                return fingerprint_of(picture_in(jpeg.data), stream, jpeg.content_bytes, jpeg.several_scans)
-            return fingerprint_of(opened_picture(stream), stream, file.size, several_scans=False)
-
-    return or_unreadable(file.path, decoded)
-
-
-def or_unreadable(path: str, decoded: Callable[[], R]) -> R | Unreadable:
-    """What decoding the file at this path comes to, or why it cannot be decoded."""
-    from PIL import Image, UnidentifiedImageError
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
-        try:
-            return decoded()
-        except UnidentifiedImageError:
-            return Unreadable(path, unidentified_reason(path))
-        except Image.DecompressionBombError:
-            return Unreadable(path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels")
-        except MemoryError:
-            return Unreadable(path, "not enough memory to decode it")
-        except DECODER_ERRORS as error:
-            return Unreadable(path, reason_of(error))
-
-
-@contextmanager
-def opened_unchanged(file: MediaFile) -> Iterator[BinaryIO]:
-    """The file, opened to read. ValueError unless it is, before and after, still the one that was scanned."""
-    with open(file.path, "rb") as stream:
-        check_unchanged(file, stream)
-        yield stream
-        check_unchanged(file, stream)
-
-
-def check_unchanged(file: MediaFile, stream: BinaryIO) -> None:
-    """ValueError unless the open file is the one that was scanned."""
-    status = os.fstat(stream.fileno())
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-        raise ValueError("changed while it was scanned")
-
-
-def unidentified_reason(path: str) -> str:
-    if path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
-        return "HEIC pictures need pillow-heif: python -m pip install pillow-heif"
-    return "not a picture in a format idem reads"
-
-
-def can_import(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-@functools.cache
-def usable_formats() -> tuple[str, ...]:
-    """FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
-    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register decoders)
-
-    Image.preinit()
-    if not can_import("pillow_heif"):
-        return FORMATS
-    import pillow_heif
-
-    pillow_heif.options.DECODE_THREADS = 1  # one process per core is at work already
-    pillow_heif.register_heif_opener()
-    return (*FORMATS, "HEIF")
-
-
-def load_decoders() -> None:
-    """Import what fingerprinting needs, so that forked workers share it instead of each importing its own."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive the fork
-    import numpy as np
-
-    usable_formats()
-    perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
-
-
-def opened_picture(stream: BinaryIO) -> Image.Image:
-    """The picture in an open file, with only its header read. Raises what Pillow raises."""
-    from PIL import Image
-
-    if stream.read(8) == b"\x89PNG\r\n\x1a\n":
-        stream.seek(0)
-        with Image.open(stream, formats=usable_formats()) as picture:
-            picture.verify()  # Pillow looks at no checksums when it decodes
-    stream.seek(0)
-    return Image.open(stream, formats=usable_formats())
-
-
-def picture_in(data: bytes) -> Image.Image:
-    """The JPEG picture in these bytes, with only its header read. Raises what Pillow raises."""
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data), formats=usable_formats())
-
-
-# ── JPEG files that end early ──
+TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
+SLOWEST_DRIVE = 5_000_000  # bytes per second
+WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
+TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
+# Forking is many times faster, but safe only where the system libraries start no threads of their own.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 @dataclass(frozen=True, slots=True)
-class Jpeg:
-    """A JPEG file as it is handed to the decoder, so that missing data shows."""
+class Lost:
+    """What comes of a task whose process died or hung."""
 
-    data: bytes
-    layout: JpegLayout
-    end: int  # offset of the end-of-image marker, or of the zeros in its place
-    several_scans: bool
-
-    @property
-    def content_bytes(self) -> int:
-        """Length of `content`."""
-        return len(self.layout.tables) + self.end - self.layout.first_scan
-
-    @property
-    def content(self) -> bytes:
-        """All that the picture is decoded from: the tables before the first scan, and the scans."""
-        return self.layout.tables + self.data[self.layout.first_scan : self.end]
-
-
-def jpeg_in(stream: BinaryIO) -> Jpeg | None:
-    """The JPEG in an open file, None if it is none; the end-of-image marker gives way to zeros where that helps.
-
-    libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
-    closed decodes "completely". Without the marker it asks for more data instead, and Pillow reports the file as
-    truncated. That works for a picture in one Huffman-coded scan; one in several is checked for having them all,
-    and once more by `is_cut_short` when it matters. ValueError when the file has no end marker or lacks scans.
-    """
-    if stream.read(2) != b"\xff\xd8":
-        stream.seek(0)
-        return None
-    stream.seek(0)
-    data = stream.read(MAX_JPEG_BYTES)
-    layout = jpeg_layout(data)
-    # The first marker ends a single scan; more scans come with tables that may contain its bytes.
-    end = (data.find if layout.one_scan else data.rfind)(END_OF_IMAGE, layout.first_scan)
-    if end < 0:
-        raise ValueError("truncated: a JPEG without its end")
-    if layout.one_scan:
-        return Jpeg(data[:end] + bytes(DECODER_LOOKAHEAD), layout, end, several_scans=False)
-    if layout.progressive and not progressive_is_complete(data, layout):
-        raise ValueError("truncated: a progressive JPEG without its last scans")
-    return Jpeg(data, layout, end, several_scans=True)
-
-
-DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
-END_OF_IMAGE = b"\xff\xd9"
-START_OF_SCAN = b"\xff\xda"
-MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
-METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
-FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
-
-
-@dataclass(frozen=True, slots=True)
-class JpegLayout:
-    """What the markers up to the first scan tell."""
-
-    first_scan: int  # offset of its marker
-    components: tuple[int, ...]
-    progressive: bool
-    one_scan: bool  # all components in one Huffman-coded sequential scan
-    tables: bytes  # all segments but the metadata (APPn and COM)
-
-
-def jpeg_layout(data: bytes) -> JpegLayout:
-    """The layout of a JPEG file (ITU-T T.81, annex B). ValueError when there is no scan."""
-    components: tuple[int, ...] = ()
-    tables: list[bytes] = []
-    frame, position = 0, 2
-    while position + 4 <= len(data):
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker in MARKERS_WITHOUT_LENGTH:
-            position += 1  # fill bytes, or junk that decoders pass over
-            continue
-        if marker == START_OF_SCAN[1]:
-            one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
-            return JpegLayout(position, components, frame == 0xC2, one_scan, b"".join(tables))
-        if marker in FRAME_MARKERS:
-            frame, components = marker, frame_components(data, position)
-        following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker not in METADATA_MARKERS:
-            tables.append(data[position:following])
-        position = following
-    raise ValueError("truncated: a JPEG without picture data")
-
-
-def frame_components(data: bytes, frame: int) -> tuple[int, ...]:
-    """The identifiers of the components that the frame header at this offset names."""
-    table = data[frame + 10 : frame + 10 + 3 * data[frame + 9]] if frame + 9 < len(data) else b""
-    return tuple(table[::3])
-
-
-def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
-    """Whether the scans carry every coefficient of every component down to its last bit.
-
-    A last scan that is itself cut short is not noticed here.
-    """
-    missing = {(component, coefficient) for component in layout.components for coefficient in range(64)}
-    scan_at = layout.first_scan
-    while scan_at >= 0:
-        count = data[scan_at + 4] if scan_at + 4 < len(data) else 0
-        header = data[scan_at + 5 : scan_at + 8 + 2 * count]
-        if len(header) == 2 * count + 3:
-            first, last, approximation = header[-3:]
-            if approximation & 15 == 0:
-                missing -= {(component, k) for component in header[:-3:2] for k in range(first, last + 1)}
-        scan_at = data.find(START_OF_SCAN, scan_at + 2)  # escaped where the data of a scan would contain it
-    return not missing
-
-
-# ── the closer look at files in a group ──
-
-
-def digest_of(stream: BinaryIO) -> str:
-    """SHA-256 of the whole file, in hex."""
-    stream.seek(0)
-    digest = hashlib.sha256()
-    while block := stream.read(READ_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def content_part_sums(file: MediaFile) -> str | Unreadable:
-    """CRC-32 of each of CONTENT_PARTS equal parts of the file's content, 8 hex digits each, or why there are none.
-
-    The content of a JPEG is what it is decoded from; of other formats it is the pixels, because their metadata may
-    be anywhere. So files that differ in metadata alone have the same sums. Runs in a worker process.
-    """
-    try:
-        with warnings.catch_warnings(), opened_unchanged(file) as stream:
-            warnings.simplefilter("ignore")
-            jpeg = jpeg_in(stream)
-            content = memoryview(jpeg.content if jpeg else opened_picture(stream).tobytes())
-            borders = [len(content) * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
-            return "".join(f"{zlib.crc32(content[begin:end]):08x}" for begin, end in pairwise(borders))
-    except DECODER_ERRORS as error:
-        return Unreadable(file.path, reason_of(error))
-
-
-def is_cut_short(file: MediaFile) -> bool | Unreadable:
-    """Whether a JPEG in several scans lacks the end of its last one. Runs in a worker process.
-
-    Such a file shows the whole picture, only coarser from some line on. More data before the end marker changes
-    what the decoder makes of it, while a whole file has no use for more.
-    """
-    try:
-        with opened_unchanged(file) as stream:
-            jpeg = jpeg_in(stream)
-            assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
-            filled = jpeg.data[: jpeg.end] + CUT_SHORT_FILLER + jpeg.data[jpeg.end :]
-            pictures = [picture_in(data) for data in (jpeg.data, filled)]
-            for picture in pictures:
-                load_reduced(picture)
-            return pictures[0].tobytes() != pictures[1].tobytes()
-    except DECODER_ERRORS as error:
-        return Unreadable(file.path, reason_of(error))
-
-
-CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
-
-
-# ── from a picture to its small picture ──
-
-
-def fingerprint_of(picture: Image.Image, stream: BinaryIO, content_bytes: int, several_scans: bool) -> ImageFingerprint:
-    """The fingerprint of a picture opened from this file; decodes it. Raises what Pillow raises."""
-    size = picture.size
-    if picture.format in ("JPEG", "MPO"):
-        load_reduced(picture)
-    else:
-        picture.load()
-        size = picture.size  # Pillow has turned a TIFF upright by now
-    orientation = orientation_of(picture)
-    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
-    phash, dhash = perceptual_hashes(seen)
-    luma_step, chroma_step = quantisers(picture)
-    width, height = reversed(size) if TURNS[orientation][0] else size
-    return ImageFingerprint(
-        width=width,
-        height=height,
-        luma_step=luma_step,
-        chroma_step=chroma_step,
-        palette=picture.mode in ("P", "PA"),
-        several_scans=several_scans,
-        whole=False,
-        content_bytes=content_bytes,
-        part_sums="",
-        content_digest=digest_of(stream)
-        if has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
-        else "",
-        phash=phash,
-        dhash=dhash,
-        stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
-        signature=base64.b64encode(seen.tobytes()),
-    )
-
-
-def has_frames(picture: Image.Image) -> bool:
-    """Whether there are further frames or pages. Those of an MPO are previews and gain maps, no pictures."""
-    return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
-
-
-def load_reduced(picture: Image.Image) -> None:
-    """Decode a JPEG at a reduced scale, as YCbCr where it is stored so, which saves a conversion there and back."""
-    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
-    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
-    picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
-    picture.load()
-
-
-def quantisers(picture: Image.Image) -> tuple[int, int]:
-    """By what a JPEG's mean luma and chroma were divided and rounded, at most MAX_STEP; a guess for other formats."""
-    tables = getattr(picture, "quantization", None)
-    if not tables:
-        return (LOSSY_STEP, LOSSY_STEP) if picture.format in ("WEBP", "HEIF") else (0, 0)
-    tables = [tables.get(layer[3], [LOSSY_STEP]) for layer in picture.layer]  # type: ignore[attr-defined]
-    steps = [min(MAX_STEP, table[0]) for table in tables]
-    return steps[0], steps[min(1, len(steps) - 1)]
-
-
-def orientation_of(picture: Image.Image) -> int:
-    """The EXIF orientation, 1-8; 1 where there is none or the metadata is broken."""
-    try:
-        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    except DECODER_ERRORS:
-        return 1  # only the metadata is broken: the picture itself has decoded
-    return orientation if orientation in TURNS else 1
-
-
-def is_transparent(picture: Image.Image) -> bool:
-    """Whether any pixel lets a background through, on which a drawing may show or vanish."""
-    if not picture.has_transparency_data:
-        return False
-    return picture.convert("RGBA").getchannel("A").histogram()[255] < picture.width * picture.height
-
-
-def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
-
-    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
-    PROFILE_CELLS squared cells instead of every pixel: the colours within one are so much alike that the order
-    of averaging and converting does not show, and it saves a fifth of the whole time.
-    """
-    plain = in_plain_mode(picture)
-    stored = ycbcr_cells(plain)
-    source = picture if picture.mode in ("L", "CMYK") else plain
-    transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
-    if transform is None:
-        return stored, stored
-    reduced = reduced_picture(source, PROFILE_CELLS)
-    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
-
-
-PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
-
-
-def in_plain_mode(picture: Image.Image) -> Image.Image:
-    """The picture as L, RGB or YCbCr; what is transparent is left as stored, see `is_transparent`."""
-    if picture.mode in ("L", "RGB", "YCbCr"):
-        return picture
-    if picture.mode == "1":
-        return picture.convert("L")
-    if picture.mode[0] in "IF":
-        return in_eight_bits(picture)
-    return picture.convert("RGB")
-
-
-def in_eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16-bit, 32-bit or float greys scaled to 8 bits: by the range its mode or its values show."""
-    import numpy as np
-    from PIL import Image
-
-    grey = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0, neginf=0)
-    brightest = float(grey.max(initial=0))
-    if picture.mode.startswith("I;16"):
-        white = 65535.0
-    else:
-        white = next((limit for limit in (1.0, 255.0, 65535.0) if brightest <= limit), brightest)
-    return Image.fromarray(np.clip(grey * (255 / white), 0, 255).round().astype(np.uint8))
-
-
-def ycbcr_cells(picture: Image.Image) -> np.ndarray:
-    """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
-    import numpy as np
-
-    channels = area_cells(picture, LUMA_CELLS)
-    if picture.mode == "YCbCr":
-        return channels
-    if picture.mode == "L":
-        return np.concatenate([channels, np.full((2, LUMA_CELLS, LUMA_CELLS), 128, np.float32)])
-    ycbcr = np.tensordot(np.array(RGB_TO_YCBCR, np.float32), channels, axes=1)
-    ycbcr[1:] += 128
-    return ycbcr
-
-
-def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
-    """The mean of each of cells by cells equal parts of a picture, shape (bands, cells, cells).
-
-    Exact: a pixel on a border counts for both sides by its share. Pillow's BOX filter gives such pixels to one
-    side, which alone made small copies differ from their originals by up to 8 levels.
-    """
-    import numpy as np
-
-    width, height = picture.size
-    pixels = np.asarray(picture).reshape(height, -1)
-    rows = np.empty((cells, pixels.shape[1]), np.float32)
-    weights = area_weights(height, cells)
-    for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
-        top, bottom = height * cell // cells, -(-height * (cell + 1) // cells)
-        rows[cell] = weights[cell, top:bottom] @ pixels[top:bottom].astype(np.float32)
-    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, cells).T
-
-
-@functools.lru_cache(maxsize=256)
-def area_weights(pixels: int, cells: int) -> np.ndarray:
-    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels)."""
-    import numpy as np
-
-    borders = np.arange(cells + 1) * (pixels / cells)
-    left = np.arange(pixels)
-    overlap = np.minimum(borders[1:, None], left + 1) - np.maximum(borders[:-1, None], left)
-    return (np.clip(overlap, 0, None) * (cells / pixels)).astype(np.float32)
-
-
-def reduced_picture(picture: Image.Image, cells: int) -> Image.Image:
-    """The picture as cells by cells pixels, by exact means."""
-    from PIL import Image
-
-    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(picture, cells)]
-    return Image.merge(picture.mode, bands)
-
-
-@functools.lru_cache(maxsize=64)
-def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """What converts pictures in this colour profile to sRGB; None where that changes nothing or cannot be done."""
-    from PIL import Image, ImageChops, ImageCms
-
-    if not profile or not mode:
-        return None
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except ImageCms.PyCMSError:
-        return None  # viewers ignore a profile that is broken or of another colour space, too
-    except DECODER_ERRORS:
-        return None  # so broken that LittleCMS does not get to see it
-    colours = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * turn) for turn in range(3)])
-    change = ImageChops.difference(transform.apply(colours.convert(mode)), colours.convert(mode).convert("RGB"))
-    unchanged = sum(change.histogram()[channel * 256 + level] for channel in range(3) for level in (0, 1))
-    return None if unchanged == 3 * change.width * change.height else transform.apply
-
-
-# Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
-TURNS = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
-
-
-def signature_of(cells: np.ndarray, orientation: int) -> np.ndarray:
-    """The signature of Y, Cb and Cr cells of a picture stored in this orientation: SIGNATURE_BYTES uint8."""
-    import numpy as np
-
-    exchanged, rows, columns = TURNS[orientation]
-    upright = cells.transpose(0, 2, 1) if exchanged else cells
-    upright = upright[:, :: -1 if rows else 1, :: -1 if columns else 1]
-    chroma = upright[1:].reshape(2, CHROMA_CELLS, 2, CHROMA_CELLS, 2).mean(axis=(2, 4))
-    levels = np.concatenate([upright[0].ravel(), chroma.ravel()])
-    return levels.round().clip(0, 255).astype(np.uint8)
-
-
-def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
-    """pHash and dHash, 64 bits each, of the signature's luma."""
-    import imagehash
-    from PIL import Image
-
-    luma = Image.fromarray(signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS))
-    return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
-
-
-def is_flat(signature: np.ndarray, cells: int) -> bool:
-    """Whether the picture shows hardly anything: blank, black, one colour, or detail too fine for the cells."""
-    parts = signature[: cells**2], *signature[cells**2 :].reshape(2, -1)
-    return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
-
-
-# ── videos: eight frames by ffmpeg ──
-
-# Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
-VIDEO_FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
-# Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
-FRAME_FILTER = (
-    f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
-    "format=yuv444p,setsar=1"
-)
-# The frame that is shown at a moment is the last one before it: so decode from some frames before to some after.
-FRAMES_AHEAD = 2.5
-FRAMES_AROUND = 6
-FOLLOWED = 3  # of them count: the one that is shown, and two that tell what comes next
-ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
-# Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
-MARGINS = 0.0, -4.0, -16.0, -64.0
-STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in transport streams seeking ends anywhere, not where decoding can start
-PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
-
-
-@dataclass(frozen=True, slots=True)
-class VideoStream:
-    """What ffmpeg says of a file's first video stream."""
-
-    seconds: float | None  # of the whole file
-    width: int  # px, upright, in square pixels
-    height: int
-    frame_rate: float  # per second; on average, or a guess
-    transport_stream: bool
-    quicktime_rgb: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What was decoded around a moment: up to FOLLOWED pictures, the one that counts first."""
-
-    seconds: float  # from when it is shown
-    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, FRAME_SIDE, FRAME_SIDE), uint8, full range
-
-
-@functools.cache
-def ffmpeg_path() -> str | None:
-    """The ffmpeg on the PATH, else the one that imageio-ffmpeg brings, else None."""
-    found = shutil.which("ffmpeg")
-    if found or not can_import("imageio_ffmpeg"):
-        return found
-    import imageio_ffmpeg
-
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError:
-        return None  # it was installed without a binary for this system
-
-
-def fingerprint_video(ffmpeg: str, probed: dict[str, VideoStream], file: MediaFile) -> VideoFingerprint | Unreadable:
-    """The video's fingerprint, or why there is none; `probed` is by path, and need not have it.
-
-    Runs in a worker process, which is killed if ffmpeg hangs.
-    """
-    try:
-        with opened_unchanged(file) as stream:
-            about = probed.get(file.path) or video_stream(ffmpeg, file.path)
-            seconds = about.seconds or demuxed_seconds(ffmpeg, file.path, "0:V:0")
-            frames = frames_of(ffmpeg, file.path, about, seconds)
-            if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
-                check_end(demuxed_seconds(ffmpeg, file.path, "0"), seconds)
-                seconds = demuxed_seconds(ffmpeg, file.path, "0:V:0")
-                frames = frames_of(ffmpeg, file.path, about, seconds)
-            if len(frames) < FRAMES:
-                raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
-            return fingerprint_of_frames(frames, about, seconds, stream)
-    except DECODER_ERRORS as error:
-        return Unreadable(file.path, reason_of(error))
-
-
-def fingerprint_of_frames(
-    frames: dict[int, Frame], about: VideoStream, seconds: float, stream: BinaryIO
-) -> VideoFingerprint:
-    """The fingerprint of the video in this file, from its FRAMES frames."""
-    import numpy as np
-
-    small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
-    flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
-    signatures = np.array([each[0] for each in small])
-    proof = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
-    return VideoFingerprint(
-        width=about.width,
-        height=about.height,
-        milliseconds=round(seconds * 1000),
-        quicktime_rgb=about.quicktime_rgb,
-        whole=False,
-        flat=flat,
-        content_digest="" if proof else digest_of(stream),
-        hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
-        following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
-        signatures=base64.b64encode(signatures.tobytes()),
-    )
-
-
-def run_ffmpeg(ffmpeg: str, *arguments: str) -> tuple[bytes, str]:
-    """What ffmpeg writes to its standard output and what it says. It can be given no input but files."""
-    with subprocess.Popen(
-        [ffmpeg, "-nostdin", "-hide_banner", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (the other thread sleeps)
-    ) as process:
-        out, said = process.communicate()
-    return out, said.decode("utf-8", "replace")
-
-
-def video_input(path: str) -> list[str]:
-    """ffmpeg's arguments to open this file and nothing else, whatever it contains or is called."""
-    return ["-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}"]
-
-
-# The line about a stream of pictures that is not just a cover, and all lines up to the next stream.
-VIDEO_STREAM = re.compile(
-    r"^ *Stream #\d+:\d+.*?: Video: (?!.*\(attached pic\)).*(?:\n(?! *Stream #).*)*", re.MULTILINE
-)
-
-
-def video_streams(ffmpeg: str, files: Sequence[MediaFile]) -> dict[str, VideoStream]:
-    """What ffmpeg says of these files, by path, as far as it gets: it stops at the first that it cannot read.
-
-    Runs in a worker process.
-    """
-    _, said = run_ffmpeg(ffmpeg, *(argument for file in files for argument in video_input(file.path)))
-    parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
-    streams = {
-        file.path: parsed_stream(part, file.path)
-        for file, part in zip(files, parts, strict=False)
-        if part.partition(" from '")[2].startswith(f"{spoken(file.path)}':")
-    }
-    return {path: stream for path, stream in streams.items() if stream is not None}
-
-
-def video_stream(ffmpeg: str, path: str) -> VideoStream:
-    """What ffmpeg says of the file. ValueError when it cannot read it or finds no video in it."""
-    _, said = run_ffmpeg(ffmpeg, *video_input(path))
-    stream = parsed_stream(said.partition("Input #0, ")[2], path)
-    if stream is None:
-        problem = said.replace(spoken(path), "").strip().rpartition("\n")[2].strip(": ")
-        raise ValueError("there is no video in it" if "output file" in problem else problem or "ffmpeg says nothing")
-    return stream
-
-
-def spoken(path: str) -> str:
-    """The path as ffmpeg's messages contain it."""
-    return os.fsencode(f"file:{path}").decode("utf-8", "replace")
-
-
-def parsed_stream(said: str, path: str) -> VideoStream | None:
-    """The video stream that ffmpeg's words about this file describe, from after `Input #0, ` on; None if there is none.
-
-    The words contain names and titles, which could say anything: so the path is taken out, and only lines that
-    start as those of ffmpeg do are looked at.
-    """
-    container = said.partition(", from ")[0]
-    said = said.replace(spoken(path), "")
-    stream = VIDEO_STREAM.search(said)
-    size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0]) if stream else None
-    if stream is None or size is None or not int(size[1]) or not int(size[2]):
-        return None
-    width, height = int(size[1]), int(size[2])
-    if size[3] and int(size[3]) and int(size[4]):
-        width = max(1, round(width * int(size[3]) / int(size[4])))
-    turned = re.search(r"display ?matrix: rotation of (-?[\d.]+) degrees", stream[0], re.IGNORECASE)
-    if turned and 45 < abs(float(turned[1])) % 180 < 135:
-        width, height = height, width
-    rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
-    duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+), start: (-?[\d.]+)", said, re.MULTILINE)
-    begin = float(duration[4]) if duration and container.startswith("matroska") else 0.0  # there it is when it ends
-    return VideoStream(
-        seconds=seconds_in(duration.groups()[:3]) - begin if duration else None,
-        width=width,
-        height=height,
-        frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
-        transport_stream=container == "mpegts",
-        quicktime_rgb=container.startswith("mov") and bool(re.search(r", (?:rgb|bgr|argb|abgr|gbr|pal8)", stream[0])),
-    )
-
-
-def seconds_in(parts: Sequence[str]) -> float:
-    """Hours, minutes and seconds as ffmpeg writes them, in seconds."""
-    hours, minutes, seconds = parts
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
-def breaks_off(ffmpeg: str, seconds: dict[str, float], file: MediaFile) -> bool | Unreadable:
-    """False for a video that goes on as long as it says, by path; the reason for one that does not.
-
-    Runs in a worker process.
-    """
-    try:
-        with opened_unchanged(file):
-            said = seconds[file.path]
-            check_end(demuxed_seconds(ffmpeg, file.path, "0", said - TAIL), said)
-        return False
-    except DECODER_ERRORS as error:
-        return Unreadable(file.path, reason_of(error))
-
-
-TAIL = 3.0  # s before the end from which on it is looked for
-
-
-def check_end(found: float, said: float) -> None:
-    """ValueError when a file ends before the time it says."""
-    if is_too_short(found, said):
-        raise ValueError(f"damaged: it breaks off after {found:.1f} of {said:.1f} s")
-
-
-def is_too_short(found: float, said: float) -> bool:
-    """Whether so many seconds are fewer than a file says, by more than containers round."""
-    return found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said)
-
-
-def demuxed_seconds(ffmpeg: str, path: str, streams: str, start: float = 0.0) -> float:
-    """When the last packet of these streams ends, found out by reading the file from the start given; 0 without any.
-
-    From its beginning only for files that do not say how long they are, or where that may not be true.
-    """
-    sought = ["-copyts", "-start_at_zero", "-ss", f"{max(0.0, start):.3f}"]
-    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *sought, *video_input(path), "-map", streams, *PACKETS)
-    return max(packet_ends(table).values(), default=0.0)
-
-
-PACKETS = "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"  # ffmpeg's arguments to list them
-
-
-def packet_ends(table: bytes) -> dict[int, float]:
-    """When the last packet of each stream ends, by the number of the stream in ffmpeg's list of packets."""
-    bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
-    ends: dict[int, float] = defaultdict(float)
-    for stream, begin, lasts in re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE):
-        ends[int(stream)] = max(ends[int(stream)], bases[int(stream)] * (int(begin) + int(lasts)))
-    return ends
-
-
-def videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile]) -> set[str]:
-    """The paths of those files whose pictures go on as long as the file says. The others need a look of their own.
-
-    Runs in a worker process.
-    """
-    inputs: list[str] = []
-    for file in files:
-        inputs += ["-ss", f"{max(0.0, seconds[file.path] - TAIL):.3f}", *video_input(file.path)]
-    maps = [argument for place in range(len(files)) for argument in ("-map", f"{place}:V:0")]
-    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", "-copyts", "-start_at_zero", *inputs, *maps, *PACKETS)
-    ends = packet_ends(table)
-    return {file.path for place, file in enumerate(files) if not is_too_short(ends.get(place, 0.0), seconds[file.path])}
-
-
-def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
-    """The frames shown at the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
-
-    Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
-    long) the file is decoded from ever further ahead of the moment. A moment with no frame after it has none.
-    """
-    moments = {
-        number: max(0.0, min(seconds * (2 * number + 1) / (2 * FRAMES), seconds - 1 / about.frame_rate))
-        for number in range(FRAMES)
-    }
-    together = max(1, min(FRAMES, PIXELS_AT_ONCE // (about.width * about.height)))
-    found: dict[int, Frame] = {}
-    for margin in STREAM_MARGINS if about.transport_stream else MARGINS:
-        if margin < 0 and len(found) < FRAMES:
-            break
-        missed = [number for number in range(FRAMES) if is_missed(found.get(number), moments[number], about)]
-        for start in range(0, len(missed), together):
-            some = {number: moments[number] for number in missed[start : start + together]}
-            found |= decoded_frames(ffmpeg, path, some, margin, about.frame_rate)
-    return found
-
-
-def is_missed(frame: Frame | None, moment: float, about: VideoStream) -> bool:
-    """Whether no frame was decoded for the moment, or only one that is shown later."""
-    return frame is None or frame.seconds > moment + ROUNDING / about.frame_rate
-
-
-def decoded_frames(
-    ffmpeg: str, path: str, moments: dict[int, float], margin: float, frame_rate: float
-) -> dict[int, Frame]:
-    """The frame of each moment, by number, as far as it can be decoded from the margin (see MARGINS) ahead of it.
-
-    One ffmpeg opens the file once for each moment. The pictures are stacked into one, because the concat filter
-    drops frames of inputs that were sought; what a moment lacks is filled up, lest it hold up the others.
-    """
-    import numpy as np
-
-    inputs: list[str] = []
-    graph: list[str] = []
-    for place, moment in enumerate(moments.values()):
-        start = max(0.0, moment - FRAMES_AHEAD / frame_rate - abs(margin))
-        inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
-        chosen = f"{frame_chooser(moment, margin, frame_rate)},showinfo@at{place}"
-        filled = f"setpts=N,tpad=stop={FRAMES_AROUND},trim=end_frame={FRAMES_AROUND},tile=1x{FRAMES_AROUND},setpts=0"
-        graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
-    stack = "".join(f"[p{place}]" for place in range(len(moments)))
-    graph.append(f"{stack}vstack=inputs={len(moments)}" if len(moments) > 1 else f"{stack}null")
-    clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
-    output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
-    out, said = run_ffmpeg(ffmpeg, "-nostats", *clock, *inputs, *output)
-    if len(out) != len(moments) * FRAMES_AROUND * 3 * FRAME_SIDE**2:
-        return {}
-    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, FRAME_SIDE, FRAME_SIDE)
-    frames = {}
-    for place, (number, moment) in enumerate(moments.items()):
-        found = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
-        times = [float(each) for each in found]
-        if times:
-            before = [at for at, seconds in enumerate(times) if seconds <= moment + ROUNDING / frame_rate]
-            shown = 0 if margin < 0 else max(before, default=0)
-            last = min(len(times), shown + FOLLOWED)
-            frames[number] = Frame(times[shown], planes[:, place, shown:last].transpose(1, 0, 2, 3))
-    return frames
-
-
-def frame_chooser(moment: float, margin: float, frame_rate: float) -> str:
-    """Filters that pass the frames around the moment, small: FRAMES_AROUND of them.
-
-    Looking back (at a negative margin) they are the last ones before it, in reverse.
-    """
-    begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
-    if margin < 0:
-        return f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
-    return f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
-
-
-def frame_signatures(pictures: np.ndarray) -> np.ndarray:
-    """The signatures of pictures as a Frame holds them, shape (n, FRAME_BYTES), uint8."""
-    import numpy as np
-
-    luma = cell_means(pictures[:, :1], FRAME_CELLS).reshape(len(pictures), -1)
-    chroma = cell_means(pictures[:, 1:], FRAME_CELLS // 2).reshape(len(pictures), -1)
-    return np.concatenate([luma, chroma], axis=1).round().astype(np.uint8)
-
-
-def cell_means(planes: np.ndarray, cells: int) -> np.ndarray:
-    """The means of cells by cells equal parts of FRAME_SIDE squared planes, in their last two axes."""
-    side = FRAME_SIDE // cells
-    return planes.reshape(*planes.shape[:2], cells, side, cells, side).mean(axis=(3, 5))
-
-
-def frame_hash(picture: np.ndarray) -> int:
-    """pHash of Y, Cb and Cr of a frame."""
-    import imagehash
-    import numpy as np
-    from PIL import Image
-
-    luma = cell_means(picture[None, :1], LUMA_CELLS)[0, 0]
-    return int(str(imagehash.phash(Image.fromarray(luma.round().astype(np.uint8)))), 16)
-
-
-def following(signatures: np.ndarray) -> np.ndarray:
-    """The first signature that shows something else than the one before them all; else the last."""
-    import numpy as np
-
-    differs = np.abs(signatures.astype(int) - signatures[0]).max(axis=1) > CELL_SLACK
-    return signatures[int(differs.argmax())] if differs.any() else signatures[-1]
-
-
-def distinct(signatures: np.ndarray) -> int:
-    """How many of the signatures show something else than all before them."""
-    import numpy as np
-
-    seen: list[np.ndarray] = []
-    for each in signatures.astype(int):
-        if all(np.abs(each - other).max() > STILL_RANGE for other in seen):
-            seen.append(each)
-    return len(seen)
-
-
-# ── checksums ──
-
-
-def checksum_windows(size: int) -> list[tuple[int, int]]:
-    """Where the parts of a file of this size start that are summed, and how long they are.
-
-    The whole file up to three windows, else the first one, the one in the middle and the last.
-    """
-    if size <= 3 * CHECKSUM_WINDOW:
-        return [(0, size)]
-    starts = 0, size // 2 - CHECKSUM_WINDOW // 2, size - CHECKSUM_WINDOW
-    return [(start, CHECKSUM_WINDOW) for start in starts]
-
-
-def summed_bytes(file: MediaFile) -> int:
-    """How many bytes are read for the checksum."""
-    return sum(length for _, length in checksum_windows(file.size))
-
-
-def checksum_of(file: MediaFile) -> Checksum | Unreadable:
-    """SHA-256 over the size (8 bytes, little-endian) and the windows of the file. Runs in a worker process."""
-    return digested(file, file.size.to_bytes(8, "little"), checksum_windows(file.size))
-
-
-def whole_checksum_of(file: MediaFile) -> Checksum | Unreadable:
-    """SHA-256 of the whole file. Runs in a worker process."""
-    return digested(file, b"", [(0, file.size)])
-
-
-def digested(file: MediaFile, head: bytes, parts: list[tuple[int, int]]) -> Checksum | Unreadable:
-    """SHA-256 over the head and the parts of the file, or why it cannot be had."""
-    digest = hashlib.sha256(head)
-    try:
-        with opened_unchanged(file) as stream:
-            for start, length in parts:
-                stream.seek(start)
-                left = length
-                while left:
-                    block = stream.read(min(left, READ_BLOCK))
-                    if not block:
-                        raise ValueError("changed while it was read")
-                    digest.update(block)
-                    left -= len(block)
-    except (OSError, ValueError) as error:
-        return Unreadable(file.path, reason_of(error))
-    return Checksum(digest.hexdigest())
-
-
-# ── the worker pool: one driver for everything that is computed per file ──
+    reason: str
 
 
 def run_in_workers(
@@ -2144,27 +943,6 @@ def kill_with_children(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-# Forking is many times faster, but safe only where the system libraries start no threads of their own.
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-
-
-# What ends a run: Ctrl-C, kill, and a terminal that is closed.
-STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
-
-
-@contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits: one that comes while a process is being forked would end the child with a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> None:
     """Serve tasks until the connection closes. Ctrl-C is for the run that started this process, not for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -2205,9 +983,1163 @@ def end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Work(Generic[R]):
+    """What workers do with a file, and how to speak of it."""
+
+    do: Callable[[MediaFile], R | Problem]
+    noun: str
+    prepare: Callable[[], object]  # once, before workers are forked
+    bytes_read: Callable[[MediaFile], int] | None = None  # where progress is counted in bytes
+
+
+def compute(
+    work: Work[R], files: Sequence[MediaFile], jobs: int, take: Callable[[MediaFile, R | Problem], None]
+) -> None:
+    """Have workers do the work for every file, and take the results as they come, under a progress bar.
+
+    Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
+    """
+    if files and START_METHOD == "fork":
+        work.prepare()
+    weight = work.bytes_read or (lambda _file: 1)
+    done, bar = 0, progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)
+    with closing(run_in_workers(work.do, files, jobs, seconds_for)) as results:
+        try:
+            for file, result in results:
+                with interrupts_held_back():
+                    take(file, Problem(file.path, result.reason) if isinstance(result, Lost) else result)
+                    done += 1
+                bar.update(weight(file))
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
+        finally:
+            bar.close()
+
+
+def seconds_for(file: MediaFile) -> float:
+    """How long a worker may take for a file: even from a slow drive, reading it is not hanging."""
+    return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
+
+
+def nothing() -> None:
+    """No preparation."""
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Images: MediaFile -> ImageFingerprint
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+FINGERPRINT_VERSION = 1  # raised when the algorithm changes; cached rows of another version are stale
+LUMA_CELLS = 32  # per side, of the small picture that decides what is the same
+CHROMA_CELLS = LUMA_CELLS // 2
+LUMA_BYTES = LUMA_CELLS**2
+SIGNATURE_BYTES = LUMA_BYTES + 2 * CHROMA_CELLS**2
+SIGNATURE_TEXT = SIGNATURE_BYTES // 3 * 4  # characters of base64: the bytes are a multiple of 3
+PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see stored_and_seen_cells
+DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
+FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
+MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
+LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
+MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more slack for it
+CONTENT_PARTS = 64  # parts of a file that are told apart to see whether another is the same with some bits flipped
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFingerprint:
+    """What idem knows of a picture after decoding it once.
+
+    The signature is LUMA_BYTES of luma row by row, then twice CHROMA_CELLS squared of Cb and of Cr, all 0-255,
+    of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
+    all other loading. `stored_signature` is made from the stored numbers where a colour profile changes them,
+    else empty: a copy whose profile was stripped agrees with it. `whole` and `part_sums` are found out by a
+    closer look, only for files that are in a group and need one. `content_digest` is the SHA-256 of the file where
+    hashes and signature say too little of the picture and only an equal file is a copy, else empty.
+    """
+
+    width: int  # px, upright
+    height: int
+    luma_step: int  # quantisers of the mean luma and chroma of a JPEG's blocks; 0 for lossless formats
+    chroma_step: int
+    palette: bool
+    several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
+    whole: bool  # that it is not has been looked at
+    content_bytes: int  # of the file, without the metadata if it is a JPEG
+    part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of what it decodes to, where needed, else empty
+    content_digest: str
+    phash: int
+    dhash: int
+    stored_signature: bytes
+    signature: bytes
+
+    seconds: ClassVar[float] = 0.0
+
+
+TRAITS = "psw"  # palette, several scans, whole
+
+
+def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
+    """The columns of images_perceptual_hash_db.csv after the first three."""
+    flags = fingerprint.palette, fingerprint.several_scans, fingerprint.whole
+    traits = "".join(letter for letter, flag in zip(TRAITS, flags, strict=True) if flag)
+    return [
+        f"{fingerprint.phash:016x}",
+        f"{fingerprint.dhash:016x}",
+        str(FINGERPRINT_VERSION),
+        str(fingerprint.width),
+        str(fingerprint.height),
+        str(fingerprint.luma_step),
+        str(fingerprint.chroma_step),
+        traits,
+        str(fingerprint.content_bytes),
+        fingerprint.part_sums,
+        fingerprint.content_digest,
+        fingerprint.stored_signature.decode(),
+        fingerprint.signature.decode(),  # the last and never empty, so that a row cut short is seen to be
+    ]
+
+
+IMAGE_TRAITS = re.compile(  # all columns but the signatures
+    rb"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
+    rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),"
+    rb"(?P<traits>p?s?w?),(?P<content_bytes>[0-9]{1,18}),(?P<part_sums>([0-9a-f]{512})?),"
+    rb"(?P<content_digest>([0-9a-f]{64})?)"
+)
+
+
+def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
+    """The inverse of `encoded_image`; None for another version, ValueError for anything it cannot have written."""
+    row = IMAGE_TRAITS.fullmatch(b",".join(fields[:-2]))
+    if row is None:
+        raise ValueError("not a fingerprint")
+    if int(row["version"]) != FINGERPRINT_VERSION:
+        return None
+    stored_signature, signature = fields[-2:]
+    if len(signature) != SIGNATURE_TEXT or len(stored_signature) not in (0, SIGNATURE_TEXT):
+        raise ValueError("not a signature")
+    if signature.translate(None, BASE64) or stored_signature.translate(None, BASE64):
+        raise ValueError("not a signature")
+    return ImageFingerprint(
+        width=int(row["width"]),
+        height=int(row["height"]),
+        luma_step=int(row["luma_step"]),
+        chroma_step=int(row["chroma_step"]),
+        palette=b"p" in row["traits"],
+        several_scans=b"s" in row["traits"],
+        whole=b"w" in row["traits"],
+        content_bytes=int(row["content_bytes"]),
+        part_sums=row["part_sums"].decode(),
+        content_digest=row["content_digest"].decode(),
+        phash=int(row["phash"], 16),
+        dhash=int(row["dhash"], 16),
+        stored_signature=stored_signature,
+        signature=signature,
+    )
+
+
+IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
+    file_name="images_perceptual_hash_db.csv",
+    identity_columns=("path", "size", "mtime"),
+    fingerprint_columns=(
+        *("phash", "dhash", "version", "width", "height", "luma_step", "chroma_step", "traits"),
+        *("content_bytes", "part_sums", "content_digest", "stored_signature", "signature"),
+    ),
+    encode=encoded_image,
+    decode=decoded_image,
+)
+# What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
+    *(AssertionError, EOFError, MemoryError, struct.error, zlib.error),
+)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
+EXIF_ORIENTATION = 0x0112
+# Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
+RGB_TO_YCBCR = (
+    (0.299, 0.587, 0.114),
+    (-0.168735892, -0.331264108, 0.5),
+    (0.5, -0.418687589, -0.081312411),
+)
+
+
+def fingerprint_image(file: MediaFile) -> ImageFingerprint | Problem:
+    """The picture's fingerprint, or why there is none. Runs in a worker process.
+
+    The picture must decode completely: a damaged copy must never pass for a whole one.
+    """
+
+    def decoded() -> ImageFingerprint:
+        with opened_unchanged(file) as stream:
+            if jpeg := jpeg_in(stream):
+                return fingerprint_of(picture_in(jpeg.data), stream, jpeg.content_bytes, jpeg.several_scans)
+            return fingerprint_of(opened_picture(stream), stream, file.size, several_scans=False)
+
+    return or_unreadable(file.path, decoded)
+
+
+def or_unreadable(path: str, decoded: Callable[[], R]) -> R | Problem:
+    """What decoding the file at this path comes to, or why it cannot be decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
+        try:
+            return decoded()
+        except UnidentifiedImageError:
+            return Problem(path, unidentified_reason(path))
+        except Image.DecompressionBombError:
+            return Problem(path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels")
+        except MemoryError:
+            return Problem(path, "not enough memory to decode it")
+        except DECODER_ERRORS as error:
+            return Problem(path, reason_of(error))
+
+
+def unidentified_reason(path: str) -> str:
+    if path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
+        return "HEIC pictures need pillow-heif: python -m pip install pillow-heif"
+    return "not a picture in a format idem reads"
+
+
+@functools.cache
+def usable_formats() -> tuple[str, ...]:
+    """FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
+    from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register decoders)
+
+    Image.preinit()
+    if not can_import("pillow_heif"):
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.options.DECODE_THREADS = 1  # one process per core is at work already
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def load_decoders() -> None:
+    """Import what fingerprinting needs, so that forked workers share it instead of each importing its own."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive the fork
+
+    usable_formats()
+    perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
+
+
+def opened_picture(stream: BinaryIO) -> Image.Image:
+    """The picture in an open file, with only its header read. Raises what Pillow raises."""
+    if stream.read(8) == b"\x89PNG\r\n\x1a\n":
+        stream.seek(0)
+        with Image.open(stream, formats=usable_formats()) as picture:
+            picture.verify()  # Pillow looks at no checksums when it decodes
+    stream.seek(0)
+    return Image.open(stream, formats=usable_formats())
+
+
+def picture_in(data: bytes) -> Image.Image:
+    """The JPEG picture in these bytes, with only its header read. Raises what Pillow raises."""
+    return Image.open(io.BytesIO(data), formats=usable_formats())
+
+
+# ── JPEG files that end early ──
+
+
+@dataclass(frozen=True, slots=True)
+class Jpeg:
+    """A JPEG file as it is handed to the decoder, so that missing data shows."""
+
+    data: bytes
+    layout: JpegLayout
+    end: int  # offset of the end-of-image marker, or of the zeros in its place
+    several_scans: bool
+
+    @property
+    def content_bytes(self) -> int:
+        """Length of `content`."""
+        return len(self.layout.tables) + self.end - self.layout.first_scan
+
+    @property
+    def content(self) -> bytes:
+        """All that the picture is decoded from: the tables before the first scan, and the scans."""
+        return self.layout.tables + self.data[self.layout.first_scan : self.end]
+
+
+def jpeg_in(stream: BinaryIO) -> Jpeg | None:
+    """The JPEG in an open file, None if it is none; the end-of-image marker gives way to zeros where that helps.
+
+    libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
+    closed decodes "completely". Without the marker it asks for more data instead, and Pillow reports the file as
+    truncated. That works for a picture in one Huffman-coded scan; one in several is checked for having them all,
+    and once more by `is_cut_short` when it matters. ValueError when the file has no end marker or lacks scans.
+    """
+    if stream.read(2) != b"\xff\xd8":
+        stream.seek(0)
+        return None
+    stream.seek(0)
+    data = stream.read(MAX_JPEG_BYTES)
+    layout = jpeg_layout(data)
+    # The first marker ends a single scan; more scans come with tables that may contain its bytes.
+    end = (data.find if layout.one_scan else data.rfind)(END_OF_IMAGE, layout.first_scan)
+    if end < 0:
+        raise ValueError("truncated: a JPEG without its end")
+    if layout.one_scan:
+        return Jpeg(data[:end] + bytes(DECODER_LOOKAHEAD), layout, end, several_scans=False)
+    if layout.progressive and not progressive_is_complete(data, layout):
+        raise ValueError("truncated: a progressive JPEG without its last scans")
+    return Jpeg(data, layout, end, several_scans=True)
+
+
+DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
+END_OF_IMAGE = b"\xff\xd9"
+START_OF_SCAN = b"\xff\xda"
+MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
+METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
+FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
+
+
+@dataclass(frozen=True, slots=True)
+class JpegLayout:
+    """What the markers up to the first scan tell."""
+
+    first_scan: int  # offset of its marker
+    components: tuple[int, ...]
+    progressive: bool
+    one_scan: bool  # all components in one Huffman-coded sequential scan
+    tables: bytes  # all segments but the metadata (APPn and COM)
+
+
+def jpeg_layout(data: bytes) -> JpegLayout:
+    """The layout of a JPEG file (ITU-T T.81, annex B). ValueError when there is no scan."""
+    components: tuple[int, ...] = ()
+    tables: list[bytes] = []
+    frame, position = 0, 2
+    while position + 4 <= len(data):
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker in MARKERS_WITHOUT_LENGTH:
+            position += 1  # fill bytes, or junk that decoders pass over
+            continue
+        if marker == START_OF_SCAN[1]:
+            one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
+            return JpegLayout(position, components, frame == 0xC2, one_scan, b"".join(tables))
+        if marker in FRAME_MARKERS:
+            frame, components = marker, frame_components(data, position)
+        following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker not in METADATA_MARKERS:
+            tables.append(data[position:following])
+        position = following
+    raise ValueError("truncated: a JPEG without picture data")
+
+
+def frame_components(data: bytes, frame: int) -> tuple[int, ...]:
+    """The identifiers of the components that the frame header at this offset names."""
+    table = data[frame + 10 : frame + 10 + 3 * data[frame + 9]] if frame + 9 < len(data) else b""
+    return tuple(table[::3])
+
+
+def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
+    """Whether the scans carry every coefficient of every component down to its last bit.
+
+    A last scan that is itself cut short is not noticed here.
+    """
+    missing = {(component, coefficient) for component in layout.components for coefficient in range(64)}
+    scan_at = layout.first_scan
+    while scan_at >= 0:
+        count = data[scan_at + 4] if scan_at + 4 < len(data) else 0
+        header = data[scan_at + 5 : scan_at + 8 + 2 * count]
+        if len(header) == 2 * count + 3:
+            first, last, approximation = header[-3:]
+            if approximation & 15 == 0:
+                missing -= {(component, k) for component in header[:-3:2] for k in range(first, last + 1)}
+        scan_at = data.find(START_OF_SCAN, scan_at + 2)  # escaped where the data of a scan would contain it
+    return not missing
+
+
+# ── from a picture to its signature ──
+
+
+def fingerprint_of(picture: Image.Image, stream: BinaryIO, content_bytes: int, several_scans: bool) -> ImageFingerprint:
+    """The fingerprint of a picture opened from this file; decodes it. Raises what Pillow raises."""
+    size = picture.size
+    if picture.format in ("JPEG", "MPO"):
+        load_reduced(picture)
+    else:
+        picture.load()
+        size = picture.size  # Pillow has turned a TIFF upright by now
+    orientation = orientation_of(picture)
+    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
+    phash, dhash = perceptual_hashes(seen)
+    luma_step, chroma_step = quantisers(picture)
+    width, height = reversed(size) if TURNS[orientation][0] else size
+    return ImageFingerprint(
+        width=width,
+        height=height,
+        luma_step=luma_step,
+        chroma_step=chroma_step,
+        palette=picture.mode in ("P", "PA"),
+        several_scans=several_scans,
+        whole=False,
+        content_bytes=content_bytes,
+        part_sums="",
+        content_digest=digest_of(stream)
+        if has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
+        else "",
+        phash=phash,
+        dhash=dhash,
+        stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
+        signature=base64.b64encode(seen.tobytes()),
+    )
+
+
+def has_frames(picture: Image.Image) -> bool:
+    """Whether there are further frames or pages. Those of an MPO are previews and gain maps, no pictures."""
+    return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
+
+
+def load_reduced(picture: Image.Image) -> None:
+    """Decode a JPEG at a reduced scale, as YCbCr where it is stored so, which saves a conversion there and back."""
+    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
+    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
+    picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
+    picture.load()
+
+
+def quantisers(picture: Image.Image) -> tuple[int, int]:
+    """By what a JPEG's mean luma and chroma were divided and rounded, at most MAX_STEP; a guess for other formats."""
+    tables = getattr(picture, "quantization", None)
+    if not tables:
+        return (LOSSY_STEP, LOSSY_STEP) if picture.format in ("WEBP", "HEIF") else (0, 0)
+    tables = [tables.get(layer[3], [LOSSY_STEP]) for layer in picture.layer]  # type: ignore[attr-defined]
+    steps = [min(MAX_STEP, table[0]) for table in tables]
+    return steps[0], steps[min(1, len(steps) - 1)]
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """The EXIF orientation, 1-8; 1 where there is none or the metadata is broken."""
+    try:
+        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except DECODER_ERRORS:
+        return 1  # only the metadata is broken: the picture itself has decoded
+    return orientation if orientation in TURNS else 1
+
+
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel lets a background through, on which a drawing may show or vanish."""
+    if not picture.has_transparency_data:
+        return False
+    return picture.convert("RGBA").getchannel("A").histogram()[255] < picture.width * picture.height
+
+
+def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
+
+    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
+    PROFILE_CELLS squared cells instead of every pixel: the colours within one are so much alike that the order
+    of averaging and converting does not show, and it saves a fifth of the whole time.
+    """
+    plain = in_plain_mode(picture)
+    stored = ycbcr_cells(plain)
+    source = picture if picture.mode in ("L", "CMYK") else plain
+    transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
+    if transform is None:
+        return stored, stored
+    reduced = reduced_picture(source, PROFILE_CELLS)
+    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
+
+
+PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
+
+
+def in_plain_mode(picture: Image.Image) -> Image.Image:
+    """The picture as L, RGB or YCbCr; what is transparent is left as stored, see `is_transparent`."""
+    if picture.mode in ("L", "RGB", "YCbCr"):
+        return picture
+    if picture.mode == "1":
+        return picture.convert("L")
+    if picture.mode[0] in "IF":
+        return in_eight_bits(picture)
+    return picture.convert("RGB")
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture of 16-bit, 32-bit or float greys scaled to 8 bits: by the range its mode or its values show."""
+    grey = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0, neginf=0)
+    brightest = float(grey.max(initial=0))
+    if picture.mode.startswith("I;16"):
+        white = 65535.0
+    else:
+        white = next((limit for limit in (1.0, 255.0, 65535.0) if brightest <= limit), brightest)
+    return Image.fromarray(np.clip(grey * (255 / white), 0, 255).round().astype(np.uint8))
+
+
+def ycbcr_cells(picture: Image.Image) -> np.ndarray:
+    """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
+    channels = area_cells(picture, LUMA_CELLS)
+    if picture.mode == "YCbCr":
+        return channels
+    if picture.mode == "L":
+        return np.concatenate([channels, np.full((2, LUMA_CELLS, LUMA_CELLS), 128, np.float32)])
+    ycbcr = np.tensordot(np.array(RGB_TO_YCBCR, np.float32), channels, axes=1)
+    ycbcr[1:] += 128
+    return ycbcr
+
+
+def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
+    """The mean of each of cells by cells equal parts of a picture, shape (bands, cells, cells).
+
+    Exact: a pixel on a border counts for both sides by its share. Pillow's BOX filter gives such pixels to one
+    side, which alone made small copies differ from their originals by up to 8 levels.
+    """
+    width, height = picture.size
+    pixels = np.asarray(picture).reshape(height, -1)
+    rows = np.empty((cells, pixels.shape[1]), np.float32)
+    weights = area_weights(height, cells)
+    for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
+        top, bottom = height * cell // cells, -(-height * (cell + 1) // cells)
+        rows[cell] = weights[cell, top:bottom] @ pixels[top:bottom].astype(np.float32)
+    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, cells).T
+
+
+@functools.lru_cache(maxsize=256)
+def area_weights(pixels: int, cells: int) -> np.ndarray:
+    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels)."""
+    borders = np.arange(cells + 1) * (pixels / cells)
+    left = np.arange(pixels)
+    overlap = np.minimum(borders[1:, None], left + 1) - np.maximum(borders[:-1, None], left)
+    return (np.clip(overlap, 0, None) * (cells / pixels)).astype(np.float32)
+
+
+def reduced_picture(picture: Image.Image, cells: int) -> Image.Image:
+    """The picture as cells by cells pixels, by exact means."""
+    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(picture, cells)]
+    return Image.merge(picture.mode, bands)
+
+
+@functools.lru_cache(maxsize=64)
+def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """What converts pictures in this colour profile to sRGB; None where that changes nothing or cannot be done."""
+    if not profile or not mode:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except ImageCms.PyCMSError:
+        return None  # viewers ignore a profile that is broken or of another colour space, too
+    except DECODER_ERRORS:
+        return None  # so broken that LittleCMS does not get to see it
+    colours = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * turn) for turn in range(3)])
+    change = ImageChops.difference(transform.apply(colours.convert(mode)), colours.convert(mode).convert("RGB"))
+    unchanged = sum(change.histogram()[channel * 256 + level] for channel in range(3) for level in (0, 1))
+    return None if unchanged == 3 * change.width * change.height else transform.apply
+
+
+# Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
+TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def signature_of(cells: np.ndarray, orientation: int) -> np.ndarray:
+    """The signature of Y, Cb and Cr cells of a picture stored in this orientation: SIGNATURE_BYTES uint8."""
+    exchanged, rows, columns = TURNS[orientation]
+    upright = cells.transpose(0, 2, 1) if exchanged else cells
+    upright = upright[:, :: -1 if rows else 1, :: -1 if columns else 1]
+    chroma = upright[1:].reshape(2, CHROMA_CELLS, 2, CHROMA_CELLS, 2).mean(axis=(2, 4))
+    levels = np.concatenate([upright[0].ravel(), chroma.ravel()])
+    return levels.round().clip(0, 255).astype(np.uint8)
+
+
+def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
+    """pHash and dHash, 64 bits each, of the signature's luma."""
+    import imagehash
+
+    luma = Image.fromarray(signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS))
+    return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
+
+
+def is_flat(signature: np.ndarray, cells: int) -> bool:
+    """Whether the picture shows hardly anything: blank, black, one colour, or detail too fine for the cells."""
+    parts = signature[: cells**2], *signature[cells**2 :].reshape(2, -1)
+    return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Videos: MediaFile -> VideoFingerprint
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+FRAMES = 8  # of a video that are looked at
+FRAME_SIDE = 64  # px; what ffmpeg scales them to
+FRAME_CELLS = 16  # per side, of the small picture of a frame
+FRAME_BYTES = FRAME_CELLS**2 + 2 * (FRAME_CELLS // 2) ** 2
+FRAMES_TEXT = FRAMES * FRAME_BYTES // 3 * 4  # characters of base64
+TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
+DISTINCT_FRAMES = 5  # that must show something else than each other: else they prove no more than one picture does
+STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
+SAME_DURATION = 0.2, 0.002  # the same for copies: containers round, and audio may end later than the pictures
+PIXELS_AT_ONCE = 17_000_000  # of frames decoded by one ffmpeg, which holds some ten pictures for each of them
+# How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells:
+CELL_SLACK = 2.5  # levels, for rounding in every conversion
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFingerprint:
+    """What idem knows of a video after looking at FRAMES of its frames.
+
+    `signatures` are FRAME_BYTES for each frame, laid out like the signature of an image, in base64; `following` those
+    of the next frame after each that shows something else: a copy may be off by one. `content_digest` is the SHA-256
+    of the file where the frames say too little and only an equal file is a copy.
+    """
+
+    width: int  # px, upright, in square pixels
+    height: int
+    milliseconds: int
+    quicktime_rgb: bool  # stored as RGB in a QuickTime file: see QUICKTIME_GAMMA
+    whole: bool  # that it does not break off has been looked at
+    flat: tuple[bool, ...]  # which frames show hardly anything: see `is_flat`
+    content_digest: str
+    hashes: tuple[int, ...]  # pHash of each frame
+    following: bytes
+    signatures: bytes
+
+    @property
+    def seconds(self) -> float:
+        return self.milliseconds / 1000
+
+
+def encoded_video(fingerprint: VideoFingerprint) -> list[str]:
+    """The columns of videos_perceptual_hash_db.csv after the first three."""
+    return [
+        f"{fingerprint.seconds:.3f}",
+        "".join(f"{each:016x}" for each in fingerprint.hashes),
+        str(FINGERPRINT_VERSION),
+        str(fingerprint.width),
+        str(fingerprint.height),
+        "r" * fingerprint.quicktime_rgb + "w" * fingerprint.whole,
+        "".join("f" if each else "." for each in fingerprint.flat),
+        fingerprint.content_digest,
+        fingerprint.following.decode(),
+        fingerprint.signatures.decode(),
+    ]
+
+
+VIDEO_TRAITS = re.compile(  # all columns but the signatures
+    rb"(?P<seconds>[0-9]{1,8})\.(?P<thousandths>[0-9]{3}),(?P<hashes>[0-9a-f]{%d}),(?P<version>[0-9]{1,4}),"
+    rb"(?P<width>[1-9][0-9]{0,5}),(?P<height>[1-9][0-9]{0,5}),(?P<traits>r?w?),(?P<flat>[f.]{%d}),"
+    rb"(?P<content_digest>([0-9a-f]{64})?)" % (16 * FRAMES, FRAMES)
+)
+
+
+def decoded_video(fields: list[bytes]) -> VideoFingerprint | None:
+    """The inverse of `encoded_video`; None for another version, ValueError for anything it cannot have written."""
+    row = VIDEO_TRAITS.fullmatch(b",".join(fields[:-2]))
+    if row is None:
+        raise ValueError("not a fingerprint")
+    if int(row["version"]) != FINGERPRINT_VERSION:
+        return None
+    if any(len(each) != FRAMES_TEXT or each.translate(None, BASE64) for each in fields[-2:]):
+        raise ValueError("not the signatures of the frames")
+    return VideoFingerprint(
+        width=int(row["width"]),
+        height=int(row["height"]),
+        milliseconds=int(row["seconds"] + row["thousandths"]),
+        quicktime_rgb=b"r" in row["traits"],
+        whole=b"w" in row["traits"],
+        flat=tuple(each == ord("f") for each in row["flat"]),
+        content_digest=row["content_digest"].decode(),
+        hashes=tuple(int(row["hashes"][at : at + 16], 16) for at in range(0, 16 * FRAMES, 16)),
+        following=fields[-2],
+        signatures=fields[-1],
+    )
+
+
+VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
+    file_name="videos_perceptual_hash_db.csv",
+    identity_columns=("path", "size", "mtime"),
+    fingerprint_columns=(
+        *(
+            "duration",
+            "vhash",
+            "version",
+            "width",
+            "height",
+            "traits",
+            "flat",
+            "content_digest",
+            "following",
+            "signatures",
+        ),
+    ),
+    encode=encoded_video,
+    decode=decoded_video,
+)
+# Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
+VIDEO_FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
+# Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
+FRAME_FILTER = (
+    f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
+    "format=yuv444p,setsar=1"
+)
+# The frame that is shown at a moment is the last one before it: so decode from some frames before to some after.
+FRAMES_AHEAD = 2.5
+FRAMES_AROUND = 6
+FOLLOWED = 3  # of them count: the one that is shown, and two that tell what comes next
+ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
+# Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
+MARGINS = 0.0, -4.0, -16.0, -64.0
+STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in transport streams seeking ends anywhere, not where decoding can start
+PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStream:
+    """What ffmpeg says of a file's first video stream."""
+
+    seconds: float | None  # of the whole file
+    width: int  # px, upright, in square pixels
+    height: int
+    frame_rate: float  # per second; on average, or a guess
+    transport_stream: bool
+    quicktime_rgb: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What was decoded around a moment: up to FOLLOWED pictures, the one that counts first."""
+
+    seconds: float  # from when it is shown
+    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, FRAME_SIDE, FRAME_SIDE), uint8, full range
+
+
+@functools.cache
+def ffmpeg_path() -> str | None:
+    """The ffmpeg on the PATH, else the one that imageio-ffmpeg brings, else None."""
+    found = shutil.which("ffmpeg")
+    if found or not can_import("imageio_ffmpeg"):
+        return found
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        return None  # it was installed without a binary for this system
+
+
+def fingerprint_video(ffmpeg: str, probed: dict[str, VideoStream], file: MediaFile) -> VideoFingerprint | Problem:
+    """The video's fingerprint, or why there is none; `probed` is by path, and need not have it.
+
+    Runs in a worker process, which is killed if ffmpeg hangs.
+    """
+    try:
+        with opened_unchanged(file) as stream:
+            about = probed.get(file.path) or video_stream(ffmpeg, file.path)
+            seconds = about.seconds or demuxed_seconds(ffmpeg, file.path, "0:V:0")
+            frames = frames_of(ffmpeg, file.path, about, seconds)
+            if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
+                check_end(demuxed_seconds(ffmpeg, file.path, "0"), seconds)
+                seconds = demuxed_seconds(ffmpeg, file.path, "0:V:0")
+                frames = frames_of(ffmpeg, file.path, about, seconds)
+            if len(frames) < FRAMES:
+                raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
+            return fingerprint_of_frames(frames, about, seconds, stream)
+    except DECODER_ERRORS as error:
+        return Problem(file.path, reason_of(error))
+
+
+def fingerprint_of_frames(
+    frames: dict[int, Frame], about: VideoStream, seconds: float, stream: BinaryIO
+) -> VideoFingerprint:
+    """The fingerprint of the video in this file, from its FRAMES frames."""
+    small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
+    flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
+    signatures = np.array([each[0] for each in small])
+    proof = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
+    return VideoFingerprint(
+        width=about.width,
+        height=about.height,
+        milliseconds=round(seconds * 1000),
+        quicktime_rgb=about.quicktime_rgb,
+        whole=False,
+        flat=flat,
+        content_digest="" if proof else digest_of(stream),
+        hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
+        following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
+        signatures=base64.b64encode(signatures.tobytes()),
+    )
+
+
+def run_ffmpeg(ffmpeg: str, *arguments: str) -> tuple[bytes, str]:
+    """What ffmpeg writes to its standard output and what it says. It can be given no input but files."""
+    with subprocess.Popen(
+        [ffmpeg, "-nostdin", "-hide_banner", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (the other thread sleeps)
+    ) as process:
+        out, said = process.communicate()
+    return out, said.decode("utf-8", "replace")
+
+
+def video_input(path: str) -> list[str]:
+    """ffmpeg's arguments to open this file and nothing else, whatever it contains or is called."""
+    return ["-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}"]
+
+
+# The line about a stream of pictures that is not just a cover, and all lines up to the next stream.
+VIDEO_STREAM = re.compile(
+    r"^ *Stream #\d+:\d+.*?: Video: (?!.*\(attached pic\)).*(?:\n(?! *Stream #).*)*", re.MULTILINE
+)
+
+
+def video_streams(ffmpeg: str, files: Sequence[MediaFile]) -> dict[str, VideoStream]:
+    """What ffmpeg says of these files, by path, as far as it gets: it stops at the first that it cannot read.
+
+    Runs in a worker process.
+    """
+    _, said = run_ffmpeg(ffmpeg, *(argument for file in files for argument in video_input(file.path)))
+    parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
+    streams = {
+        file.path: parsed_stream(part, file.path)
+        for file, part in zip(files, parts, strict=False)
+        if part.partition(" from '")[2].startswith(f"{spoken(file.path)}':")
+    }
+    return {path: stream for path, stream in streams.items() if stream is not None}
+
+
+def video_stream(ffmpeg: str, path: str) -> VideoStream:
+    """What ffmpeg says of the file. ValueError when it cannot read it or finds no video in it."""
+    _, said = run_ffmpeg(ffmpeg, *video_input(path))
+    stream = parsed_stream(said.partition("Input #0, ")[2], path)
+    if stream is None:
+        problem = said.replace(spoken(path), "").strip().rpartition("\n")[2].strip(": ")
+        raise ValueError("there is no video in it" if "output file" in problem else problem or "ffmpeg says nothing")
+    return stream
+
+
+def spoken(path: str) -> str:
+    """The path as ffmpeg's messages contain it."""
+    return os.fsencode(f"file:{path}").decode("utf-8", "replace")
+
+
+def parsed_stream(said: str, path: str) -> VideoStream | None:
+    """The video stream that ffmpeg's words about this file describe, from after `Input #0, ` on; None if there is none.
+
+    The words contain names and titles, which could say anything: so the path is taken out, and only lines that
+    start as those of ffmpeg do are looked at.
+    """
+    container = said.partition(", from ")[0]
+    said = said.replace(spoken(path), "")
+    stream = VIDEO_STREAM.search(said)
+    size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0]) if stream else None
+    if stream is None or size is None or not int(size[1]) or not int(size[2]):
+        return None
+    width, height = int(size[1]), int(size[2])
+    if size[3] and int(size[3]) and int(size[4]):
+        width = max(1, round(width * int(size[3]) / int(size[4])))
+    turned = re.search(r"display ?matrix: rotation of (-?[\d.]+) degrees", stream[0], re.IGNORECASE)
+    if turned and 45 < abs(float(turned[1])) % 180 < 135:
+        width, height = height, width
+    rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
+    duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+), start: (-?[\d.]+)", said, re.MULTILINE)
+    begin = float(duration[4]) if duration and container.startswith("matroska") else 0.0  # there it is when it ends
+    return VideoStream(
+        seconds=seconds_in(duration.groups()[:3]) - begin if duration else None,
+        width=width,
+        height=height,
+        frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
+        transport_stream=container == "mpegts",
+        quicktime_rgb=container.startswith("mov") and bool(re.search(r", (?:rgb|bgr|argb|abgr|gbr|pal8)", stream[0])),
+    )
+
+
+def seconds_in(parts: Sequence[str]) -> float:
+    """Hours, minutes and seconds as ffmpeg writes them, in seconds."""
+    hours, minutes, seconds = parts
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def check_end(found: float, said: float) -> None:
+    """ValueError when a file ends before the time it says."""
+    if is_too_short(found, said):
+        raise ValueError(f"damaged: it breaks off after {found:.1f} of {said:.1f} s")
+
+
+def is_too_short(found: float, said: float) -> bool:
+    """Whether so many seconds are fewer than a file says, by more than containers round."""
+    return found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said)
+
+
+def demuxed_seconds(ffmpeg: str, path: str, streams: str, start: float = 0.0) -> float:
+    """When the last packet of these streams ends, found out by reading the file from the start given; 0 without any.
+
+    From its beginning only for files that do not say how long they are, or where that may not be true.
+    """
+    sought = ["-copyts", "-start_at_zero", "-ss", f"{max(0.0, start):.3f}"]
+    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *sought, *video_input(path), "-map", streams, *PACKETS)
+    return max(packet_ends(table).values(), default=0.0)
+
+
+PACKETS = "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"  # ffmpeg's arguments to list them
+
+
+def packet_ends(table: bytes) -> dict[int, float]:
+    """When the last packet of each stream ends, by the number of the stream in ffmpeg's list of packets."""
+    bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
+    ends: dict[int, float] = defaultdict(float)
+    for stream, begin, lasts in re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE):
+        ends[int(stream)] = max(ends[int(stream)], bases[int(stream)] * (int(begin) + int(lasts)))
+    return ends
+
+
+def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
+    """The frames shown at the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
+
+    Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
+    long) the file is decoded from ever further ahead of the moment. A moment with no frame after it has none.
+    """
+    moments = {
+        number: max(0.0, min(seconds * (2 * number + 1) / (2 * FRAMES), seconds - 1 / about.frame_rate))
+        for number in range(FRAMES)
+    }
+    together = max(1, min(FRAMES, PIXELS_AT_ONCE // (about.width * about.height)))
+    found: dict[int, Frame] = {}
+    for margin in STREAM_MARGINS if about.transport_stream else MARGINS:
+        if margin < 0 and len(found) < FRAMES:
+            break
+        missed = [number for number in range(FRAMES) if is_missed(found.get(number), moments[number], about)]
+        for start in range(0, len(missed), together):
+            some = {number: moments[number] for number in missed[start : start + together]}
+            found |= decoded_frames(ffmpeg, path, some, margin, about.frame_rate)
+    return found
+
+
+def is_missed(frame: Frame | None, moment: float, about: VideoStream) -> bool:
+    """Whether no frame was decoded for the moment, or only one that is shown later."""
+    return frame is None or frame.seconds > moment + ROUNDING / about.frame_rate
+
+
+def decoded_frames(
+    ffmpeg: str, path: str, moments: dict[int, float], margin: float, frame_rate: float
+) -> dict[int, Frame]:
+    """The frame of each moment, by number, as far as it can be decoded from the margin (see MARGINS) ahead of it.
+
+    One ffmpeg opens the file once for each moment. The pictures are stacked into one, because the concat filter
+    drops frames of inputs that were sought; what a moment lacks is filled up, lest it hold up the others.
+    """
+    inputs: list[str] = []
+    graph: list[str] = []
+    for place, moment in enumerate(moments.values()):
+        start = max(0.0, moment - FRAMES_AHEAD / frame_rate - abs(margin))
+        inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
+        chosen = f"{frame_chooser(moment, margin, frame_rate)},showinfo@at{place}"
+        filled = f"setpts=N,tpad=stop={FRAMES_AROUND},trim=end_frame={FRAMES_AROUND},tile=1x{FRAMES_AROUND},setpts=0"
+        graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
+    stack = "".join(f"[p{place}]" for place in range(len(moments)))
+    graph.append(f"{stack}vstack=inputs={len(moments)}" if len(moments) > 1 else f"{stack}null")
+    clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
+    output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
+    out, said = run_ffmpeg(ffmpeg, "-nostats", *clock, *inputs, *output)
+    if len(out) != len(moments) * FRAMES_AROUND * 3 * FRAME_SIDE**2:
+        return {}
+    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, FRAME_SIDE, FRAME_SIDE)
+    frames = {}
+    for place, (number, moment) in enumerate(moments.items()):
+        found = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
+        times = [float(each) for each in found]
+        if times:
+            before = [at for at, seconds in enumerate(times) if seconds <= moment + ROUNDING / frame_rate]
+            shown = 0 if margin < 0 else max(before, default=0)
+            last = min(len(times), shown + FOLLOWED)
+            frames[number] = Frame(times[shown], planes[:, place, shown:last].transpose(1, 0, 2, 3))
+    return frames
+
+
+def frame_chooser(moment: float, margin: float, frame_rate: float) -> str:
+    """Filters that pass the frames around the moment, small: FRAMES_AROUND of them.
+
+    Looking back (at a negative margin) they are the last ones before it, in reverse.
+    """
+    begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
+    if margin < 0:
+        return f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
+    return f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
+
+
+def frame_signatures(pictures: np.ndarray) -> np.ndarray:
+    """The signatures of pictures as a Frame holds them, shape (n, FRAME_BYTES), uint8."""
+    luma = cell_means(pictures[:, :1], FRAME_CELLS).reshape(len(pictures), -1)
+    chroma = cell_means(pictures[:, 1:], FRAME_CELLS // 2).reshape(len(pictures), -1)
+    return np.concatenate([luma, chroma], axis=1).round().astype(np.uint8)
+
+
+def cell_means(planes: np.ndarray, cells: int) -> np.ndarray:
+    """The means of cells by cells equal parts of FRAME_SIDE squared planes, in their last two axes."""
+    side = FRAME_SIDE // cells
+    return planes.reshape(*planes.shape[:2], cells, side, cells, side).mean(axis=(3, 5))
+
+
+def frame_hash(picture: np.ndarray) -> int:
+    """pHash of Y, Cb and Cr of a frame."""
+    import imagehash
+
+    luma = cell_means(picture[None, :1], LUMA_CELLS)[0, 0]
+    return int(str(imagehash.phash(Image.fromarray(luma.round().astype(np.uint8)))), 16)
+
+
+def following(signatures: np.ndarray) -> np.ndarray:
+    """The first signature that shows something else than the one before them all; else the last."""
+    differs = np.abs(signatures.astype(int) - signatures[0]).max(axis=1) > CELL_SLACK
+    return signatures[int(differs.argmax())] if differs.any() else signatures[-1]
+
+
+def distinct(signatures: np.ndarray) -> int:
+    """How many of the signatures show something else than all before them."""
+    seen: list[np.ndarray] = []
+    for each in signatures.astype(int):
+        if all(np.abs(each - other).max() > STILL_RANGE for other in seen):
+            seen.append(each)
+    return len(seen)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Checksums: MediaFile -> Checksum
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+CHECKSUM_WINDOW = 4 << 20  # bytes; of files larger than three of them only three windows are summed
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """SHA-256 in hex: of a file's size and windows, or of all its bytes."""
+
+    digest: str
+
+    width: ClassVar[int] = 0
+    height: ClassVar[int] = 0
+    seconds: ClassVar[float] = 0.0
+
+
+def decoded_checksum(fields: list[bytes]) -> Checksum:
+    """The checksum in a row's last column. ValueError when it is none."""
+    if not re.fullmatch(rb"[0-9a-fA-F]{64}", fields[0]):
+        raise ValueError("not a checksum")
+    return Checksum(fields[0].decode().lower())
+
+
+CHECKSUM_CACHE: CacheFormat[Checksum] = CacheFormat(  # other tools share it, so it must stay as it is
+    file_name="all_media_sha_hash_db.csv",
+    identity_columns=("path", "size", "ctime", "mtime"),
+    fingerprint_columns=("checksum",),
+    encode=lambda checksum: [checksum.digest],
+    decode=decoded_checksum,
+)
+WHOLE_CACHE: CacheFormat[Checksum] = CacheFormat(  # of the files whose checksum is that of another, but leaves gaps
+    file_name="large_media_whole_sha_hash_db.csv",
+    identity_columns=("path", "size", "ctime", "mtime"),
+    fingerprint_columns=("sha256",),
+    encode=lambda checksum: [checksum.digest],
+    decode=decoded_checksum,
+)
+
+
+def checksum_windows(size: int) -> list[tuple[int, int]]:
+    """Where the parts of a file of this size start that are summed, and how long they are.
+
+    The whole file up to three windows, else the first one, the one in the middle and the last.
+    """
+    if size <= 3 * CHECKSUM_WINDOW:
+        return [(0, size)]
+    starts = 0, size // 2 - CHECKSUM_WINDOW // 2, size - CHECKSUM_WINDOW
+    return [(start, CHECKSUM_WINDOW) for start in starts]
+
+
+def summed_bytes(file: MediaFile) -> int:
+    """How many bytes are read for the checksum."""
+    return sum(length for _, length in checksum_windows(file.size))
+
+
+def checksum_of(file: MediaFile) -> Checksum | Problem:
+    """SHA-256 over the size (8 bytes, little-endian) and the windows of the file. Runs in a worker process."""
+    return digested(file, file.size.to_bytes(8, "little"), checksum_windows(file.size))
+
+
+def whole_checksum_of(file: MediaFile) -> Checksum | Problem:
+    """SHA-256 of the whole file. Runs in a worker process."""
+    return digested(file, b"", [(0, file.size)])
+
+
+def digested(file: MediaFile, head: bytes, parts: list[tuple[int, int]]) -> Checksum | Problem:
+    """SHA-256 over the head and the parts of the file, or why it cannot be had."""
+    digest = hashlib.sha256(head)
+    try:
+        with opened_unchanged(file) as stream:
+            for start, length in parts:
+                stream.seek(start)
+                left = length
+                while left:
+                    block = stream.read(min(left, READ_BLOCK))
+                    if not block:
+                        raise ValueError("changed while it was read")
+                    digest.update(block)
+                    left -= len(block)
+    except (OSError, ValueError) as error:
+        return Problem(file.path, reason_of(error))
+    return Checksum(digest.hexdigest())
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Match: fingerprints -> Group. Pure: nothing here touches a disk
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+Fingerprint = ImageFingerprint | VideoFingerprint | Checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Replica(Generic[F]):
+    """One file of a group and its fingerprint."""
+
+    file: MediaFile
+    fingerprint: F
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Generic[F]):
+    """Replicas of one picture or video, best first; `distances` are theirs to the first, in the same order."""
+
+    kind: str  # "image" or "video"
+    replicas: tuple[Replica[F], ...]
+    distances: tuple[int, ...]
+
+
+AnyGroup = Group[Any]
+HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
+STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
+RANGE_SLACK = 1 / 8  # of the picture's own range of luma at most: a faint drawing must not fall within the slack
+CONTRAST_SLACK = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
+EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
+# The same when one of the two has a palette: 256 colours shift whole areas, single cells twice as far as four.
+PALETTE_SLACK = 8.0  # levels, of four cells together
+PALETTE_CONTRAST_SLACK = 0.1
+MAX_THRESHOLD = 64  # bits in a hash
+NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may group
+FRAME_HASH_RADIUS = (
+    16  # bits, on average over the frames; re-encoding flips far fewer, a frame more or less at a cut some
+)
+DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
+# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
+STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
+STRETCH_SLACK = 0.01
+AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
+BLURRED = 2  # times the slack at most
+FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
+QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
+GAMMA_SLACK = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
+PAIR_BLOCK = 1 << 18  # candidate pairs handled at once: bounds memory at about 100 MB
+COMPARE_BLOCK = 1 << 10  # signature pairs compared at once: some megabytes for each step
+TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
+
 
 # ── search: all pairs of hashes within a radius ──
 
@@ -2223,7 +2155,6 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
 
 def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     """`near_pairs` by a BK-tree (Burkhard and Keller 1973): best for few hashes."""
-    import numpy as np
     import pybktree
 
     positions: dict[int, list[int]] = defaultdict(list)  # equal hashes are one node: the tree would chain them
@@ -2244,8 +2175,6 @@ def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
     Two hashes that differ in at most r bits agree on one of any r+1 parts of them (the pigeonhole principle), so
     it is enough to compare those that share a part. Worth it while parts are long enough to set hashes apart.
     """
-    import numpy as np
-
     parts = radius + 1
     shared = len(hashes) / 2 ** (64 // parts)  # expected hashes that share a part with a given one
     if parts <= 64 and parts * shared * BUCKET_COST < len(hashes):
@@ -2271,8 +2200,6 @@ BUCKET_COST = 10  # comparing a pair out of a bucket costs about so many times o
 
 def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     """`near_pairs` of the hashes that share one of radius + 1 parts of their bits."""
-    import numpy as np
-
     borders = [64 * part // (radius + 1) for part in range(radius + 2)]
     masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
     for number, mask in enumerate(masks):
@@ -2289,8 +2216,6 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
 
 def pairs_of_runs(order: np.ndarray, borders: np.ndarray) -> Iterator[np.ndarray]:
     """All pairs of members of the same run of `order`, smaller first, in blocks of bounded size."""
-    import numpy as np
-
     ends = np.repeat(borders[1:], np.diff(borders))  # where the run of each position ends
     partners = ends - np.arange(len(order)) - 1  # later members of the same run
     totals = np.concatenate([[0], np.cumsum(partners)])
@@ -2324,7 +2249,6 @@ class ImageTable:
     """A Table of images."""
 
     def __init__(self, fingerprints: Sequence[ImageFingerprint]) -> None:
-        import numpy as np
 
         self.fingerprints = fingerprints
         self.phash = np.array([each.phash for each in fingerprints], np.uint64)
@@ -2340,8 +2264,6 @@ class ImageTable:
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
         """The distance of each pair, shape (n,): see `distance`."""
-        import numpy as np
-
         i, j = pairs.T
         hash_bits = [np.bitwise_count(each[i] ^ each[j]) for each in (self.phash, self.dhash)]
         result = np.maximum(1, np.maximum(*hash_bits)).astype(np.int64)
@@ -2355,8 +2277,6 @@ class ImageTable:
 
     def clusters(self, threshold: int) -> np.ndarray:
         """See Table."""
-        import numpy as np
-
         first = np.arange(len(self.fingerprints))
         telling = np.flatnonzero(~self.by_content)
         phash, dhash = self.phash[telling], self.dhash[telling]
@@ -2375,8 +2295,6 @@ class ImageTable:
 
     def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether one is the other scaled, the sides of the smaller rounded either way."""
-        import numpy as np
-
         swap = self.width[i] * self.height[i] < self.width[j] * self.height[j]
         large, small = np.where(swap, j, i), np.where(swap, i, j)
         across, down = self.width[small], self.height[small]
@@ -2386,8 +2304,6 @@ class ImageTable:
 
     def same_signature(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether the signatures agree in every cell: as seen, or with the profile of one of the two stripped."""
-        import numpy as np
-
         same = self.agreeing(i, j)
         for one, other in ((i, j), (j, i)):
             stripped = np.flatnonzero(~same & self.profiled[one] & ~self.profiled[other])
@@ -2396,8 +2312,6 @@ class ImageTable:
 
     def agreeing(self, i: np.ndarray, j: np.ndarray, stored: bool = False) -> np.ndarray:
         """Whether each i agrees with its j in every cell; `stored` takes the stored signature of each i."""
-        import numpy as np
-
         ones, others = self.planes(i, stored), self.planes(j)
         shorter = np.minimum(self.width, self.height)
         share = CONTRAST_SLACK + EDGE_SHIFT * LUMA_CELLS / np.minimum(shorter[i], shorter[j])
@@ -2421,8 +2335,6 @@ class ImageTable:
 
     def planes(self, rows: np.ndarray, stored: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The luma and chroma of the rows' signatures, as seen or as stored: see `planes_of`."""
-        import numpy as np
-
         chosen = [self.fingerprints[row] for row in rows.tolist()]
         levels = [signature_levels(each.stored_signature if stored else each.signature) for each in chosen]
         return planes_of(np.array(levels, np.int16).reshape(-1, SIGNATURE_BYTES), LUMA_CELLS)
@@ -2432,7 +2344,6 @@ class VideoTable:
     """A Table of videos."""
 
     def __init__(self, fingerprints: Sequence[VideoFingerprint]) -> None:
-        import numpy as np
 
         self.fingerprints = fingerprints
         self.hashes = np.array([each.hashes for each in fingerprints], np.uint64).reshape(-1, FRAMES)
@@ -2446,8 +2357,6 @@ class VideoTable:
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
         """The distance of each pair, shape (n,): see `video_distance`."""
-        import numpy as np
-
         i, j = pairs.T
         bits = self.mean_bits(i, j)
         comparable = self.last_within(DURATION_WINDOW, i, j) & ~self.by_content[i] & ~self.by_content[j]
@@ -2463,8 +2372,6 @@ class VideoTable:
 
     def mean_bits(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """The mean Hamming distance of the frames that tell something; infinite where they are too few."""
-        import numpy as np
-
         telling = ~(self.flat[i] & self.flat[j])
         bits = (np.bitwise_count(self.hashes[i] ^ self.hashes[j]) * telling).sum(axis=-1, dtype=np.float64)
         count = telling.sum(axis=-1)
@@ -2472,8 +2379,6 @@ class VideoTable:
 
     def last_within(self, window: tuple[float, float], i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether both last as long, but for that many seconds or that share of the longer one."""
-        import numpy as np
-
         longest = np.maximum(self.seconds[i], self.seconds[j])
         return np.abs(self.seconds[i] - self.seconds[j]) <= longest_gap(window, longest)
 
@@ -2482,8 +2387,6 @@ class VideoTable:
 
         Encoders want even sides, and some multiples of 16 or none but such: 2 px either way, or half a percent.
         """
-        import numpy as np
-
         shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
         quotient = (self.width[i] / self.height[i]) / (self.width[j] / self.height[j])
         stretch = np.abs(np.log(quotient))[:, None] - np.log(STRETCHES)
@@ -2491,8 +2394,6 @@ class VideoTable:
 
     def same_frames(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether all frames agree: with the same luma, or one that stores RGB converted as QuickTime did."""
-        import numpy as np
-
         same = self.agreeing(i, j)
         for one, other in ((i, j), (j, i)):
             converted = np.flatnonzero(~same & (self.quicktime_rgb[i] != self.quicktime_rgb[j]))
@@ -2506,8 +2407,6 @@ class VideoTable:
         Most must agree within the slack, the others within BLURRED times that. A frame of one may agree with the one
         that follows that of the other, where a copy is off by one.
         """
-        import numpy as np
-
         telling = ~(self.flat[i] & self.flat[j])
         agree, blurred = np.zeros(telling.shape, bool), np.zeros(telling.shape, bool)
         for which in (("signatures", "signatures"), ("following", "signatures"), ("signatures", "following")):
@@ -2522,8 +2421,6 @@ class VideoTable:
         self, i: np.ndarray, j: np.ndarray, gamma: float, which: tuple[str, str], times: float
     ) -> np.ndarray:
         """Whether each frame agrees with its counterpart within so many times the slack, shape (n, FRAMES)."""
-        import numpy as np
-
         ones, others = self.planes(i, which[0], gamma), self.planes(j, which[1])
         shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
         share = CONTRAST_SLACK + EDGE_SHIFT * FRAME_CELLS / shorter + (GAMMA_SLACK if gamma != 1 else 0)
@@ -2540,16 +2437,12 @@ class VideoTable:
 
     def planes(self, rows: np.ndarray, which: str, gamma: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """The luma and chroma of all frames of the rows, or of those following them: see `planes_of`."""
-        import numpy as np
-
         levels = [signature_levels(getattr(self.fingerprints[row], which)) for row in rows.tolist()]
         luma, chroma = planes_of(np.array(levels, np.float32).reshape(-1, FRAME_BYTES), FRAME_CELLS)
         return (luma if gamma == 1 else 255 * (luma / 255) ** np.float32(gamma)), chroma
 
     def clusters(self, threshold: int) -> np.ndarray:
         """See Table. In order of duration, so that each is compared with those within its window only."""
-        import numpy as np
-
         first = np.arange(len(self.fingerprints))
         radius = max(threshold, FRAME_HASH_RADIUS)
         window = DURATION_WINDOW if threshold else SAME_DURATION
@@ -2575,16 +2468,12 @@ class VideoTable:
 
 def longest_gap(window: tuple[float, float], longest: np.ndarray) -> np.ndarray:
     """By how many seconds two videos may differ of which the longer one lasts so long."""
-    import numpy as np
-
     return np.maximum(window[0], window[1] * longest)
 
 
 @functools.lru_cache(maxsize=1 << 14)  # 25 MB: one picture is often compared with many
 def signature_levels(signature: bytes) -> np.ndarray:
     """The cells of a signature as it is stored, shape (SIGNATURE_BYTES,), uint8."""
-    import numpy as np
-
     return np.frombuffer(base64.b64decode(signature), np.uint8)
 
 
@@ -2607,8 +2496,6 @@ def halved(planes: np.ndarray) -> np.ndarray:
 
 def within_slack(ones: np.ndarray, others: np.ndarray, slack: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Whether planes differ in no cell by more than the slack plus that share of the contrast around it."""
-    import numpy as np
-
     difference = np.abs(ones - others)
     # The cell that differs most settles nearly all pairs at a small part of the cost.
     channel, row, column = np.unravel_index(difference.reshape(len(ones), -1).argmax(axis=1), ones.shape[1:])
@@ -2628,8 +2515,6 @@ def within_slack(ones: np.ndarray, others: np.ndarray, slack: np.ndarray, share:
 
 def contrast_around(planes: np.ndarray) -> np.ndarray:
     """For every cell the difference between the brightest and the darkest of it and its eight neighbours."""
-    import numpy as np
-
     padded = np.pad(planes, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]
     high, low = (np.maximum(np.maximum(*rows[:2]), rows[2]), np.minimum(np.minimum(*rows[:2]), rows[2]))
@@ -2645,8 +2530,6 @@ def distance(one: ImageFingerprint, other: ImageFingerprint) -> int:
     of the smaller picture, and the signatures agreeing in every cell. NEVER: one of the two is a picture of which
     only an equal file is a copy (several frames, transparent, flat), and their files are not equal.
     """
-    import numpy as np
-
     return int(ImageTable([one, other]).distances(np.array([[0, 1]]))[0])
 
 
@@ -2657,8 +2540,6 @@ def video_distance(one: VideoFingerprint, other: VideoFingerprint) -> int:
     flat in both count for nothing. NEVER: too few frames say anything, the durations are too far apart, or one of
     the two shows so little that only an equal file is a copy.
     """
-    import numpy as np
-
     return int(VideoTable([one, other]).distances(np.array([[0, 1]]))[0])
 
 
@@ -2701,8 +2582,6 @@ def groups_of(
     Taken best first: a replica that no group has yet becomes the centre of one and takes every other such replica
     within the threshold of it. The order of the input does not matter.
     """
-    import numpy as np
-
     classes: dict[object, list[Replica[Any]]] = defaultdict(list)
     for replica in sorted(replicas, key=best_first):
         classes[alike_for_sure(replica.fingerprint)].append(replica)
@@ -2723,10 +2602,8 @@ def groups_of(
 
 def without_match(
     replicas: Iterable[Replica[F]], trash: str, table_of: Callable[[Sequence[Any]], Table], threshold: int
-) -> list[Unreadable]:
+) -> list[Problem]:
     """The replicas inside the trash folder that are within the threshold of none outside of it."""
-    import numpy as np
-
     classes: dict[object, list[Replica[F]]] = defaultdict(list)
     for replica in replicas:
         classes[alike_for_sure(replica.fingerprint)].append(replica)
@@ -2741,7 +2618,7 @@ def without_match(
         pairs = np.stack([np.full(len(others), row), others], axis=1)
         found[row] = bool((table.distances(pairs) <= threshold).any())
     return [
-        Unreadable(each.file.path, NO_MATCH)
+        Problem(each.file.path, NO_MATCH)
         for own, matched in zip(members, found.tolist(), strict=True)
         for each in own
         if not matched and is_inside(each.file.path, trash)
@@ -2761,15 +2638,8 @@ def exact_groups(replicas: Iterable[Replica[Checksum]]) -> list[Group[Checksum]]
     ]
 
 
-def kind_of(file: MediaFile) -> str:
-    """`image` or `video`, by the file's suffix."""
-    return "video" if os.path.splitext(file.path)[1].lower() in VIDEO_SUFFIXES else "image"
-
-
 def link(first: np.ndarray, pairs: np.ndarray) -> None:
     """Join the clusters of both rows of each pair: a union-find over arrays, pointing every row at its first."""
-    import numpy as np
-
     while len(pairs):
         one, other = first[pairs[:, 0]], first[pairs[:, 1]]
         pairs = pairs[one != other]
@@ -2785,8 +2655,6 @@ def stars(table: Table, first: np.ndarray, threshold: int) -> Iterator[tuple[int
     In rounds: in each, the best row that is left of every cluster becomes a centre and takes those near it. So a
     row is compared with the centres of its cluster only, all clusters at once.
     """
-    import numpy as np
-
     waiting = np.argsort(first, kind="stable")
     while len(waiting):
         cluster = first[waiting]
@@ -2804,7 +2672,103 @@ def stars(table: Table, first: np.ndarray, threshold: int) -> Iterator[tuple[int
         waiting = pairs[~near, 1]
 
 
-# ── which files need a closer look ──
+# ── which groups are shown, and in which order ──
+
+
+def recoverable_bytes(group: AnyGroup) -> int:
+    """Bytes freed if every replica but the keeper goes."""
+    return sum(replica.file.size for replica in group.replicas[1:])
+
+
+def size_spread(group: AnyGroup) -> int:
+    """Bytes between the largest and the smallest file of the group."""
+    sizes = [replica.file.size for replica in group.replicas]
+    return max(sizes) - min(sizes)
+
+
+def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> tuple[AnyGroup, ...]:
+    """The `limit` groups with most recoverable bytes whose sizes differ by `delta` bytes or more.
+
+    Images before videos, each in order of their recoverable bytes.
+    """
+    wanted = [group for group in groups if size_spread(group) >= delta]
+    wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
+    return tuple(sorted(wanted[:limit], key=lambda group: group.kind))
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Closer look: groups -> groups of files that are whole
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+def content_part_sums(file: MediaFile) -> str | Problem:
+    """CRC-32 of each of CONTENT_PARTS equal parts of the file's content, 8 hex digits each, or why there are none.
+
+    The content of a JPEG is what it is decoded from; of other formats it is the pixels, because their metadata may
+    be anywhere. So files that differ in metadata alone have the same sums. Runs in a worker process.
+    """
+    try:
+        with warnings.catch_warnings(), opened_unchanged(file) as stream:
+            warnings.simplefilter("ignore")
+            jpeg = jpeg_in(stream)
+            content = memoryview(jpeg.content if jpeg else opened_picture(stream).tobytes())
+            borders = [len(content) * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
+            return "".join(f"{zlib.crc32(content[begin:end]):08x}" for begin, end in pairwise(borders))
+    except DECODER_ERRORS as error:
+        return Problem(file.path, reason_of(error))
+
+
+def is_cut_short(file: MediaFile) -> bool | Problem:
+    """Whether a JPEG in several scans lacks the end of its last one. Runs in a worker process.
+
+    Such a file shows the whole picture, only coarser from some line on. More data before the end marker changes
+    what the decoder makes of it, while a whole file has no use for more.
+    """
+    try:
+        with opened_unchanged(file) as stream:
+            jpeg = jpeg_in(stream)
+            assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
+            filled = jpeg.data[: jpeg.end] + CUT_SHORT_FILLER + jpeg.data[jpeg.end :]
+            pictures = [picture_in(data) for data in (jpeg.data, filled)]
+            for picture in pictures:
+                load_reduced(picture)
+            return pictures[0].tobytes() != pictures[1].tobytes()
+    except DECODER_ERRORS as error:
+        return Problem(file.path, reason_of(error))
+
+
+CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
+
+
+def breaks_off(ffmpeg: str, seconds: dict[str, float], file: MediaFile) -> bool | Problem:
+    """False for a video that goes on as long as it says, by path; the reason for one that does not.
+
+    Runs in a worker process.
+    """
+    try:
+        with opened_unchanged(file):
+            said = seconds[file.path]
+            check_end(demuxed_seconds(ffmpeg, file.path, "0", said - TAIL), said)
+        return False
+    except DECODER_ERRORS as error:
+        return Problem(file.path, reason_of(error))
+
+
+TAIL = 3.0  # s before the end from which on it is looked for
+
+
+def videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile]) -> set[str]:
+    """The paths of those files whose pictures go on as long as the file says. The others need a look of their own.
+
+    Runs in a worker process.
+    """
+    inputs: list[str] = []
+    for file in files:
+        inputs += ["-ss", f"{max(0.0, seconds[file.path] - TAIL):.3f}", *video_input(file.path)]
+    maps = [argument for place in range(len(files)) for argument in ("-map", f"{place}:V:0")]
+    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", "-copyts", "-start_at_zero", *inputs, *maps, *PACKETS)
+    ends = packet_ends(table)
+    return {file.path for place, file in enumerate(files) if not is_too_short(ends.get(place, 0.0), seconds[file.path])}
 
 
 def wanting_part_sums(groups: Iterable[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
@@ -2838,7 +2802,7 @@ def wanting_end(groups: Iterable[Group[VideoFingerprint]]) -> list[Replica[Video
     return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
 
 
-def contradicting(groups: Iterable[Group[Any]]) -> list[Unreadable]:
+def contradicting(groups: Iterable[Group[Any]]) -> list[Problem]:
     """The images that have the length and most parts of a copy in their group, but not all of them.
 
     Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
@@ -2856,7 +2820,7 @@ def contradicting(groups: Iterable[Group[Any]]) -> list[Unreadable]:
                 double = next((other for other in alike if is_damaged_double(replica, other)), None)
                 if double and votes[replica.fingerprint.part_sums] <= votes[double.fingerprint.part_sums]:
                     reason = f"the same as {printable(double.file.path)} but for some bytes: one of them is damaged"
-                    found.append(Unreadable(replica.file.path, reason))
+                    found.append(Problem(replica.file.path, reason))
     return found
 
 
@@ -2880,28 +2844,83 @@ def content_of(replica: Replica[ImageFingerprint]) -> tuple[int, str]:
     return replica.fingerprint.content_bytes, replica.fingerprint.part_sums
 
 
-# ── which groups are shown, and in which order ──
+def with_part_sums(_file: MediaFile, fingerprint: ImageFingerprint, sums: str) -> ImageFingerprint:
+    """The fingerprint with the sums of its file's content."""
+    return replace(fingerprint, part_sums=sums)
 
 
-def recoverable_bytes(group: AnyGroup) -> int:
-    """Bytes freed if every replica but the keeper goes."""
-    return sum(replica.file.size for replica in group.replicas[1:])
+def with_proof_of_end(file: MediaFile, fingerprint: ImageFingerprint, cut: bool) -> ImageFingerprint | Problem:
+    """The fingerprint of a file that is not cut short, or what is to be said of one that is."""
+    if cut:
+        return Problem(file.path, "truncated: a progressive JPEG whose last scan is cut short")
+    return replace(fingerprint, whole=True)
 
 
-def size_spread(group: AnyGroup) -> int:
-    """Bytes between the largest and the smallest file of the group."""
-    sizes = [replica.file.size for replica in group.replicas]
-    return max(sizes) - min(sizes)
+def with_end(_file: MediaFile, fingerprint: VideoFingerprint, _breaks_off: bool) -> VideoFingerprint:
+    """The fingerprint of a video that does not break off."""
+    return replace(fingerprint, whole=True)
 
 
-def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> tuple[AnyGroup, ...]:
-    """The `limit` groups with most recoverable bytes whose sizes differ by `delta` bytes or more.
+@dataclass(frozen=True, slots=True)
+class CloserLook(Generic[F]):
+    """Which replicas of groups want one, what a worker does with each, and what its result makes of a fingerprint."""
 
-    Images before videos, each in order of their recoverable bytes.
-    """
-    wanted = [group for group in groups if size_spread(group) >= delta]
-    wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
-    return tuple(sorted(wanted[:limit], key=lambda group: group.kind))
+    wanting: Callable[[Iterable[Group[F]]], list[Replica[F]]]
+    work: Work[Any]
+    judge: Callable[[MediaFile, F, Any], F | Problem]
+
+
+CLOSER_LOOKS = (
+    CloserLook(wanting_part_sums, Work(content_part_sums, "photo", load_decoders), with_part_sums),
+    CloserLook(wanting_decoding, Work(is_cut_short, "photo", load_decoders), with_proof_of_end),
+)
+
+
+def groups_proven(
+    replicas: Iterable[Replica[F]],
+    grouped: Callable[[Iterable[Replica[F]]], list[Group[F]]],
+    looks: Iterable[CloserLook[F]],
+    cache: FingerprintCache[F],
+    jobs: int,
+) -> tuple[list[Group[F]], list[Problem]]:
+    """The groups that stand up to a closer look at their files, and the files that did not."""
+    standing = {replica.file.path: replica for replica in replicas}
+    rejected: list[Problem] = []
+    while True:
+        groups = grouped(standing.values())
+        doubts: dict[str, Problem] = {}
+        for look in looks:
+            judged = looked_at(look, groups, cache, jobs)
+            doubts |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Problem)}
+            standing |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Replica)}
+            groups = [
+                replace(group, replicas=tuple(standing[each.file.path] for each in group.replicas)) for group in groups
+            ]
+        doubts |= {doubt.path: doubt for doubt in contradicting(groups)}
+        if not doubts:
+            return groups, rejected
+        rejected += doubts.values()
+        for path in doubts:
+            del standing[path]
+
+
+def looked_at(
+    look: CloserLook[F], groups: Iterable[Group[F]], cache: FingerprintCache[F], jobs: int
+) -> dict[str, Replica[F] | Problem]:
+    """By path, what becomes of the replicas that want this look."""
+    fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
+    judged: dict[str, Replica[F] | Problem] = {}
+
+    def take(file: MediaFile, result: Any) -> None:
+        verdict = result if isinstance(result, Problem) else look.judge(file, fingerprints[file], result)
+        if isinstance(verdict, Problem):
+            judged[file.path] = verdict
+        else:
+            cache.store(file, verdict)
+            judged[file.path] = Replica(file, verdict)
+
+    compute(look.work, list(fingerprints), jobs, take)
+    return judged
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2946,6 +2965,7 @@ COPY_MARK = re.compile(
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SHORTEST_WORD = 3  # letters, in scripts with upper and lower case
 IDEOGRAPH = 2  # letters that one of a script without them stands for: these words are shorter
+MAX_NAME_BYTES = 255  # in file systems that matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -3118,11 +3138,6 @@ def stem_of(replica: Replica[Any]) -> str:
     return os.path.splitext(os.path.basename(replica.file.path))[0]
 
 
-def suffix_of(path: str) -> str:
-    """`.jpg` of `beach.jpg`."""
-    return os.path.splitext(path)[1]
-
-
 def telling_letters(name: str, ignored: frozenset[str]) -> int:
     """How many letters of the name are in words that say something to a person."""
     tokens = re.findall(r"[^\W_]+", UUID.sub(" ", unicodedata.normalize("NFC", name)))
@@ -3198,6 +3213,297 @@ def with_counter(name: str, number: int, reserve: int = 0) -> str:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Find: options -> Findings
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, checked."""
+
+    directory: str
+    threshold: int
+    delta: int  # bytes
+    limit: int | None
+    cache: str | None
+    jobs: int
+    json: bool
+    video: bool
+    exact: bool
+    ignored: frozenset[str]
+    page_size: int  # groups on a page of the review
+    action: str  # "report", "review", "interactive", "verify-trash" or "undo"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How a run came by its fingerprints, in files."""
+
+    found: int
+    new: int
+    cached: int
+    forgotten: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, each) + getattr(other, each) for each in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What was found among the files of one kind."""
+
+    groups: list[AnyGroup]
+    unreadable: list[Problem]
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a run has to say, the same for every way of saying it."""
+
+    root: str
+    mode: str  # "images", "videos" for both, or "exact"
+    threshold: int
+    found: int  # groups, of which these are shown:
+    groups: tuple[AnyGroup, ...]
+    decisions: tuple[Decision, ...]  # one for each of them
+    unreadable: tuple[Problem, ...]
+    tally: Tally
+
+
+def find_copies(options: Options, root: str) -> Findings:
+    """Scan, fingerprint, match, look closer and decide: what every mode starts from. The caller holds the lock."""
+    with_videos = options.video or options.exact
+    scanned = scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES if with_videos else IMAGE_SUFFIXES)
+    folder = options.cache or os.path.join(root, CACHE_FOLDER)
+    if options.exact:
+        found = [exact_copies(scanned, folder, options)]
+    else:
+        found = [image_copies(only(scanned, "image"), folder, options)]
+        if options.video:
+            found.append(video_copies(only(scanned, "video"), folder, options))
+    groups = [group for copies in found for group in copies.groups]
+    left_out = [*scanned.unreadable, *(item for copies in found for item in copies.unreadable)]
+    shown = chosen_groups(groups, options.delta, options.limit)
+    findings = Findings(
+        root=root,
+        mode="exact" if options.exact else "videos" if options.video else "images",
+        threshold=options.threshold,
+        found=len(groups),
+        groups=shown,
+        decisions=decisions_for(shown, scoring_of(scanned, options)),
+        unreadable=tuple(sorted(left_out, key=lambda item: item.path)),
+        tally=functools.reduce(Tally.__add__, (copies.tally for copies in found)),
+    )
+    say_what_was_scanned(scanned, findings)
+    return findings
+
+
+def image_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+    """The groups among the scanned images."""
+    with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, options.jobs)
+        grouped = functools.partial(image_groups, threshold=options.threshold)
+        groups, rejected = groups_proven(replicas, grouped, CLOSER_LOOKS, cache, options.jobs)
+    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+
+
+def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+    """The groups among the scanned videos; none, and a word about it, without ffmpeg."""
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
+        return Copies([], [], Tally(0, 0, 0, 0))
+    with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = video_replicas(scanned, cache, ffmpeg, options.jobs)
+        grouped = functools.partial(video_groups, threshold=options.threshold)
+        seconds = {replica.file.path: replica.fingerprint.seconds for replica in replicas}
+        doubtful = [replica.file for replica in wanting_end(grouped(replicas))]
+        proven = paths_of_videos_with_end(ffmpeg, seconds, doubtful, options.jobs)
+        for place, replica in enumerate(replicas):
+            if replica.file.path in proven:
+                replicas[place] = replace(replica, fingerprint=replace(replica.fingerprint, whole=True))
+                cache.store(replica.file, replicas[place].fingerprint)
+        work = Work(functools.partial(breaks_off, ffmpeg, seconds), "video", nothing)
+        look = CloserLook(wanting_end, work, with_end)
+        groups, rejected = groups_proven(replicas, grouped, [look], cache, options.jobs)
+    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+
+
+def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+    """The groups of equal files; known before the files are read that only the database wants."""
+    of_size = Counter(file.size for file in scanned.files)
+    alike = [file for file in scanned.files if of_size[file.size] > 1]
+    alone = [file for file in scanned.files if of_size[file.size] == 1]
+    with closing(FingerprintCache(CHECKSUM_CACHE, folder, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, options.jobs)
+        groups, changed = certain_groups(replicas, cache, CHECKSUM_WORK, options.jobs)
+        large = [group for group in groups if group.replicas[0].file.size > summed_bytes(group.replicas[0].file)]
+        groups = [group for group in groups if group.replicas[0].file.size <= summed_bytes(group.replicas[0].file)]
+        compared, failed = compared_whole(large, scanned, folder, options.jobs)
+        _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, options.jobs)
+    left_out = [*unreadable, *changed, *failed, *unread]
+    return Copies(groups + compared, left_out, tally_of(scanned, cached + cached_too, cache))
+
+
+def fingerprints_of(
+    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], jobs: int
+) -> tuple[list[Replica[F]], list[Problem], int]:
+    """The files with their fingerprints, the unreadable ones, and how many came from the cache."""
+    replicas: list[Replica[F]] = []
+    unreadable: list[Problem] = []
+    missing: list[MediaFile] = []
+    for file in files:
+        fingerprint = cache.lookup(file)
+        if fingerprint is None:
+            missing.append(file)
+        else:
+            replicas.append(Replica(file, fingerprint))
+    cached = len(replicas)
+
+    def take(file: MediaFile, result: F | Problem) -> None:
+        if isinstance(result, Problem):
+            unreadable.append(result)
+        else:
+            cache.store(file, result)
+            replicas.append(Replica(file, result))
+
+    compute(work, missing, jobs, take)
+    return replicas, unreadable, cached
+
+
+IMAGE_WORK = Work(fingerprint_image, "photo", load_decoders)
+CHECKSUM_WORK = Work(checksum_of, "file", nothing, summed_bytes)
+WHOLE_WORK = Work(whole_checksum_of, "file", nothing, lambda file: file.size)
+
+
+def video_work(ffmpeg: str, files: Sequence[MediaFile], jobs: int) -> Work[VideoFingerprint]:
+    """Fingerprinting videos by this ffmpeg; it is asked about these ahead, many at once."""
+    plain = [file for file in files if printable(file.path) == file.path]  # others could look like ffmpeg's words
+    batches = [plain[start : start + PROBED_AT_ONCE] for start in range(0, len(plain), PROBED_AT_ONCE)]
+    probed: dict[str, VideoStream] = {}
+    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs)) as results:
+        for _, streams in results:
+            probed |= {} if isinstance(streams, Lost) else streams  # whichever file it was will fail again by itself
+    return Work(functools.partial(fingerprint_video, ffmpeg, probed), "video", load_decoders)
+
+
+def video_replicas(
+    scanned: Scan, cache: FingerprintCache[VideoFingerprint], ffmpeg: str, jobs: int
+) -> tuple[list[Replica[VideoFingerprint]], list[Problem], int]:
+    """The scanned videos with their fingerprints, the unreadable ones, and how many came from the cache."""
+    work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], jobs)
+    return fingerprints_of(scanned.files, cache, work, jobs)
+
+
+def paths_of_videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile], jobs: int) -> set[str]:
+    """`videos_with_end`, for many at once."""
+    batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
+    proven: set[str] = set()
+    with closing(run_in_workers(functools.partial(videos_with_end, ffmpeg, seconds), batches, jobs)) as results:
+        for _, paths in results:
+            proven |= set() if isinstance(paths, Lost) else paths
+    return proven
+
+
+def certain_groups(
+    replicas: Iterable[Replica[Checksum]], cache: FingerprintCache[Checksum], work: Work[Checksum], jobs: int
+) -> tuple[list[Group[Checksum]], list[Problem]]:
+    """The groups of equal files, those summed again whose cached checksum may be of something else."""
+    standing = {replica.file.path: replica for replica in replicas}
+    unreadable: list[Problem] = []
+    while True:
+        groups = exact_groups(standing.values())
+        doubtful = [each.file for group in groups for each in group.replicas if cache.is_uncertain(each.file)]
+        if not doubtful:
+            return groups, unreadable
+
+        def take(file: MediaFile, result: Checksum | Problem) -> None:
+            if isinstance(result, Problem):
+                unreadable.append(result)
+                del standing[file.path]
+            else:
+                cache.store(file, result)
+                standing[file.path] = Replica(file, result)
+
+        compute(work, doubtful, jobs, take)
+
+
+def compared_whole(
+    groups: Iterable[Group[Checksum]], scanned: Scan, folder: str, jobs: int
+) -> tuple[list[Group[Checksum]], list[Problem]]:
+    """The groups that these files make by all their bytes, and the files that cannot be read."""
+    files = [replica.file for group in groups for replica in group.replicas]
+    if not files:
+        return [], []
+    with closing(FingerprintCache(WHOLE_CACHE, folder, replace(scanned, files=tuple(files)))) as cache:
+        replicas, unreadable, _ = fingerprints_of(files, cache, WHOLE_WORK, jobs)
+        whole, changed = certain_groups(replicas, cache, WHOLE_WORK, jobs)
+    return whole, unreadable + changed
+
+
+def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
+    return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
+
+
+def scoring_of(scanned: Scan, options: Options) -> Scoring:
+    """What decisions about the scanned library depend on."""
+    return Scoring(scanned.root, options.ignored, frozenset(os.path.normcase(file.path) for file in scanned.files))
+
+
+def taken_names(root: str) -> set[str]:
+    """The paths of all media in the library, as `Scoring` wants them."""
+    return {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
+
+
+def unverified(both: Scan, trash: str, folder: str, options: Options) -> list[Problem]:
+    """The files in the trash that have no match outside of it, and those that cannot be read."""
+    if options.exact:
+        return unverified_exactly(both, trash, folder, options)
+    images, videos = only(both, "image"), only(both, "video")
+    with closing(FingerprintCache(IMAGE_CACHE, folder, images)) as cache:
+        replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, options.jobs)
+    missing = without_match(replicas, trash, ImageTable, options.threshold)
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        missing += unverified_exactly(videos, trash, folder, options)
+    else:
+        with closing(FingerprintCache(VIDEO_CACHE, folder, videos)) as cache_of_videos:
+            moving, broken, _ = video_replicas(videos, cache_of_videos, ffmpeg, options.jobs)
+        missing += without_match(moving, trash, VideoTable, options.threshold)
+        unreadable += broken
+    return [*(item for item in unreadable if is_inside(item.path, trash)), *missing]
+
+
+def unverified_exactly(both: Scan, trash: str, folder: str, options: Options) -> list[Problem]:
+    """`unverified`, by checksums."""
+    copies = exact_copies(both, folder, options)
+    matched = {
+        replica.file.path
+        for group in copies.groups
+        if any(not is_inside(replica.file.path, trash) for replica in group.replicas)
+        for replica in group.replicas
+    }
+    unreadable = {item.path: item for item in copies.unreadable}
+    return [
+        unreadable.get(file.path, Problem(file.path, NO_MATCH))
+        for file in both.files
+        if is_inside(file.path, trash) and file.path not in matched
+    ]
+
+
+def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
+    """Let every cached fingerprint of a file that was moved stand for it where it is now; outcomes in order."""
+    moves = [each for outcome in outcomes for each in outcome.moved]
+    before = Scan(root, tuple(each.before for each in moves), (), ())
+    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
+        if os.path.isfile(os.path.join(folder, form.file_name)):
+            with closing(FingerprintCache(form, folder, before)) as cache:
+                for each in moves:
+                    cache.relocate(each.before, each.after)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Act: Decision -> moves, journal, undo. The only section that touches the user's media
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
@@ -3211,14 +3517,6 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A file that was not moved, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of decisions, or of an undo."""
 
@@ -3226,7 +3524,7 @@ class Outcome:
     renamed: tuple[Moved, ...] = ()
     companions: tuple[Moved, ...] = ()
     returned: tuple[Moved, ...] = ()
-    refused: tuple[Refusal, ...] = ()
+    refused: tuple[Problem, ...] = ()
     batch: int = 0  # of the journal
 
     @property
@@ -3245,14 +3543,6 @@ class Outcome:
         return Outcome(**both, batch=max(self.batch, other.batch))
 
 
-def as_it_is(path: str) -> MediaFile:
-    """The file at this path now. OSError when there is none; ValueError when it is not a regular file."""
-    status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
-    return media_file(path, status)
-
-
 def check_still(file: MediaFile) -> None:
     """ValueError or OSError unless the file is the very one that was scanned, untouched since.
 
@@ -3269,12 +3559,6 @@ def check_readable(path: str) -> None:
     """OSError unless the file can be read."""
     with open(path, "rb") as stream:
         stream.read(1)
-
-
-def check_folder(folder: str, root: str) -> None:
-    """ValueError unless the folder is in the library, and no link leads there or out of it."""
-    if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
-        raise ValueError(f"{printable(folder)} is a link or outside the library")
 
 
 # ── one move: never replaces, never loses ──
@@ -3685,7 +3969,7 @@ class Mover:
         except (OSError, ValueError) as error:
             reason = f"its group stays as it is: {printable(keeper.path)}: {reason_of(error)}"
             group = decision.keeper, *decision.trash
-            self.outcome = Outcome(refused=tuple(Refusal(each.file.path, reason) for each in group))
+            self.outcome = Outcome(refused=tuple(Problem(each.file.path, reason) for each in group))
             return
         self.keep(keeper.path, decision.target)
         for replica in decision.stays:
@@ -3696,7 +3980,7 @@ class Mover:
             return
         if self.outcome.refused:
             why = "not renamed, as not all of its group is in the trash"
-            self.outcome += Outcome(refused=(Refusal(keeper.path, why),))
+            self.outcome += Outcome(refused=(Problem(keeper.path, why),))
         else:
             self.outcome += self.rename(keeper, decision.target)
 
@@ -3712,7 +3996,7 @@ class Mover:
             check_still(keeper)
             moved, *others = self.moved_together(file, target)
         except (OSError, ValueError) as error:
-            return Outcome(refused=(Refusal(file.path, reason_of(error)),))
+            return Outcome(refused=(Problem(file.path, reason_of(error)),))
         return Outcome(trashed=(moved,), companions=tuple(others))
 
     def rename(self, keeper: MediaFile, target: str) -> Outcome:
@@ -3720,7 +4004,7 @@ class Mover:
         try:
             moved, *others = self.moved_together(keeper, target, kept=True)
         except (OSError, ValueError) as error:
-            return Outcome(refused=(Refusal(keeper.path, f"not renamed: {reason_of(error)}"),))
+            return Outcome(refused=(Problem(keeper.path, f"not renamed: {reason_of(error)}"),))
         return Outcome(renamed=(moved,), companions=tuple(others))
 
     def names_for(self, file: MediaFile, together: Sequence[MediaFile], target: str) -> Iterator[list[str]]:
@@ -3864,13 +4148,13 @@ def undo(root: str, batch: int = 0) -> Outcome | None:
                     settle(root, line, line.number in log.copied)
         journal.batch, journal.number = batch, max(line.number for line in lines)
         returned: list[Moved] = []
-        refused: list[Refusal] = []
+        refused: list[Problem] = []
         for line in reversed([line for line in lines if line.event == "move" and line.number not in log.over]):
             try:
                 with interrupts_held_back():
                     returned += put_back(journal, line, log)
             except (OSError, ValueError) as error:
-                refused.append(Refusal(os.path.join(root, line.target), f"not put back: {reason_of(error)}"))
+                refused.append(Problem(os.path.join(root, line.target), f"not put back: {reason_of(error)}"))
         tried = any(line.event == "refused" for line in lines)
         journal.write("undone" if tried or not refused else "refused")
     return Outcome(returned=tuple(returned), refused=tuple(refused), batch=batch)
@@ -3949,7 +4233,7 @@ def is_moved_file(path: str, line: JournalLine) -> bool:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Present: text, JSON, questions in the terminal
+#  Report and terminal: Findings -> text, JSON, questions
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 
@@ -4265,8 +4549,9 @@ def shell_word(path: str) -> str:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Review: the same decisions in the browser. Pictures it can show, the sitting, and the server
+#  Review: the same decisions in the browser
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
 
 # ── what a browser can show, made in worker processes; only videos that it can play are sent as they are ──
 
@@ -4344,8 +4629,6 @@ def difference_of(one: MediaFile, other: MediaFile) -> Shown:
 
     The one with more pixels takes the size of the other: what resolution alone adds is no difference.
     """
-    from PIL import ImageChops, ImageOps
-
     pictures = (picture_of(each, DIFFERENCE_SIDE) for each in (one, other))
     smaller, larger = sorted(pictures, key=lambda each: each.width * each.height)
     reduced = larger.resize(smaller.size, reducing_gap=3.0)
@@ -4388,12 +4671,10 @@ def picture_of(file: MediaFile, side: int | None) -> Image.Image:
 
 def turned(picture: Image.Image, exchanged: bool, rows: bool, columns: bool) -> Image.Image:
     """The picture with rows and columns exchanged, then rows reversed, then columns."""
-    from PIL.Image import Transpose
-
     for wanted, turn in (
-        (exchanged, Transpose.TRANSPOSE),
-        (rows, Transpose.FLIP_TOP_BOTTOM),
-        (columns, Transpose.FLIP_LEFT_RIGHT),
+        (exchanged, Image.Transpose.TRANSPOSE),
+        (rows, Image.Transpose.FLIP_TOP_BOTTOM),
+        (columns, Image.Transpose.FLIP_LEFT_RIGHT),
     ):
         picture = picture.transpose(turn) if wanted else picture
     return picture
@@ -4401,8 +4682,6 @@ def turned(picture: Image.Image, exchanged: bool, rows: bool, columns: bool) -> 
 
 def in_srgb(picture: Image.Image, side: int | None) -> Image.Image:
     """The picture as RGB in sRGB, transparency before BACKDROP, reduced to `side` before colours are converted."""
-    from PIL import Image
-
     profile = picture.info.get("icc_profile") or b""
     transparent = picture.has_transparency_data and picture.mode[0] not in "IF"  # Pillow would clip those
     if transparent:
@@ -4427,8 +4706,6 @@ def ffmpeg_or_error() -> str:
 
 def frame_of(file: MediaFile, side: int | None) -> Image.Image:
     """The frame in the middle of a video, or else its first one. ValueError when there is none."""
-    from PIL import Image
-
     ffmpeg = ffmpeg_or_error()
     about = video_stream(ffmpeg, file.path)
     scale = min(1.0, (side or PREVIEW_SIDE) / max(about.width, about.height))
@@ -4557,7 +4834,7 @@ class Workshop:
     """Worker processes that make what is asked for, most urgent first, and remember what they made last.
 
     They are spawned, not forked: a server has threads. Threads hand tasks to them, one each, and live as long as
-    they do. An answer may be Unreadable.
+    they do. An answer may be Problem.
     """
 
     def __init__(self, processes: int, seconds: Callable[[MediaFile], float], *, newest_first: bool = False) -> None:
@@ -4608,7 +4885,7 @@ class Workshop:
             except (OSError, RuntimeError) as error:  # out of processes, threads or memory
                 result = Lost(reason_of(error))
             self.keep(wanted, result)
-            future.set_result(Unreadable(wanted.files[0].path, result.reason) if isinstance(result, Lost) else result)
+            future.set_result(Problem(wanted.files[0].path, result.reason) if isinstance(result, Lost) else result)
         if worker is not None:
             worker.stop()
 
@@ -5266,11 +5543,11 @@ def add_pictures(app: Flask, desk: Desk) -> None:
     def made_now(make: Callable[..., Any], urgency: int, group: int, *replicas: int) -> Any:
         files = tuple(desk.review.file(group, replica) for replica in replicas)
         result = desk.workshop.get(Wanted(make, files), urgency)
-        if isinstance(result, Unreadable):
+        if isinstance(result, Problem):
             desk.review.wait_for_moves()  # it may just have been moved
             now = tuple(desk.review.file(group, replica) for replica in replicas)
             result = desk.workshop.get(Wanted(make, now), urgency) if now != files else result
-        if isinstance(result, Unreadable):
+        if isinstance(result, Problem):
             raise Rejected(415, result.reason)
         return result
 
@@ -5326,12 +5603,12 @@ def add_videos(app: Flask, desk: Desk) -> None:
     def converting(group: int, replica: int) -> Any:
         asked = conversion(group, replica)
         result = asked.result() if asked.done() else None
-        return jsonify(ready=asked.done(), reason=result.reason if isinstance(result, Unreadable) else "")
+        return jsonify(ready=asked.done(), reason=result.reason if isinstance(result, Problem) else "")
 
     @app.get(f"/{desk.token}/converted/<number:group>/<number:replica>")
     def converted(group: int, replica: int) -> Any:
         path = conversion(group, replica).result()
-        if isinstance(path, Unreadable):
+        if isinstance(path, Problem):
             raise Rejected(415, path.reason)
         try:
             return in_parts(as_it_is(path), request)
@@ -5476,24 +5753,6 @@ def open_in_browser(address: str) -> None:
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line, checked."""
-
-    directory: str
-    threshold: int
-    delta: int  # bytes
-    limit: int | None
-    cache: str | None
-    jobs: int
-    json: bool
-    video: bool
-    exact: bool
-    ignored: frozenset[str]
-    page_size: int  # groups on a page of the review
-    action: str  # "report", "review", "interactive", "verify-trash" or "undo"
 
 
 class Parser(argparse.ArgumentParser):
@@ -5647,6 +5906,9 @@ def available_cores() -> int:
     return min(cores, MAX_WORKERS)
 
 
+LOCK_FILE = "idem.lock"
+
+
 @contextmanager
 def run_lock(folder: str) -> Iterator[None]:
     """Keep other runs away from a library or a cache folder. IdemError when one is at work in it.
@@ -5673,275 +5935,6 @@ def run_lock(folder: str) -> Iterator[None]:
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EFBIG}
 
 
-@dataclass(frozen=True, slots=True)
-class Work(Generic[R]):
-    """What workers do with a file, and how to speak of it."""
-
-    do: Callable[[MediaFile], R | Unreadable]
-    noun: str
-    prepare: Callable[[], object]  # once, before workers are forked
-    bytes_read: Callable[[MediaFile], int] | None = None  # where progress is counted in bytes
-
-
-def compute(
-    work: Work[R], files: Sequence[MediaFile], jobs: int, take: Callable[[MediaFile, R | Unreadable], None]
-) -> None:
-    """Have workers do the work for every file, and take the results as they come, under a progress bar.
-
-    Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
-    """
-    if files and START_METHOD == "fork":
-        work.prepare()
-    weight = work.bytes_read or (lambda _file: 1)
-    done, bar = 0, progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)
-    with closing(run_in_workers(work.do, files, jobs, seconds_for)) as results:
-        try:
-            for file, result in results:
-                with interrupts_held_back():
-                    take(file, Unreadable(file.path, result.reason) if isinstance(result, Lost) else result)
-                    done += 1
-                bar.update(weight(file))
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
-        finally:
-            bar.close()
-
-
-def seconds_for(file: MediaFile) -> float:
-    """How long a worker may take for a file: even from a slow drive, reading it is not hanging."""
-    return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
-
-
-def nothing() -> None:
-    """No preparation."""
-
-
-IMAGE_WORK = Work(fingerprint_image, "photo", load_decoders)
-CHECKSUM_WORK = Work(checksum_of, "file", nothing, summed_bytes)
-WHOLE_WORK = Work(whole_checksum_of, "file", nothing, lambda file: file.size)
-
-
-def video_work(ffmpeg: str, files: Sequence[MediaFile], jobs: int) -> Work[VideoFingerprint]:
-    """Fingerprinting videos by this ffmpeg; it is asked about these ahead, many at once."""
-    plain = [file for file in files if printable(file.path) == file.path]  # others could look like ffmpeg's words
-    batches = [plain[start : start + PROBED_AT_ONCE] for start in range(0, len(plain), PROBED_AT_ONCE)]
-    probed: dict[str, VideoStream] = {}
-    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs)) as results:
-        for _, streams in results:
-            probed |= {} if isinstance(streams, Lost) else streams  # whichever file it was will fail again by itself
-    return Work(functools.partial(fingerprint_video, ffmpeg, probed), "video", load_decoders)
-
-
-def fingerprints_of(
-    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], jobs: int
-) -> tuple[list[Replica[F]], list[Unreadable], int]:
-    """The files with their fingerprints, the unreadable ones, and how many came from the cache."""
-    replicas: list[Replica[F]] = []
-    unreadable: list[Unreadable] = []
-    missing: list[MediaFile] = []
-    for file in files:
-        fingerprint = cache.lookup(file)
-        if fingerprint is None:
-            missing.append(file)
-        else:
-            replicas.append(Replica(file, fingerprint))
-    cached = len(replicas)
-
-    def take(file: MediaFile, result: F | Unreadable) -> None:
-        if isinstance(result, Unreadable):
-            unreadable.append(result)
-        else:
-            cache.store(file, result)
-            replicas.append(Replica(file, result))
-
-    compute(work, missing, jobs, take)
-    return replicas, unreadable, cached
-
-
-def with_part_sums(_file: MediaFile, fingerprint: ImageFingerprint, sums: str) -> ImageFingerprint:
-    """The fingerprint with the sums of its file's content."""
-    return replace(fingerprint, part_sums=sums)
-
-
-def with_proof_of_end(file: MediaFile, fingerprint: ImageFingerprint, cut: bool) -> ImageFingerprint | Unreadable:
-    """The fingerprint of a file that is not cut short, or what is to be said of one that is."""
-    if cut:
-        return Unreadable(file.path, "truncated: a progressive JPEG whose last scan is cut short")
-    return replace(fingerprint, whole=True)
-
-
-@dataclass(frozen=True, slots=True)
-class CloserLook(Generic[F]):
-    """Which replicas of groups want one, what a worker does with each, and what its result makes of a fingerprint."""
-
-    wanting: Callable[[Iterable[Group[F]]], list[Replica[F]]]
-    work: Work[Any]
-    judge: Callable[[MediaFile, F, Any], F | Unreadable]
-
-
-CLOSER_LOOKS = (
-    CloserLook(wanting_part_sums, Work(content_part_sums, "photo", load_decoders), with_part_sums),
-    CloserLook(wanting_decoding, Work(is_cut_short, "photo", load_decoders), with_proof_of_end),
-)
-
-
-def groups_proven(
-    replicas: Iterable[Replica[F]],
-    grouped: Callable[[Iterable[Replica[F]]], list[Group[F]]],
-    looks: Iterable[CloserLook[F]],
-    cache: FingerprintCache[F],
-    jobs: int,
-) -> tuple[list[Group[F]], list[Unreadable]]:
-    """The groups that stand up to a closer look at their files, and the files that did not."""
-    standing = {replica.file.path: replica for replica in replicas}
-    rejected: list[Unreadable] = []
-    while True:
-        groups = grouped(standing.values())
-        doubts: dict[str, Unreadable] = {}
-        for look in looks:
-            judged = looked_at(look, groups, cache, jobs)
-            doubts |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Unreadable)}
-            standing |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Replica)}
-            groups = [
-                replace(group, replicas=tuple(standing[each.file.path] for each in group.replicas)) for group in groups
-            ]
-        doubts |= {doubt.path: doubt for doubt in contradicting(groups)}
-        if not doubts:
-            return groups, rejected
-        rejected += doubts.values()
-        for path in doubts:
-            del standing[path]
-
-
-def looked_at(
-    look: CloserLook[F], groups: Iterable[Group[F]], cache: FingerprintCache[F], jobs: int
-) -> dict[str, Replica[F] | Unreadable]:
-    """By path, what becomes of the replicas that want this look."""
-    fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
-    judged: dict[str, Replica[F] | Unreadable] = {}
-
-    def take(file: MediaFile, result: Any) -> None:
-        verdict = result if isinstance(result, Unreadable) else look.judge(file, fingerprints[file], result)
-        if isinstance(verdict, Unreadable):
-            judged[file.path] = verdict
-        else:
-            cache.store(file, verdict)
-            judged[file.path] = Replica(file, verdict)
-
-    compute(look.work, list(fingerprints), jobs, take)
-    return judged
-
-
-def image_copies(scanned: Scan, folder: str, options: Options) -> Copies:
-    """The groups among the scanned images."""
-    with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, options.jobs)
-        grouped = functools.partial(image_groups, threshold=options.threshold)
-        groups, rejected = groups_proven(replicas, grouped, CLOSER_LOOKS, cache, options.jobs)
-    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
-
-
-def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
-    """The groups among the scanned videos; none, and a word about it, without ffmpeg."""
-    ffmpeg = ffmpeg_path()
-    if ffmpeg is None:
-        say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
-        return Copies([], [], Tally(0, 0, 0, 0))
-    with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = video_replicas(scanned, cache, ffmpeg, options.jobs)
-        grouped = functools.partial(video_groups, threshold=options.threshold)
-        seconds = {replica.file.path: replica.fingerprint.seconds for replica in replicas}
-        doubtful = [replica.file for replica in wanting_end(grouped(replicas))]
-        proven = paths_of_videos_with_end(ffmpeg, seconds, doubtful, options.jobs)
-        for place, replica in enumerate(replicas):
-            if replica.file.path in proven:
-                replicas[place] = replace(replica, fingerprint=replace(replica.fingerprint, whole=True))
-                cache.store(replica.file, replicas[place].fingerprint)
-        work = Work(functools.partial(breaks_off, ffmpeg, seconds), "video", nothing)
-        look = CloserLook(wanting_end, work, with_end)
-        groups, rejected = groups_proven(replicas, grouped, [look], cache, options.jobs)
-    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
-
-
-def video_replicas(
-    scanned: Scan, cache: FingerprintCache[VideoFingerprint], ffmpeg: str, jobs: int
-) -> tuple[list[Replica[VideoFingerprint]], list[Unreadable], int]:
-    """The scanned videos with their fingerprints, the unreadable ones, and how many came from the cache."""
-    work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], jobs)
-    return fingerprints_of(scanned.files, cache, work, jobs)
-
-
-def paths_of_videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile], jobs: int) -> set[str]:
-    """`videos_with_end`, for many at once."""
-    batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
-    proven: set[str] = set()
-    with closing(run_in_workers(functools.partial(videos_with_end, ffmpeg, seconds), batches, jobs)) as results:
-        for _, paths in results:
-            proven |= set() if isinstance(paths, Lost) else paths
-    return proven
-
-
-def with_end(_file: MediaFile, fingerprint: VideoFingerprint, _breaks_off: bool) -> VideoFingerprint:
-    """The fingerprint of a video that does not break off."""
-    return replace(fingerprint, whole=True)
-
-
-def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
-    """The groups of equal files; known before the files are read that only the database wants."""
-    of_size = Counter(file.size for file in scanned.files)
-    alike = [file for file in scanned.files if of_size[file.size] > 1]
-    alone = [file for file in scanned.files if of_size[file.size] == 1]
-    with closing(FingerprintCache(CHECKSUM_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, options.jobs)
-        groups, changed = certain_groups(replicas, cache, CHECKSUM_WORK, options.jobs)
-        large = [group for group in groups if group.replicas[0].file.size > summed_bytes(group.replicas[0].file)]
-        groups = [group for group in groups if group.replicas[0].file.size <= summed_bytes(group.replicas[0].file)]
-        compared, failed = compared_whole(large, scanned, folder, options.jobs)
-        _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, options.jobs)
-    left_out = [*unreadable, *changed, *failed, *unread]
-    return Copies(groups + compared, left_out, tally_of(scanned, cached + cached_too, cache))
-
-
-def certain_groups(
-    replicas: Iterable[Replica[Checksum]], cache: FingerprintCache[Checksum], work: Work[Checksum], jobs: int
-) -> tuple[list[Group[Checksum]], list[Unreadable]]:
-    """The groups of equal files, those summed again whose cached checksum may be of something else."""
-    standing = {replica.file.path: replica for replica in replicas}
-    unreadable: list[Unreadable] = []
-    while True:
-        groups = exact_groups(standing.values())
-        doubtful = [each.file for group in groups for each in group.replicas if cache.is_uncertain(each.file)]
-        if not doubtful:
-            return groups, unreadable
-
-        def take(file: MediaFile, result: Checksum | Unreadable) -> None:
-            if isinstance(result, Unreadable):
-                unreadable.append(result)
-                del standing[file.path]
-            else:
-                cache.store(file, result)
-                standing[file.path] = Replica(file, result)
-
-        compute(work, doubtful, jobs, take)
-
-
-def compared_whole(
-    groups: Iterable[Group[Checksum]], scanned: Scan, folder: str, jobs: int
-) -> tuple[list[Group[Checksum]], list[Unreadable]]:
-    """The groups that these files make by all their bytes, and the files that cannot be read."""
-    files = [replica.file for group in groups for replica in group.replicas]
-    if not files:
-        return [], []
-    with closing(FingerprintCache(WHOLE_CACHE, folder, replace(scanned, files=tuple(files)))) as cache:
-        replicas, unreadable, _ = fingerprints_of(files, cache, WHOLE_WORK, jobs)
-        whole, changed = certain_groups(replicas, cache, WHOLE_WORK, jobs)
-    return whole, unreadable + changed
-
-
-def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
-    return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
-
-
 @contextmanager
 def library_in_use(options: Options) -> Iterator[str]:
     """The library's folder, without links, locked with its cache folder against other runs."""
@@ -5961,44 +5954,6 @@ def library_in_use(options: Options) -> Iterator[str]:
         yield root
 
 
-def find_copies(options: Options, root: str) -> Findings:
-    """Scan, fingerprint, match, look closer and decide: what every mode starts from. The caller holds the lock."""
-    with_videos = options.video or options.exact
-    scanned = scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES if with_videos else IMAGE_SUFFIXES)
-    folder = options.cache or os.path.join(root, CACHE_FOLDER)
-    if options.exact:
-        found = [exact_copies(scanned, folder, options)]
-    else:
-        found = [image_copies(only(scanned, "image"), folder, options)]
-        if options.video:
-            found.append(video_copies(only(scanned, "video"), folder, options))
-    groups = [group for copies in found for group in copies.groups]
-    left_out = [*scanned.unreadable, *(item for copies in found for item in copies.unreadable)]
-    shown = chosen_groups(groups, options.delta, options.limit)
-    findings = Findings(
-        root=root,
-        mode="exact" if options.exact else "videos" if options.video else "images",
-        threshold=options.threshold,
-        found=len(groups),
-        groups=shown,
-        decisions=decisions_for(shown, scoring_of(scanned, options)),
-        unreadable=tuple(sorted(left_out, key=lambda item: item.path)),
-        tally=functools.reduce(Tally.__add__, (copies.tally for copies in found)),
-    )
-    say_what_was_scanned(scanned, findings)
-    return findings
-
-
-def scoring_of(scanned: Scan, options: Options) -> Scoring:
-    """What decisions about the scanned library depend on."""
-    return Scoring(scanned.root, options.ignored, frozenset(os.path.normcase(file.path) for file in scanned.files))
-
-
-def only(scanned: Scan, kind: str) -> Scan:
-    """The scan with the files of one kind."""
-    return replace(scanned, files=tuple(file for file in scanned.files if kind_of(file) == kind))
-
-
 def run_report(options: Options) -> int:
     """Print the copies; the exit status."""
     with library_in_use(options) as root:
@@ -6014,11 +5969,6 @@ def run_report(options: Options) -> int:
         say(f"idem: cannot write the report: {reason_of(error)}")
         return 1
     return 0
-
-
-def taken_names(root: str) -> set[str]:
-    """The paths of all media in the library, as `Scoring` wants them."""
-    return {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
 
 
 def run_review(options: Options) -> int:
@@ -6097,17 +6047,6 @@ def run_interactive(options: Options) -> int:
     return status or int(any(outcome.refused for outcome in session.history))
 
 
-def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
-    """Let every cached fingerprint of a file that was moved stand for it where it is now; outcomes in order."""
-    moves = [each for outcome in outcomes for each in outcome.moved]
-    before = Scan(root, tuple(each.before for each in moves), (), ())
-    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
-        if os.path.isfile(os.path.join(folder, form.file_name)):
-            with closing(FingerprintCache(form, folder, before)) as cache:
-                for each in moves:
-                    cache.relocate(each.before, each.after)
-
-
 def run_undo(options: Options) -> int:
     """Put the last batch back; the exit status."""
     with library_in_use(options) as root:
@@ -6141,42 +6080,6 @@ def run_verify_trash(options: Options) -> int:
     verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
     print(f"{plural(verified, 'file')} in the trash verified, {len(unmatched):,} not")
     return 1 if unmatched else 0
-
-
-def unverified(both: Scan, trash: str, folder: str, options: Options) -> list[Unreadable]:
-    """The files in the trash that have no match outside of it, and those that cannot be read."""
-    if options.exact:
-        return unverified_exactly(both, trash, folder, options)
-    images, videos = only(both, "image"), only(both, "video")
-    with closing(FingerprintCache(IMAGE_CACHE, folder, images)) as cache:
-        replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, options.jobs)
-    missing = without_match(replicas, trash, ImageTable, options.threshold)
-    ffmpeg = ffmpeg_path()
-    if ffmpeg is None:
-        missing += unverified_exactly(videos, trash, folder, options)
-    else:
-        with closing(FingerprintCache(VIDEO_CACHE, folder, videos)) as cache_of_videos:
-            moving, broken, _ = video_replicas(videos, cache_of_videos, ffmpeg, options.jobs)
-        missing += without_match(moving, trash, VideoTable, options.threshold)
-        unreadable += broken
-    return [*(item for item in unreadable if is_inside(item.path, trash)), *missing]
-
-
-def unverified_exactly(both: Scan, trash: str, folder: str, options: Options) -> list[Unreadable]:
-    """`unverified`, by checksums."""
-    copies = exact_copies(both, folder, options)
-    matched = {
-        replica.file.path
-        for group in copies.groups
-        if any(not is_inside(replica.file.path, trash) for replica in group.replicas)
-        for replica in group.replicas
-    }
-    unreadable = {item.path: item for item in copies.unreadable}
-    return [
-        unreadable.get(file.path, Unreadable(file.path, NO_MATCH))
-        for file in both.files
-        if is_inside(file.path, trash) and file.path not in matched
-    ]
 
 
 def discard(stream: TextIO) -> None:

@@ -171,7 +171,7 @@ def why_not_a_video(path: Path) -> str:
     found = idem.ffmpeg_path()
     assert found
     result = idem.fingerprint_video(found, {}, media_file(path))
-    assert isinstance(result, idem.Unreadable), result
+    assert isinstance(result, idem.Problem), result
     return result.reason
 
 
@@ -1249,7 +1249,7 @@ def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_file_that_changes_while_it_is_scanned_is_left_out(tmp_path: Path) -> None:
     seen = media_file(save(photo(), tmp_path / "a.png"))
     seen = replace(seen, size=seen.size - 1)
-    assert idem.fingerprint_image(seen) == idem.Unreadable(seen.path, "changed while it was scanned")
+    assert idem.fingerprint_image(seen) == idem.Problem(seen.path, "changed while it was scanned")
 
 
 # ── videos ──
@@ -1715,7 +1715,7 @@ def test_a_file_that_crashes_the_decoder_is_named_and_the_others_are_done(
     fatal = save(photo(9), tmp_path / "fatal.jpg")
     original = idem.fingerprint_image
 
-    def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Unreadable:
+    def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Problem:
         if file.path == str(fatal):
             faulthandler.disable()
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -5152,7 +5152,7 @@ def test_a_worker_that_dies_over_a_picture_is_replaced_and_only_that_picture_los
             pool.submit(workshop.get, idem.Wanted(idem.thumbnail_of, (files[name],)), 1) for name in list(files)[1:]
         ]
         os.kill(worker.process.pid or 0, signal.SIGKILL)
-        assert lost.result(30) == idem.Unreadable(files["noise.jpg"].path, "the decoder crashed (SIGKILL)")
+        assert lost.result(30) == idem.Problem(files["noise.jpg"].path, "the decoder crashed (SIGKILL)")
         assert [type(other.result(30)) for other in others] == [idem.Shown] * 2
         assert workshop.workers[0].process.pid != worker.process.pid
 
@@ -5171,7 +5171,7 @@ def test_what_is_being_converted_does_not_hold_up_the_end(tmp_path: Path, galler
             assert not result.done()
         running = [worker, *workers_of(worker)]
         workshop.close()
-        assert isinstance(result.result(10), idem.Unreadable), "it was converted to the end"
+        assert isinstance(result.result(10), idem.Problem), "it was converted to the end"
     assert still_running(running) == []
 
 
