@@ -51,12 +51,12 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import ctypes
 import errno
 import functools
 import gc
 import hashlib
+import heapq
 import hmac
 import importlib.util
 import io
@@ -80,24 +80,38 @@ import unicodedata
 import warnings
 import webbrowser
 import zlib
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from itertools import count, pairwise, product
+from itertools import count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
-from queue import PriorityQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    ClassVar,
+    Concatenate,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TextIO,
+    TypeVar,
+)
 
 try:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads would not survive a fork
     import numpy as np
     from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
-except ImportError as missing:
-    sys.exit(f"idem: missing {missing.name}: python -m pip install numpy Pillow")
+except ImportError as error:
+    print(f"idem: {error}: python -m pip install numpy Pillow", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:  # imported where they are used: most runs need none of them
     from flask import Flask, Request, Response
@@ -117,8 +131,6 @@ CACHE_FOLDER = "__databases"
 READ_BLOCK = 1 << 20  # bytes
 ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
 RULE = "─" * 80
-T = TypeVar("T")  # a task
-R = TypeVar("R")  # its result
 
 
 class IdemError(Exception):
@@ -323,6 +335,16 @@ def digest_of(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def opened_for_lines(path: str) -> BinaryIO:
+    """The file, open to append, at the start of a line."""
+    stream = open(path, "a+b")  # noqa: SIM115 (its owner closes it)
+    if stream.seek(0, os.SEEK_END):
+        stream.seek(-1, os.SEEK_END)
+        if stream.read(1) != b"\n":
+            stream.write(b"\n")
+    return stream
+
+
 def can_import(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -463,86 +485,186 @@ def only(scanned: Scan, kind: str) -> Scan:
 #  Cache: fingerprints in a CSV file that survives whatever happens to it
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-F = TypeVar("F", bound="Fingerprint")
+CACHE_BLOCK = 1 << 23  # bytes of a cache file that are searched at once
+MAX_ROW_BYTES = 1 << 17  # longer than any row
+MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-MAX_ROW_BYTES = 1 << 16  # a longer row in a cache is junk, or starts with a quote that nothing closes
-BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+FINGERPRINT_VERSION = 1  # raised when the algorithm changes; rows of another version do not match
+
+F = TypeVar("F", bound="Fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
-class CacheFormat(Generic[F]):
-    """What tells one cache file from another: its name, its columns and how a fingerprint fills the last ones."""
+class Column:
+    """A column of a cache file: its name, the pattern of its texts, and how they are read and written.
 
-    file_name: str
-    identity_columns: tuple[str, ...]  # path, size and mtime, and whatever else describes the file
-    fingerprint_columns: tuple[str, ...]
-    encode: Callable[[F], list[str]]
-    decode: Callable[[list[bytes]], F | None]  # None: of another version; ValueError: not a row of this cache
+    The value is the attribute of the file or the fingerprint. `read` is None where it is not stored in one.
+    """
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.identity_columns + self.fingerprint_columns
+    name: str
+    pattern: str
+    read: Callable[[bytes], Any] | None = bytes.decode
+    write: Callable[[Any], str] = str
+    attribute: str = ""  # if not the name
 
 
-class CachedRow(NamedTuple):  # a dataclass would take a third of the time of loading
-    """Where a row stands in the cache file, and which file it is about."""
+def number_column(name: str, digits: int, pattern: str = "[0-9]{1,%d}") -> Column:
+    """A whole number of at most so many digits."""
+    return Column(name, pattern % digits, int)
 
-    offset: int
-    length: int
-    path: str
-    size: int
-    mtime_us: int
-    ctime_us: int | None  # None in caches that do not keep it
-    fields: list[bytes]  # of the fingerprint; empty for rows that are only remembered
+
+def positive_column(name: str, digits: int) -> Column:
+    """A number above 0."""
+    return Column(name, f"[1-9][0-9]{{0,{digits - 1}}}", int)
+
+
+def flag_column(name: str) -> Column:
+    """True or False."""
+    return Column(name, "[01]", lambda text: text == b"1", lambda value: str(int(value)))
+
+
+def hash_column(name: str) -> Column:
+    """64 bits."""
+    return Column(name, "[0-9a-f]{16}", lambda text: int(text, 16), lambda value: f"{value:016x}")
+
+
+def bytes_column(name: str, size: int, optional: bool = False) -> Column:
+    """So many bytes, a multiple of 3, in base64; or none, if they are optional."""
+    pattern = f"[A-Za-z0-9+/]{{{size // 3 * 4}}}"
+    return Column(name, f"(?:{pattern})?" if optional else pattern, bytes, bytes.decode)
 
 
 def microseconds(text: bytes) -> int:
-    """A time written as seconds with a fraction, in microseconds. ValueError when it is not a finite number."""
-    try:
-        return round(float(text) * 1_000_000)
-    except OverflowError:
-        raise ValueError("not a time") from None
+    """A time in seconds since the epoch, in microseconds."""
+    return round(float(text) * 1_000_000)
 
 
-def cached_time(nanoseconds: int) -> str:
-    """The time as caches store it: seconds since the epoch, to the microsecond."""
-    return f"{nanoseconds // 1000 / 1e6:.6f}"
+def time_column(name: str) -> Column:
+    """A time in seconds since the epoch, to the microsecond."""
+    pattern = r"-?[0-9]{1,12}(?:\.[0-9]{1,9})?"
+    return Column(name, pattern, microseconds, lambda ns: f"{ns // 1000 / 1e6:.6f}", f"{name}_ns")
 
 
-def cached_path(path: str) -> str:
+def stored_path(path: str) -> str:
     """The path as caches store it: without a drive letter, so that a drive may change its letter."""
     return os.path.splitdrive(path)[1]
 
 
-def row_fits(row: CachedRow, file: MediaFile) -> bool:
-    """Whether the row was made from the file as it is now: same size, and same mtime to the microsecond."""
-    return row.size == file.size and abs(row.mtime_us - file.mtime_ns // 1000) <= 1  # 1: tools round or truncate
+def read_path(text: bytes) -> str:
+    """The stored path in the first field of a row."""
+    if text.startswith(b'"'):
+        text = text[1:-1].replace(b'""', b'"')
+    return text.decode("utf-8", ODD_NAMES)
+
+
+def written_path(path: str) -> str:
+    """The first field of a row about the file at this path, quoted where CSV asks for it."""
+    path = stored_path(path)
+    return '"' + path.replace('"', '""') + '"' if re.search(r'[",\r\n]', path) else path
+
+
+# Each stands in a row for the attribute of a MediaFile.
+PATH = Column(
+    "path",
+    r'"[/\\](?:[^"\0]|""){0,%d}"|[/\\][^",\r\n\0]{0,%d}' % (MAX_STORED_PATH, MAX_STORED_PATH),
+    read_path,
+    written_path,
+)
+SIZE = number_column("size", 18)
+MTIME, CTIME = time_column("mtime"), time_column("ctime")
+FILE_COLUMNS = frozenset({PATH, SIZE, MTIME, CTIME})
+VERSION = Column("version", str(FINGERPRINT_VERSION), None)
+FILE_DIGEST = Column("file_digest", "(?:[0-9a-f]{64})?")
+
+
+@dataclass(frozen=True)
+class CacheFormat(Generic[F]):
+    """A kind of cache file: its name, its columns, and what makes a fingerprint of their values.
+
+    A row ends with a column that is never empty, so that one that was cut off does not match.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    fingerprint: Callable[..., F]
+
+    @property
+    def header(self) -> bytes:
+        return ",".join(column.name for column in self.columns).encode() + b"\n"
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[bytes]:
+        """Matches a row at the start of a line, each column in a group of its name."""
+        fields = ",".join(f"(?P<{column.name}>{column.pattern})" for column in self.columns)
+        return re.compile(rf"(?<=\n){fields}\r?\n".encode())
+
+    def decoded(self, row: re.Match[bytes]) -> F:
+        """The fingerprint in a row."""
+        own = (column for column in self.columns if column not in FILE_COLUMNS)
+        return self.fingerprint(
+            **{column.attribute or column.name: column.read(row[column.name]) for column in own if column.read}
+        )
+
+    def encoded(self, file: MediaFile, fingerprint: F) -> bytes:
+        """The row of a file."""
+        values = (
+            column.write(getattr(file if column in FILE_COLUMNS else fingerprint, column.attribute or column.name))
+            for column in self.columns
+        )
+        return (",".join(values) + "\n").encode("utf-8", ODD_NAMES)
+
+
+class CachedRow(NamedTuple):
+    """Where a row about a file that was not scanned stands in the cache file, and what that file was."""
+
+    offset: int
+    length: int
+    path: str  # as caches store it
+    size: int
+    mtime: int  # microseconds
+
+
+def rows_in(stream: BinaryIO, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, re.Match[bytes]]]:
+    """The rows from here to the end of a cache file, each with its offset. What lies between two rows is junk.
+
+    A row that may go on beyond what has been read is looked at again with more of the file: its path may contain what
+    looks like a row.
+    """
+    offset, text, block = stream.tell() - 1, b"\n", b"\n"
+    while block:
+        block = stream.read(CACHE_BLOCK)
+        text += block
+        certain = len(text) - (MAX_ROW_BYTES if block else 0)
+        end = max(1, certain)
+        for row in pattern.finditer(text):
+            if row.start() >= certain:
+                break
+            yield offset + row.start(), row
+            end = max(certain, row.end())
+        offset, text = offset + end - 1, text[end - 1 :]  # with the line feed before it
 
 
 class FingerprintCache(Generic[F]):
     """Fingerprints of files, in a CSV file that other runs and other libraries may share.
 
-    Lookups answer from memory; new rows are appended as they come and flushed every FLUSH_ROWS or FLUSH_SECONDS;
-    `close` rewrites the file when it holds rows that are torn, replaced or forgotten. Only rows of scanned files
-    are held in memory: all others are known by their place in the file. A cache that cannot be read or written
+    Lookups answer from memory. New rows are appended as they come and flushed every FLUSH_ROWS or FLUSH_SECONDS;
+    `close` rewrites the file when it holds rows that are torn, replaced or forgotten. Only fingerprints of scanned
+    files are held in memory: of all others it is known where their row is. A cache that cannot be read or written
     says so once, and the run goes on without.
     """
 
     def __init__(self, form: CacheFormat[F], folder: str, scanned: Scan) -> None:
         self.form = form
-        self.path = os.path.join(folder, form.file_name)
-        self.mtime_column = form.identity_columns.index("mtime")
-        self.ctime_column = form.identity_columns.index("ctime") if "ctime" in form.identity_columns else None
-        self.fingerprint_column = len(form.identity_columns)
+        self.path = os.path.join(folder, form.name)
         self.root = scanned.root
-        self.files = {cached_path(file.path): file for file in scanned.files}
+        self.files = {stored_path(file.path): file for file in scanned.files}
         self.known: dict[str, F] = {}
-        self.others: dict[str, CachedRow] = {}  # rows of files that were not scanned, without their fields
-        self.moved: dict[tuple[str, int], list[CachedRow]] = {}
-        self.uncertain: set[str] = set()  # files whose status has changed since: perhaps, unseen, their content, too
+        self.others: dict[str, CachedRow] = {}
+        self.moved: dict[tuple[str, int], list[CachedRow]] = defaultdict(list)  # by name and size
+        self.uncertain: set[str] = set()  # files that were found under another path: see `is_uncertain`
         self.forgotten = 0
-        self.needs_rewrite = False
+        self.untidy = False  # the file holds more than the rows that count
         self.warned = False
         self.pending: list[bytes] = []
         self.last_flush = time.monotonic()
@@ -556,191 +678,108 @@ class FingerprintCache(Generic[F]):
             if not stat.S_ISREG(os.stat(self.path).st_mode):
                 raise OSError(errno.EINVAL, "it is not a file")
             with open(self.path, "rb") as stream:
-                for row in self.rows(PhysicalLines(stream)):
-                    self.take(row)
+                end = len(self.form.header)
+                if stream.read(end) != self.form.header:
+                    end = stream.seek(0)
+                    self.untidy = True
+                for offset, row in rows_in(stream, self.form.pattern):
+                    self.untidy |= offset != end
+                    end = offset + len(row[0])
+                    self.take(offset, row)
+                self.untidy |= end != stream.tell()
         except FileNotFoundError:
             return
         except OSError as error:
             self.warn("read", error)
-        self.find_moved()
+        unknown = {(os.path.basename(path), self.files[path].size) for path in self.files.keys() - self.known.keys()}
+        for other in self.others.values():
+            if (key := (os.path.basename(other.path), other.size)) in unknown:
+                self.moved[key].append(other)
 
-    def rows(self, lines: PhysicalLines) -> Iterator[CachedRow]:
-        """The rows that are whole, in order. What is torn is passed over without harm to its neighbours."""
-        first = lines.next()
-        if first is not None and first[1].rstrip(b"\r\n") != ",".join(self.form.columns).encode():
-            self.needs_rewrite = True
-            lines.put_back([first])
-        while (line := lines.next()) is not None:
-            row = self.row_at(line, lines)
-            if row is None:
-                self.needs_rewrite = True
-            else:
-                yield row
-
-    def row_at(self, line: tuple[int, bytes], lines: PhysicalLines) -> CachedRow | None:
-        """The row that starts on this line, taking up further lines while a quoted path goes on; None: torn."""
-        offset, raw = line
-        taken: list[tuple[int, bytes]] = []
-        if b'"' in raw:
-            while raw.count(b'"') % 2 and len(raw) < MAX_ROW_BYTES and (following := lines.next()) is not None:
-                taken.append(following)
-                raw += following[1]
-        try:
-            return self.parsed_row(offset, raw)
-        except (ValueError, csv.Error):
-            lines.put_back(taken)
-            return None
-
-    def parsed_row(self, offset: int, raw: bytes) -> CachedRow:
-        """The row in these bytes. ValueError or csv.Error when they are not exactly one."""
-        if not raw.endswith(b"\n"):
-            raise ValueError("torn")
-        if b'"' in raw:
-            (texts,) = csv.reader(io.StringIO(raw.decode("utf-8", ODD_NAMES), newline=""), strict=True)
-            fields = [text.encode("utf-8", ODD_NAMES) for text in texts]
-        else:
-            fields = raw.split(b",")
-            fields[-1] = fields[-1].rstrip(b"\r\n")
-        if len(fields) != len(self.form.columns) or fields[0][:1] not in (b"/", b"\\") or b"\0" in fields[0]:
-            raise ValueError("not a row")
-        path = fields[0].decode("utf-8", ODD_NAMES)
-        size, mtime_us = int(fields[1]), microseconds(fields[self.mtime_column])
-        ctime_us = microseconds(fields[self.ctime_column]) if self.ctime_column else None
-        if size < 0:
-            raise ValueError("negative size")
-        return CachedRow(offset, len(raw), path, size, mtime_us, ctime_us, fields[self.fingerprint_column :])
-
-    def take(self, row: CachedRow) -> None:
-        """Hold the fingerprint of a scanned file; of any other file only where its row is."""
-        file = self.files.get(row.path)
+    def take(self, offset: int, row: re.Match[bytes]) -> None:
+        """Keep the fingerprint of a scanned file that has not changed; of any other file only where its row is."""
+        found = CachedRow(offset, len(row[0]), read_path(row["path"]), int(row["size"]), microseconds(row["mtime"]))
+        file = self.files.get(found.path)
         if file is None:
-            self.needs_rewrite |= row.path in self.others
-            self.others[row.path] = row._replace(fields=[])
+            self.untidy |= found.path in self.others
+            self.others[found.path] = found
             return
-        fingerprint = self.decoded(row) if row_fits(row, file) else None
-        self.needs_rewrite |= fingerprint is None or row.path in self.known
-        self.known.pop(row.path, None)
-        if fingerprint is not None:
-            self.known[row.path] = fingerprint
-            if row.ctime_us is not None and abs(row.ctime_us - file.ctime_ns // 1000) > 1:
-                self.uncertain.add(row.path)
-
-    def decoded(self, row: CachedRow) -> F | None:
-        """The row's fingerprint; None when it is of another version or not one at all."""
-        try:
-            return self.form.decode(row.fields)
-        except ValueError:
-            return None
-
-    # ── files that moved, files that went ──
-
-    def find_moved(self) -> None:
-        """Index the rows whose name, size and time are those of a scanned file that has no row."""
-        homeless = {(os.path.basename(path), file.size) for path, file in self.files.items() if path not in self.known}
-        for row in self.others.values():
-            key = (os.path.basename(row.path), row.size)
-            if key in homeless:
-                self.moved.setdefault(key, []).append(row)
+        fits = is_of(found, file) and is_at(microseconds(row["ctime"]), file.ctime_ns)
+        self.untidy |= not fits or found.path in self.known
+        self.known.pop(found.path, None)
+        if fits:
+            self.known[found.path] = self.form.decoded(row)
 
     def lookup(self, file: MediaFile) -> F | None:
         """The fingerprint of the file as it is now, or None. One that moved keeps the one it had."""
-        path = cached_path(file.path)
-        if path not in self.known:
-            fingerprint = self.from_old_path(file)
-            if fingerprint is not None:
-                self.store(file, fingerprint)
-                self.uncertain.add(path)
+        path = stored_path(file.path)
+        if path not in self.known and (fingerprint := self.from_old_path(file)) is not None:
+            self.store(file, fingerprint)
+            self.uncertain.add(path)
         return self.known.get(path)
 
     def is_uncertain(self, file: MediaFile) -> bool:
-        """Whether more than its name, size and time is needed to say that this is the file it was made of."""
-        return cached_path(file.path) in self.uncertain
+        """Whether nothing but its name, size and time says that the file is the one that was fingerprinted."""
+        return stored_path(file.path) in self.uncertain
 
     def from_old_path(self, file: MediaFile) -> F | None:
         """The fingerprint under the path this file had before it moved; None unless it is certain which."""
-        rows = [row for row in self.moved.get((os.path.basename(file.path), file.size), ()) if row_fits(row, file)]
+        rows = [row for row in self.moved.get((os.path.basename(file.path), file.size), ()) if is_of(row, file)]
         drive = os.path.splitdrive(self.root)[0]
         if not rows or any(os.path.lexists(drive + row.path) for row in rows):
             return None
-        found = {self.decoded(self.reread(row)) for row in rows}
-        return found.pop() if len(found) == 1 else None
-
-    def reread(self, row: CachedRow) -> CachedRow:
-        """The row with its fields, read from the file again."""
         try:
             with open(self.path, "rb") as stream:
-                stream.seek(row.offset)
-                return self.parsed_row(row.offset, stream.read(row.length))
-        except (OSError, ValueError, csv.Error):
-            return row  # without fields: decodes to nothing
+                found = {self.form.decoded(row) for each in rows for row in [self.reread(stream, each)] if row}
+        except OSError as error:
+            self.warn("read", error)
+            return None
+        return found.pop() if len(found) == 1 else None
 
-    def is_forgotten(self, row: CachedRow, listings: dict[str, frozenset[str]]) -> bool:
-        """Whether the row's file is gone for good: inside this library, its folder there and not empty.
-
-        An empty folder may be the mount point of an unplugged drive.
-        """
-        path = os.path.splitdrive(self.root)[0] + row.path
-        if not is_inside(path, self.root):
-            return False
-        folder, name = os.path.split(path)
-        if folder not in listings:
-            listings[folder] = names_in(folder)
-        return bool(listings[folder]) and name not in listings[folder]
-
-    def relocate(self, old: MediaFile, new: MediaFile) -> None:
-        """Let a scanned file that has been moved keep its fingerprint."""
-        fingerprint = self.known.pop(cached_path(old.path), None)
-        self.files.pop(cached_path(old.path), None)
-        if fingerprint is not None:
-            self.needs_rewrite = True
-            self.files[cached_path(new.path)] = new
-            self.store(new, fingerprint)
+    def reread(self, stream: BinaryIO, row: CachedRow) -> re.Match[bytes] | None:
+        """The row with its columns, from the open cache file."""
+        stream.seek(row.offset)
+        return self.form.pattern.fullmatch(b"\n" + stream.read(row.length), 1)
 
     # ── writing ──
 
     def store(self, file: MediaFile, fingerprint: F) -> None:
         """Keep the fingerprint of the file, in place of any it had."""
-        self.needs_rewrite |= cached_path(file.path) in self.known
-        self.known[cached_path(file.path)] = fingerprint
-        self.uncertain.discard(cached_path(file.path))
-        self.pending.append(self.encoded_row(file, fingerprint))
+        path = stored_path(file.path)
+        self.untidy |= path in self.known
+        self.known[path] = fingerprint
+        self.uncertain.discard(path)
+        self.pending.append(self.form.encoded(file, fingerprint))
         if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
             self.flush()
 
-    def encoded_row(self, file: MediaFile, fingerprint: F) -> bytes:
-        """The CSV row of the file, as it is appended and as it is rewritten."""
-        values = {"path": cached_path(file.path), "size": str(file.size)}
-        values |= {"mtime": cached_time(file.mtime_ns), "ctime": cached_time(file.ctime_ns)}
-        fields = [values[column] for column in self.form.identity_columns] + self.form.encode(fingerprint)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(fields)
-        return text.getvalue().encode("utf-8", ODD_NAMES)
+    def relocate(self, old: MediaFile, new: MediaFile) -> None:
+        """Let a scanned file that has been moved keep its fingerprint."""
+        fingerprint = self.known.pop(stored_path(old.path), None)
+        self.files.pop(stored_path(old.path), None)
+        if fingerprint is not None:
+            self.untidy = True
+            self.files[stored_path(new.path)] = new
+            self.store(new, fingerprint)
 
     def flush(self) -> None:
         """Hand the rows that wait to the operating system: a killed run keeps them."""
         self.last_flush = time.monotonic()
-        if not self.pending or self.warned:
-            self.pending.clear()
-            return
-        try:
-            if self.stream is None:
-                self.stream = self.opened_to_append()
-            self.stream.write(b"".join(self.pending))
-            self.stream.flush()
-        except OSError as error:
-            self.warn("write", error)
+        if self.pending and not self.warned:
+            try:
+                self.stream = self.stream or self.opened_to_append()
+                self.stream.write(b"".join(self.pending))
+                self.stream.flush()
+            except OSError as error:
+                self.warn("write", error)
         self.pending.clear()
 
     def opened_to_append(self) -> BinaryIO:
-        """The cache file, at the start of a line of its own, below a header."""
+        """The cache file, at the start of a line below the header."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        stream = open(self.path, "a+b")  # noqa: SIM115 (open until close)
-        if stream.seek(0, os.SEEK_END) == 0:
-            stream.write((",".join(self.form.columns) + "\n").encode())
-        else:
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                stream.write(b"\n")
+        stream = opened_for_lines(self.path)
+        if stream.tell() == 0:
+            stream.write(self.form.header)
         return stream
 
     def close(self) -> None:
@@ -755,17 +794,30 @@ class FingerprintCache(Generic[F]):
         listings: dict[str, frozenset[str]] = {}
         kept = [row for row in self.others.values() if not self.is_forgotten(row, listings)]
         self.forgotten = len(self.others) - len(kept)
-        if (self.forgotten or self.needs_rewrite) and not self.warned:
+        if (self.forgotten or self.untidy) and not self.warned:
             self.rewrite(kept)
 
+    def is_forgotten(self, row: CachedRow, listings: dict[str, frozenset[str]]) -> bool:
+        """Whether the row's file is gone for good: inside this library, its folder there and not empty.
+
+        An empty folder may be the mount point of an unplugged drive.
+        """
+        path = os.path.splitdrive(self.root)[0] + row.path
+        if not is_inside(path, self.root):
+            return False
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = names_in(folder)
+        return bool(listings[folder]) and name not in listings[folder]
+
     def rewrite(self, others: list[CachedRow]) -> None:
-        """Replace the file, atomically, by the rows of the scanned files and those of the others that parse."""
+        """Replace the file, atomically, by the rows of the scanned files and these of others."""
         temporary = self.path + ".tmp"
         try:
             with open(temporary, "wb") as new, open(self.path, "rb") as old:
-                new.write((",".join(self.form.columns) + "\n").encode())
+                new.write(self.form.header)
                 for path, fingerprint in self.known.items():
-                    new.write(self.encoded_row(self.files[path], fingerprint))
+                    new.write(self.form.encoded(self.files[path], fingerprint))
                 for row in others:
                     old.seek(row.offset)
                     new.write(old.read(row.length))
@@ -783,28 +835,14 @@ class FingerprintCache(Generic[F]):
         self.warned = True
 
 
-class PhysicalLines:
-    """The lines of a file with their offsets, each bounded in length; lines can be put back."""
+def is_of(row: CachedRow, file: MediaFile) -> bool:
+    """Whether the row is about a file of this size and time of modification."""
+    return row.size == file.size and is_at(row.mtime, file.mtime_ns)
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.offset = 0
-        self.returned: deque[tuple[int, bytes]] = deque()
 
-    def next(self) -> tuple[int, bytes] | None:
-        """Offset and bytes of the next line, None at the end. The end of an over-long line is cut off."""
-        if self.returned:
-            return self.returned.popleft()
-        start, raw = self.offset, self.stream.readline(MAX_ROW_BYTES)
-        self.offset += len(raw)
-        rest = raw
-        while len(rest) == MAX_ROW_BYTES and not rest.endswith(b"\n"):
-            rest = self.stream.readline(MAX_ROW_BYTES)
-            self.offset += len(rest)
-        return (start, raw) if raw else None
-
-    def put_back(self, lines: list[tuple[int, bytes]]) -> None:
-        self.returned.extendleft(reversed(lines))
+def is_at(stored: int, nanoseconds: int) -> bool:
+    """Whether a stored time in microseconds is this one. Other tools round what idem cuts off."""
+    return abs(stored - nanoseconds // 1000) <= 1
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -814,137 +852,225 @@ class PhysicalLines:
 TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 SLOWEST_DRIVE = 5_000_000  # bytes per second
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
-PR_SET_PDEATHSIG = 1  # of prctl(2)
+TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for that
 MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
-TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for the driver
 # Forking is many times faster, but safe only where the system libraries start no threads of their own.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+# Loaded ahead: between fork and exec is no time for it.
+LIBC: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+
+T = TypeVar("T")  # what a task is about
+R = TypeVar("R")  # its result
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """What comes of a task whose process died or hung."""
-
-    reason: str
+class TaskLost(Exception):  # noqa: N818 (it is no error of this process)
+    """The process at work on a task died or took too long; the text says which."""
 
 
-def run_in_workers(
-    work: Callable[[T], R], tasks: Sequence[T], jobs: int, seconds: Callable[[T], float] | None = None
-) -> Generator[tuple[T, R | Lost], None, None]:
-    """Each task with its result, as they come, computed by `jobs` processes.
+@dataclass(frozen=True, slots=True, order=True)
+class Task:
+    """A function to call in a worker, with its arguments. Tasks are sorted by priority, then by age."""
 
-    A task whose process dies or takes longer than its `seconds` (TASK_TIMEOUT) is Lost, and it alone. Close the
-    iterator to stop all processes at once.
+    priority: int
+    number: int
+    seconds: float = field(compare=False)  # that it may take
+    call: tuple[Callable[..., Any], tuple[Any, ...]] = field(compare=False)
+    future: Future[Any] = field(compare=False)
+
+
+class Pool:
+    """At most `jobs` processes that do what is submitted.
+
+    A process that dies or takes too long costs the task it was at, and no other: the future of that task raises
+    TaskLost. `close` ends all processes at once, and nothing outlives the process that made the pool.
+
+    Whoever waits for results drives the pool, by `map`: without threads, forking is safe. If it is `threaded`, any
+    thread may submit and wait, a thread of its own drives it, and processes are spawned.
     """
-    waiting = deque(tasks)
-    workers: list[Worker[T, R]] = []
-    try:
-        while waiting or any(worker.tasks for worker in workers):
-            workers = [worker for worker in workers if worker.process.is_alive() or worker.tasks]
-            while len(workers) < jobs and len(waiting) > len(workers):
+
+    def __init__(self, jobs: int, *, threaded: bool = False) -> None:
+        self.jobs = jobs
+        self.start_method = "spawn" if threaded else START_METHOD
+        self.ahead = 1 if threaded else TASKS_AHEAD  # an urgent task must not wait behind one that is handed out
+        self.waiting: list[Task] = []  # a heap
+        self.workers: list[Worker] = []
+        self.numbers = count()
+        self.lock = threading.Lock()  # for the four above
+        self.closed = False
+        self.thread: threading.Thread | None = None
+        if threaded:
+            self.bell, self.ring = multiprocessing.Pipe(duplex=False)  # wakes the thread up
+            self.thread = threading.Thread(target=self.drive, daemon=True)
+            with interrupts_held_back():  # the thread inherits that: Ctrl-C is for the main one
+                self.thread.start()
+
+    def submit(
+        self, work: Callable[..., R], *arguments: Any, seconds: float = TASK_TIMEOUT, priority: int = 0
+    ) -> Future[R]:
+        """Have a worker call a function of a module; the lowest priority comes first."""
+        future: Future[R] = Future()
+        with self.lock:
+            if self.closed:
+                future.set_exception(TaskLost("idem is stopping"))
+                return future
+            heapq.heappush(self.waiting, Task(priority, next(self.numbers), seconds, (work, arguments), future))
+            if self.thread:
+                self.ring.send_bytes(b"!")
+        return future
+
+    def map(
+        self,
+        work: Callable[..., R],
+        tasks: Iterable[T],
+        seconds: Callable[[T], float] = lambda _task: TASK_TIMEOUT,
+        more: Callable[[T], tuple[Any, ...]] = lambda _task: (),
+    ) -> Iterator[tuple[T, Future[R]]]:
+        """Each task with the future of `work(task, *more(task))`, as they are done. Few are held at a time."""
+        left = iter(tasks)
+        under_way: dict[Future[R], T] = {}
+        while True:
+            for task in islice(left, 2 * TASKS_AHEAD * self.jobs - len(under_way)):
+                under_way[self.submit(work, task, *more(task), seconds=seconds(task))] = task
+            if not under_way:
+                return
+            self.step()
+            for future in [each for each in under_way if each.done()]:
+                yield under_way.pop(future), future
+
+    def drive(self) -> None:
+        """Keep the pool going until it is closed."""
+        while not self.closed:
+            try:
+                self.step()
+            except IdemError as error:  # no worker can be started
+                with self.lock:
+                    self.lose(self.waiting, str(error))
+
+    def step(self) -> None:
+        """Hand out tasks, wait until a worker has something to say or is overdue, and take the result."""
+        with self.lock:
+            self.hand_out()
+        listened = [worker.connection for worker in self.workers] + ([self.bell] if self.thread else [])
+        deadline = min((worker.deadline for worker in self.workers), default=float("inf"))
+        try:
+            ready = wait(listened, None if deadline == float("inf") else max(0, deadline - time.monotonic()))
+        except OSError:  # out of descriptors
+            time.sleep(WORKER_POLL)
+            return
+        if self.thread and self.bell in ready:
+            self.bell.recv_bytes()
+        now = time.monotonic()
+        for worker in list(self.workers):
+            if worker.connection in ready:
+                reason = worker.take_result()
+            elif worker.deadline <= now:
+                reason = f"it took more than {worker.tasks[0].seconds:.0f} s"
+            else:
+                continue
+            if reason:
+                self.end(worker, reason)
+
+    def hand_out(self) -> None:
+        """Give tasks to the workers that hold fewest, starting further workers while all are busy."""
+        while self.waiting:
+            worker = min(self.workers, key=lambda each: len(each.tasks), default=None)
+            if (worker is None or worker.tasks) and len(self.workers) < self.jobs:
                 try:
-                    workers.append(Worker(work, seconds or (lambda _task: TASK_TIMEOUT)))
-                except OSError as error:  # out of processes, memory or open files: those there are must do
-                    if not workers:
+                    worker = Worker(self.start_method)
+                    self.workers.append(worker)
+                except OSError as error:  # out of processes, memory or descriptors: those there are must do
+                    if worker is None:
                         raise IdemError(f"cannot start a worker process: {reason_of(error)}") from None
-                    jobs = len(workers)
-            for most in (1, TASKS_AHEAD) if len(waiting) > len(workers) else (1,):  # the last ones are shared out
-                for worker in workers:
-                    worker.give(waiting, most)
-            for worker in ready_workers(workers):
-                yield from worker.results(waiting)
-    finally:
-        for worker in workers:
+            assert worker is not None
+            shared_out = len(self.waiting) <= len(self.workers)  # the last ones
+            if len(worker.tasks) >= (1 if shared_out else self.ahead):
+                return
+            worker.give(heapq.heappop(self.waiting))
+
+    def end(self, worker: Worker, reason: str) -> None:
+        """End a worker, lose the task it was at, and take back the others."""
+        worker.stop()
+        with self.lock:
+            self.workers.remove(worker)
+            lost = [worker.tasks.popleft()] if worker.tasks else []
+            for task in worker.tasks:
+                heapq.heappush(self.waiting, task)
+        self.lose(lost, reason)
+
+    def lose(self, tasks: list[Task], reason: str) -> None:
+        while tasks:
+            tasks.pop().future.set_exception(TaskLost(reason))
+
+    def close(self) -> None:
+        """End all processes, whatever they are at. What has not been done is lost."""
+        with self.lock:
+            self.closed = True
+            if self.thread:
+                self.ring.send_bytes(b"!")
+        if self.thread:
+            self.thread.join()
+        for worker in self.workers:
             worker.stop()
+            self.lose(list(worker.tasks), "idem is stopping")
+        self.lose(self.waiting, "idem is stopping")
 
 
-def ready_workers(workers: list[Worker[T, R]]) -> list[Worker[T, R]]:
-    """The workers that have something to say, have died or are overdue; waits until there are some."""
-    first_deadline = min(worker.deadline for worker in workers)
-    ready = wait([worker.connection for worker in workers], max(0, first_deadline - time.monotonic()))
-    now = time.monotonic()
-    return [worker for worker in workers if worker.connection in ready or worker.deadline <= now]
-
-
-class Worker(Generic[T, R]):
+class Worker:
     """A process, the connection to it, and the tasks it holds, the one at work first."""
 
-    def __init__(self, work: Callable[[T], R], seconds: Callable[[T], float], start_method: str = "") -> None:
-        self.seconds = seconds  # that a task may take
-        self.tasks: deque[T] = deque()
-        self.deadline = float("inf")
-        context: Any = multiprocessing.get_context(start_method or START_METHOD)
+    def __init__(self, start_method: str) -> None:
+        self.tasks: deque[Task] = deque()
+        self.deadline = float("inf")  # for the task at work
+        context: Any = multiprocessing.get_context(start_method)
         self.connection, remote = context.Pipe()
-        self.process = context.Process(target=worker_main, args=(work, remote, os.getpid()), daemon=True)
+        self.process = context.Process(target=worker_main, args=(remote, os.getpid()), daemon=True)
         try:
             with interrupts_held_back():
                 self.process.start()
+        except OSError:
+            self.connection.close()
+            raise
         finally:
             remote.close()
 
-    def give(self, waiting: deque[T], most: int) -> None:
-        """Hand over tasks until it holds so many."""
-        while waiting and len(self.tasks) < most:
-            task = waiting.popleft()
-            if not self.tasks:
-                self.deadline = time.monotonic() + self.seconds(task)
-            self.tasks.append(task)
-            try:
-                self.connection.send(task)
-            except OSError:
-                return  # it has died: results() will tell
+    def give(self, task: Task) -> None:
+        if not self.tasks:
+            self.deadline = time.monotonic() + task.seconds
+        self.tasks.append(task)
+        with suppress(OSError):  # it has died, which its connection tells
+            self.connection.send(task.call)
 
-    def results(self, waiting: deque[T]) -> Iterator[tuple[T, R | Lost]]:
-        """What it has finished; if it has died or hangs, the task it was at, the others going back to wait."""
+    def take_result(self) -> str:
+        """Hand what it has finished to whoever waits for that; the reason, if it has died instead."""
         try:
-            if self.connection.poll():
-                result = self.connection.recv()
-                task = self.tasks.popleft()
-                self.deadline = time.monotonic() + self.seconds(self.tasks[0]) if self.tasks else float("inf")
-                yield task, result
-                return
+            result = self.connection.recv()
         except (EOFError, OSError):
-            reason = self.cause_of_death()
-        else:
-            if time.monotonic() < self.deadline:
-                return
-            reason = f"it took more than {self.seconds(self.tasks[0]):.0f} s"
-        self.stop()
-        if self.tasks:
-            lost = self.tasks.popleft()
-            waiting.extendleft(reversed(self.tasks))
-            self.tasks.clear()
-            yield lost, Lost(reason)
-
-    def cause_of_death(self) -> str:
-        self.process.join()
-        code = self.process.exitcode or 0
-        try:
-            return f"the decoder crashed ({signal.Signals(-code).name})"
-        except ValueError:
-            return f"the decoder ended with status {code}"
+            self.process.join()
+            code = self.process.exitcode or 0
+            try:
+                return f"the decoder crashed ({signal.Signals(-code).name})"
+            except ValueError:
+                return f"the decoder ended with status {code}"
+        task = self.tasks.popleft()
+        self.deadline = time.monotonic() + self.tasks[0].seconds if self.tasks else float("inf")
+        task.future.set_result(result)
+        return ""
 
     def stop(self) -> None:
         """End the process, whatever it is at, with the processes it has started."""
-        self.deadline = float("inf")
         self.connection.close()
-        if self.process.is_alive():
-            kill_with_children(self.process.pid or 0)
+        if self.process.is_alive() and os.name == "nt":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.process.pid)], capture_output=True, check=False)
+        elif self.process.is_alive():
+            with suppress(ProcessLookupError, PermissionError):  # it has only just started, and has no group yet
+                os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.kill()
         self.process.join()
 
 
-def kill_with_children(pid: int) -> None:
-    """End a living worker and all that runs in its process group."""
-    if os.name == "nt":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
-        return
-    with suppress(ProcessLookupError, PermissionError):  # it has only just started: it has no group and no children
-        os.killpg(pid, signal.SIGKILL)
-
-
-def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> None:
-    """Serve tasks until the connection closes. Ctrl-C is for the run that started this process, not for it."""
+def worker_main(connection: Connection, parent: int) -> None:
+    """Do tasks until the connection closes. Ctrl-C is for the run that started this process, not for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "setpgid"):
@@ -959,7 +1085,8 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is one process per core already
     try:
         while True:
-            connection.send(work(connection.recv()))
+            work, arguments = connection.recv()
+            connection.send(work(*arguments))
     except (EOFError, OSError):
         return  # the run is over
 
@@ -967,10 +1094,6 @@ def worker_main(work: Callable[[T], R], connection: Connection, parent: int) -> 
 def die_with_parent() -> None:
     """Have Linux kill this process when the thread that started it ends."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-# Loaded ahead: between fork and exec is no time for it.
-LIBC: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def end_with_parent(parent: int) -> None:
@@ -983,38 +1106,18 @@ def end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
+# ── a piece of work for many files ──
+
+
 @dataclass(frozen=True, slots=True)
 class Work(Generic[R]):
     """What workers do with a file, and how to speak of it."""
 
-    do: Callable[[MediaFile], R | Problem]
+    do: Callable[..., R | Problem]
     noun: str
-    prepare: Callable[[], object]  # once, before workers are forked
+    prepare: Callable[[], object] = lambda: None  # once, before workers are forked
     bytes_read: Callable[[MediaFile], int] | None = None  # where progress is counted in bytes
-
-
-def compute(
-    work: Work[R], files: Sequence[MediaFile], jobs: int, take: Callable[[MediaFile, R | Problem], None]
-) -> None:
-    """Have workers do the work for every file, and take the results as they come, under a progress bar.
-
-    Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
-    """
-    if files and START_METHOD == "fork":
-        work.prepare()
-    weight = work.bytes_read or (lambda _file: 1)
-    done, bar = 0, progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)
-    with closing(run_in_workers(work.do, files, jobs, seconds_for)) as results:
-        try:
-            for file, result in results:
-                with interrupts_held_back():
-                    take(file, Problem(file.path, result.reason) if isinstance(result, Lost) else result)
-                    done += 1
-                bar.update(weight(file))
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
-        finally:
-            bar.close()
+    more: Callable[[MediaFile], tuple[Any, ...]] = lambda _file: ()  # arguments of `do` after the file
 
 
 def seconds_for(file: MediaFile) -> float:
@@ -1022,27 +1125,52 @@ def seconds_for(file: MediaFile) -> float:
     return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
 
 
-def nothing() -> None:
-    """No preparation."""
+def compute(
+    pool: Pool, work: Work[R], files: Sequence[MediaFile], take: Callable[[MediaFile, R | Problem], None]
+) -> None:
+    """Have workers do the work for every file, and take the results as they come, under a progress bar.
+
+    Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
+    """
+    if files and pool.start_method == "fork":
+        work.prepare()
+    weight = work.bytes_read or (lambda _file: 1)
+    done = 0
+    with closing(progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)) as bar:
+        try:
+            for file, future in pool.map(work.do, files, seconds_for, work.more):
+                lost = future.exception()
+                with interrupts_held_back():
+                    take(file, Problem(file.path, str(lost)) if lost else future.result())
+                    done += 1
+                bar.update(weight(file))
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Images: MediaFile -> ImageFingerprint
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-FINGERPRINT_VERSION = 1  # raised when the algorithm changes; cached rows of another version are stale
 LUMA_CELLS = 32  # per side, of the small picture that decides what is the same
 CHROMA_CELLS = LUMA_CELLS // 2
 LUMA_BYTES = LUMA_CELLS**2
 SIGNATURE_BYTES = LUMA_BYTES + 2 * CHROMA_CELLS**2
-SIGNATURE_TEXT = SIGNATURE_BYTES // 3 * 4  # characters of base64: the bytes are a multiple of 3
-PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small, see stored_and_seen_cells
-DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
-FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
-MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
-LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
-MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more slack for it
-CONTENT_PARTS = 64  # parts of a file that are told apart to see whether another is the same with some bits flipped
+DATA_PARTS = 64  # of picture data, told apart to see whether another file is the same with some bits flipped
+
+
+@dataclass(frozen=True, slots=True)
+class Integrity:
+    """What tells whether a picture's file is whole.
+
+    Its picture data are what it is decoded from: all of a JPEG but the metadata; of other formats the whole file.
+    `whole` and `part_sums` are found out by a closer look, only for files of groups that need one.
+    """
+
+    several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
+    data_bytes: int  # of picture data
+    whole: bool = False  # it has been looked at, and is not cut short
+    part_sums: str = ""  # CRC-32 of DATA_PARTS equal parts of the picture data, or of the pixels; in hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -1052,8 +1180,7 @@ class ImageFingerprint:
     The signature is LUMA_BYTES of luma row by row, then twice CHROMA_CELLS squared of Cb and of Cr, all 0-255,
     of the upright picture in sRGB, in base64: most are never compared, and decoding all would take longer than
     all other loading. `stored_signature` is made from the stored numbers where a colour profile changes them,
-    else empty: a copy whose profile was stripped agrees with it. `whole` and `part_sums` are found out by a
-    closer look, only for files that are in a group and need one. `content_digest` is the SHA-256 of the file where
+    else empty: a copy whose profile was stripped agrees with it. `file_digest` is the SHA-256 of the file where
     hashes and signature say too little of the picture and only an equal file is a copy, else empty.
     """
 
@@ -1062,141 +1189,76 @@ class ImageFingerprint:
     luma_step: int  # quantisers of the mean luma and chroma of a JPEG's blocks; 0 for lossless formats
     chroma_step: int
     palette: bool
-    several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
-    whole: bool  # that it is not has been looked at
-    content_bytes: int  # of the file, without the metadata if it is a JPEG
-    part_sums: str  # CRC-32 of CONTENT_PARTS equal parts of what it decodes to, where needed, else empty
-    content_digest: str
+    integrity: Integrity
+    file_digest: str
     phash: int
     dhash: int
     stored_signature: bytes
     signature: bytes
 
     seconds: ClassVar[float] = 0.0
+    version: ClassVar[int] = FINGERPRINT_VERSION
 
 
-TRAITS = "psw"  # palette, several scans, whole
+def read_integrity(text: bytes) -> Integrity:
+    flags, size, part_sums = text.split(b":")
+    return Integrity(b"s" in flags, int(size), b"w" in flags, part_sums.decode())
 
 
-def encoded_image(fingerprint: ImageFingerprint) -> list[str]:
-    """The columns of images_perceptual_hash_db.csv after the first three."""
-    flags = fingerprint.palette, fingerprint.several_scans, fingerprint.whole
-    traits = "".join(letter for letter, flag in zip(TRAITS, flags, strict=True) if flag)
-    return [
-        f"{fingerprint.phash:016x}",
-        f"{fingerprint.dhash:016x}",
-        str(FINGERPRINT_VERSION),
-        str(fingerprint.width),
-        str(fingerprint.height),
-        str(fingerprint.luma_step),
-        str(fingerprint.chroma_step),
-        traits,
-        str(fingerprint.content_bytes),
-        fingerprint.part_sums,
-        fingerprint.content_digest,
-        fingerprint.stored_signature.decode(),
-        fingerprint.signature.decode(),  # the last and never empty, so that a row cut short is seen to be
-    ]
+def written_integrity(each: Integrity) -> str:
+    return f"{'s' * each.several_scans}{'w' * each.whole}:{each.data_bytes}:{each.part_sums}"
 
 
-IMAGE_TRAITS = re.compile(  # all columns but the signatures
-    rb"(?P<phash>[0-9a-f]{16}),(?P<dhash>[0-9a-f]{16}),(?P<version>[0-9]{1,4}),"
-    rb"(?P<width>[1-9][0-9]{0,6}),(?P<height>[1-9][0-9]{0,6}),(?P<luma_step>[0-9]{1,2}),(?P<chroma_step>[0-9]{1,2}),"
-    rb"(?P<traits>p?s?w?),(?P<content_bytes>[0-9]{1,18}),(?P<part_sums>([0-9a-f]{512})?),"
-    rb"(?P<content_digest>([0-9a-f]{64})?)"
-)
-
-
-def decoded_image(fields: list[bytes]) -> ImageFingerprint | None:
-    """The inverse of `encoded_image`; None for another version, ValueError for anything it cannot have written."""
-    row = IMAGE_TRAITS.fullmatch(b",".join(fields[:-2]))
-    if row is None:
-        raise ValueError("not a fingerprint")
-    if int(row["version"]) != FINGERPRINT_VERSION:
-        return None
-    stored_signature, signature = fields[-2:]
-    if len(signature) != SIGNATURE_TEXT or len(stored_signature) not in (0, SIGNATURE_TEXT):
-        raise ValueError("not a signature")
-    if signature.translate(None, BASE64) or stored_signature.translate(None, BASE64):
-        raise ValueError("not a signature")
-    return ImageFingerprint(
-        width=int(row["width"]),
-        height=int(row["height"]),
-        luma_step=int(row["luma_step"]),
-        chroma_step=int(row["chroma_step"]),
-        palette=b"p" in row["traits"],
-        several_scans=b"s" in row["traits"],
-        whole=b"w" in row["traits"],
-        content_bytes=int(row["content_bytes"]),
-        part_sums=row["part_sums"].decode(),
-        content_digest=row["content_digest"].decode(),
-        phash=int(row["phash"], 16),
-        dhash=int(row["dhash"], 16),
-        stored_signature=stored_signature,
-        signature=signature,
-    )
-
-
+INTEGRITY = "s?w?:[0-9]{1,18}:(?:[0-9a-f]{%d})?" % (8 * DATA_PARTS)
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
-    file_name="images_perceptual_hash_db.csv",
-    identity_columns=("path", "size", "mtime"),
-    fingerprint_columns=(
-        *("phash", "dhash", "version", "width", "height", "luma_step", "chroma_step", "traits"),
-        *("content_bytes", "part_sums", "content_digest", "stored_signature", "signature"),
+    "images_perceptual_hash_db.csv",
+    (
+        *(PATH, SIZE, MTIME, hash_column("phash"), hash_column("dhash"), CTIME, VERSION),
+        *(positive_column("width", 7), positive_column("height", 7)),
+        *(number_column("luma_step", 2), number_column("chroma_step", 2), flag_column("palette")),
+        Column("integrity", INTEGRITY, read_integrity, written_integrity),
+        *(FILE_DIGEST, bytes_column("stored_signature", SIGNATURE_BYTES, optional=True)),
+        bytes_column("signature", SIGNATURE_BYTES),
     ),
-    encode=encoded_image,
-    decode=decoded_image,
+    ImageFingerprint,
 )
+
+
+# ── opening ──
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
     *(AssertionError, EOFError, MemoryError, struct.error, zlib.error),
 )
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
-EXIF_ORIENTATION = 0x0112
-# Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
-RGB_TO_YCBCR = (
-    (0.299, 0.587, 0.114),
-    (-0.168735892, -0.331264108, 0.5),
-    (0.5, -0.418687589, -0.081312411),
-)
+P = ParamSpec("P")
 
 
-def fingerprint_image(file: MediaFile) -> ImageFingerprint | Problem:
-    """The picture's fingerprint, or why there is none. Runs in a worker process.
+def problem_if_undecodable(
+    work: Callable[Concatenate[MediaFile, P], R],
+) -> Callable[Concatenate[MediaFile, P], R | Problem]:
+    """Have a function of a file return a Problem with the reason where that file cannot be decoded."""
 
-    The picture must decode completely: a damaged copy must never pass for a whole one.
-    """
+    @functools.wraps(work)
+    def guarded(file: MediaFile, /, *more: P.args, **named: P.kwargs) -> R | Problem:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
+            try:
+                return work(file, *more, **named)
+            except UnidentifiedImageError:
+                reason = "not a picture in a format idem reads"
+                if file.path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
+                    reason = "HEIC pictures need pillow-heif: python -m pip install pillow-heif"
+            except Image.DecompressionBombError:
+                reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
+            except MemoryError:
+                reason = "not enough memory to decode it"
+            except DECODER_ERRORS as error:
+                reason = reason_of(error)
+            return Problem(file.path, reason)
 
-    def decoded() -> ImageFingerprint:
-        with opened_unchanged(file) as stream:
-            if jpeg := jpeg_in(stream):
-                return fingerprint_of(picture_in(jpeg.data), stream, jpeg.content_bytes, jpeg.several_scans)
-            return fingerprint_of(opened_picture(stream), stream, file.size, several_scans=False)
-
-    return or_unreadable(file.path, decoded)
-
-
-def or_unreadable(path: str, decoded: Callable[[], R]) -> R | Problem:
-    """What decoding the file at this path comes to, or why it cannot be decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
-        try:
-            return decoded()
-        except UnidentifiedImageError:
-            return Problem(path, unidentified_reason(path))
-        except Image.DecompressionBombError:
-            return Problem(path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels")
-        except MemoryError:
-            return Problem(path, "not enough memory to decode it")
-        except DECODER_ERRORS as error:
-            return Problem(path, reason_of(error))
-
-
-def unidentified_reason(path: str) -> str:
-    if path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
-        return "HEIC pictures need pillow-heif: python -m pip install pillow-heif"
-    return "not a picture in a format idem reads"
+    return guarded
 
 
 @functools.cache
@@ -1216,8 +1278,6 @@ def usable_formats() -> tuple[str, ...]:
 
 def load_decoders() -> None:
     """Import what fingerprinting needs, so that forked workers share it instead of each importing its own."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive the fork
-
     usable_formats()
     perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
 
@@ -1239,52 +1299,7 @@ def picture_in(data: bytes) -> Image.Image:
 
 # ── JPEG files that end early ──
 
-
-@dataclass(frozen=True, slots=True)
-class Jpeg:
-    """A JPEG file as it is handed to the decoder, so that missing data shows."""
-
-    data: bytes
-    layout: JpegLayout
-    end: int  # offset of the end-of-image marker, or of the zeros in its place
-    several_scans: bool
-
-    @property
-    def content_bytes(self) -> int:
-        """Length of `content`."""
-        return len(self.layout.tables) + self.end - self.layout.first_scan
-
-    @property
-    def content(self) -> bytes:
-        """All that the picture is decoded from: the tables before the first scan, and the scans."""
-        return self.layout.tables + self.data[self.layout.first_scan : self.end]
-
-
-def jpeg_in(stream: BinaryIO) -> Jpeg | None:
-    """The JPEG in an open file, None if it is none; the end-of-image marker gives way to zeros where that helps.
-
-    libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
-    closed decodes "completely". Without the marker it asks for more data instead, and Pillow reports the file as
-    truncated. That works for a picture in one Huffman-coded scan; one in several is checked for having them all,
-    and once more by `is_cut_short` when it matters. ValueError when the file has no end marker or lacks scans.
-    """
-    if stream.read(2) != b"\xff\xd8":
-        stream.seek(0)
-        return None
-    stream.seek(0)
-    data = stream.read(MAX_JPEG_BYTES)
-    layout = jpeg_layout(data)
-    # The first marker ends a single scan; more scans come with tables that may contain its bytes.
-    end = (data.find if layout.one_scan else data.rfind)(END_OF_IMAGE, layout.first_scan)
-    if end < 0:
-        raise ValueError("truncated: a JPEG without its end")
-    if layout.one_scan:
-        return Jpeg(data[:end] + bytes(DECODER_LOOKAHEAD), layout, end, several_scans=False)
-    if layout.progressive and not progressive_is_complete(data, layout):
-        raise ValueError("truncated: a progressive JPEG without its last scans")
-    return Jpeg(data, layout, end, several_scans=True)
-
-
+MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
 DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
 END_OF_IMAGE = b"\xff\xd9"
 START_OF_SCAN = b"\xff\xda"
@@ -1294,51 +1309,76 @@ FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
 
 
 @dataclass(frozen=True, slots=True)
-class JpegLayout:
-    """What the markers up to the first scan tell."""
+class Jpeg:
+    """A JPEG file that ends as it should, as far as its markers tell."""
 
+    data: bytes
+    tables: bytes  # all segments before the first scan but the metadata (APPn and COM)
     first_scan: int  # offset of its marker
-    components: tuple[int, ...]
-    progressive: bool
-    one_scan: bool  # all components in one Huffman-coded sequential scan
-    tables: bytes  # all segments but the metadata (APPn and COM)
+    end: int  # offset of the end-of-image marker
+    several_scans: bool  # or one that is not Huffman-coded
+
+    @property
+    def picture_data(self) -> bytes:
+        """All that the picture is decoded from."""
+        return self.tables + self.data[self.first_scan : self.end]
+
+    @property
+    def decodable(self) -> bytes:
+        """The file as it is handed to the decoder, so that missing data shows.
+
+        libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
+        closed decodes "completely". With zeros in place of the marker it asks for more data instead, and Pillow
+        reports the file as truncated. That does not work for several scans: see `is_cut_short`.
+        """
+        return self.data if self.several_scans else self.data[: self.end] + bytes(DECODER_LOOKAHEAD)
 
 
-def jpeg_layout(data: bytes) -> JpegLayout:
-    """The layout of a JPEG file (ITU-T T.81, annex B). ValueError when there is no scan."""
-    components: tuple[int, ...] = ()
-    tables: list[bytes] = []
+def jpeg_in(stream: BinaryIO) -> Jpeg | None:
+    """The JPEG in an open file, None if it is none. ValueError when the file has no end marker or lacks scans.
+
+    A picture in several scans is checked for having them all, and once more by `is_cut_short` when it matters.
+    """
+    start = stream.read(2)
+    stream.seek(0)
+    if start != b"\xff\xd8":
+        return None
+    data = stream.read(MAX_JPEG_BYTES)
+    components, tables = b"", []
     frame, position = 0, 2
-    while position + 4 <= len(data):
+    while position + 4 <= len(data):  # ITU-T T.81, annex B
         marker = data[position + 1]
         if data[position] != 0xFF or marker in MARKERS_WITHOUT_LENGTH:
             position += 1  # fill bytes, or junk that decoders pass over
             continue
         if marker == START_OF_SCAN[1]:
-            one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
-            return JpegLayout(position, components, frame == 0xC2, one_scan, b"".join(tables))
-        if marker in FRAME_MARKERS:
-            frame, components = marker, frame_components(data, position)
+            break
+        if marker in FRAME_MARKERS and position + 9 < len(data):
+            frame = marker
+            components = data[position + 10 : position + 10 + 3 * data[position + 9] : 3]
         following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if marker not in METADATA_MARKERS:
             tables.append(data[position:following])
         position = following
-    raise ValueError("truncated: a JPEG without picture data")
+    else:
+        raise ValueError("truncated: a JPEG without picture data")
+    one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
+    # The first marker ends a single scan; more scans come with tables that may contain its bytes.
+    end = (data.find if one_scan else data.rfind)(END_OF_IMAGE, position)
+    if end < 0:
+        raise ValueError("truncated: a JPEG without its end")
+    if frame == 0xC2 and lacks_scans(data, position, components):
+        raise ValueError("truncated: a progressive JPEG without its last scans")
+    return Jpeg(data, b"".join(tables), position, end, not one_scan)
 
 
-def frame_components(data: bytes, frame: int) -> tuple[int, ...]:
-    """The identifiers of the components that the frame header at this offset names."""
-    table = data[frame + 10 : frame + 10 + 3 * data[frame + 9]] if frame + 9 < len(data) else b""
-    return tuple(table[::3])
-
-
-def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
-    """Whether the scans carry every coefficient of every component down to its last bit.
+def lacks_scans(data: bytes, first_scan: int, components: bytes) -> bool:
+    """Whether the scans of a progressive JPEG leave out a bit of a coefficient of a component.
 
     A last scan that is itself cut short is not noticed here.
     """
-    missing = {(component, coefficient) for component in layout.components for coefficient in range(64)}
-    scan_at = layout.first_scan
+    missing = {(component, coefficient) for component in components for coefficient in range(64)}
+    scan_at = first_scan
     while scan_at >= 0:
         count = data[scan_at + 4] if scan_at + 4 < len(data) else 0
         header = data[scan_at + 5 : scan_at + 8 + 2 * count]
@@ -1347,38 +1387,47 @@ def progressive_is_complete(data: bytes, layout: JpegLayout) -> bool:
             if approximation & 15 == 0:
                 missing -= {(component, k) for component in header[:-3:2] for k in range(first, last + 1)}
         scan_at = data.find(START_OF_SCAN, scan_at + 2)  # escaped where the data of a scan would contain it
-    return not missing
+    return bool(missing)
 
 
-# ── from a picture to its signature ──
+# ── the fingerprint ──
+
+DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
+LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
+MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more tolerance for it
+FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
 
 
-def fingerprint_of(picture: Image.Image, stream: BinaryIO, content_bytes: int, several_scans: bool) -> ImageFingerprint:
-    """The fingerprint of a picture opened from this file; decodes it. Raises what Pillow raises."""
-    size = picture.size
-    if picture.format in ("JPEG", "MPO"):
-        load_reduced(picture)
-    else:
-        picture.load()
-        size = picture.size  # Pillow has turned a TIFF upright by now
-    orientation = orientation_of(picture)
-    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
+@problem_if_undecodable
+def fingerprint_image(file: MediaFile) -> ImageFingerprint:
+    """The picture's fingerprint, or why there is none. Runs in a worker process.
+
+    The picture must decode completely: a damaged copy must never pass for a whole one.
+    """
+    with opened_unchanged(file) as stream:
+        jpeg = jpeg_in(stream)
+        picture = picture_in(jpeg.decodable) if jpeg else opened_picture(stream)
+        size = picture.size
+        if picture.format in ("JPEG", "MPO"):
+            load_reduced(picture)
+        else:
+            picture.load()
+            size = picture.size  # Pillow has turned a TIFF upright by now
+        palette, (luma_step, chroma_step) = picture.mode in ("P", "PA"), quantisers(picture)
+        orientation = orientation_of(picture)
+        stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
+        by_file = has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
+        file_digest = digest_of(stream) if by_file else ""
     phash, dhash = perceptual_hashes(seen)
-    luma_step, chroma_step = quantisers(picture)
     width, height = reversed(size) if TURNS[orientation][0] else size
     return ImageFingerprint(
         width=width,
         height=height,
         luma_step=luma_step,
         chroma_step=chroma_step,
-        palette=picture.mode in ("P", "PA"),
-        several_scans=several_scans,
-        whole=False,
-        content_bytes=content_bytes,
-        part_sums="",
-        content_digest=digest_of(stream)
-        if has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
-        else "",
+        palette=palette,
+        integrity=Integrity(jpeg.several_scans, len(jpeg.picture_data)) if jpeg else Integrity(False, file.size),
+        file_digest=file_digest,
         phash=phash,
         dhash=dhash,
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
@@ -1409,20 +1458,37 @@ def quantisers(picture: Image.Image) -> tuple[int, int]:
     return steps[0], steps[min(1, len(steps) - 1)]
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """The EXIF orientation, 1-8; 1 where there is none or the metadata is broken."""
-    try:
-        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    except DECODER_ERRORS:
-        return 1  # only the metadata is broken: the picture itself has decoded
-    return orientation if orientation in TURNS else 1
-
-
 def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel lets a background through, on which a drawing may show or vanish."""
     if not picture.has_transparency_data:
         return False
     return picture.convert("RGBA").getchannel("A").histogram()[255] < picture.width * picture.height
+
+
+def is_flat(signature: np.ndarray, cells: int) -> bool:
+    """Whether the picture shows hardly anything: blank, black, one colour, or detail too fine for the cells."""
+    parts = signature[: cells**2], *signature[cells**2 :].reshape(2, -1)
+    return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
+
+
+def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
+    """pHash and dHash, 64 bits each, of the signature's luma."""
+    import imagehash
+
+    luma = Image.fromarray(signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS))
+    return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
+
+
+# ── from a picture to its cells ──
+
+PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small
+PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
+# Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
+RGB_TO_YCBCR = (
+    (0.299, 0.587, 0.114),
+    (-0.168735892, -0.331264108, 0.5),
+    (0.5, -0.418687589, -0.081312411),
+)
 
 
 def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -1438,11 +1504,9 @@ def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]
     transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
     if transform is None:
         return stored, stored
-    reduced = reduced_picture(source, PROFILE_CELLS)
+    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(source, PROFILE_CELLS)]
+    reduced = Image.merge(source.mode, bands)
     return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
-
-
-PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
 
 
 def in_plain_mode(picture: Image.Image) -> Image.Image:
@@ -1504,12 +1568,6 @@ def area_weights(pixels: int, cells: int) -> np.ndarray:
     return (np.clip(overlap, 0, None) * (cells / pixels)).astype(np.float32)
 
 
-def reduced_picture(picture: Image.Image, cells: int) -> Image.Image:
-    """The picture as cells by cells pixels, by exact means."""
-    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(picture, cells)]
-    return Image.merge(picture.mode, bands)
-
-
 @functools.lru_cache(maxsize=64)
 def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
     """What converts pictures in this colour profile to sRGB; None where that changes nothing or cannot be done."""
@@ -1528,6 +1586,9 @@ def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Imag
     return None if unchanged == 3 * change.width * change.height else transform.apply
 
 
+# ── upright ──
+
+EXIF_ORIENTATION = 0x0112
 # Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
 TURNS = {
     1: (False, False, False),
@@ -1541,6 +1602,15 @@ TURNS = {
 }
 
 
+def orientation_of(picture: Image.Image) -> int:
+    """The EXIF orientation, 1-8; 1 where there is none or the metadata is broken."""
+    try:
+        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except DECODER_ERRORS:
+        return 1  # only the metadata is broken: the picture itself has decoded
+    return orientation if orientation in TURNS else 1
+
+
 def signature_of(cells: np.ndarray, orientation: int) -> np.ndarray:
     """The signature of Y, Cb and Cr cells of a picture stored in this orientation: SIGNATURE_BYTES uint8."""
     exchanged, rows, columns = TURNS[orientation]
@@ -1551,18 +1621,47 @@ def signature_of(cells: np.ndarray, orientation: int) -> np.ndarray:
     return levels.round().clip(0, 255).astype(np.uint8)
 
 
-def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
-    """pHash and dHash, 64 bits each, of the signature's luma."""
-    import imagehash
+# ── the whole picture, for people ──
 
-    luma = Image.fromarray(signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS))
-    return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
+BACKDROP = (150, 150, 150)  # behind what is transparent: both a white and a black logo show on it
 
 
-def is_flat(signature: np.ndarray, cells: int) -> bool:
-    """Whether the picture shows hardly anything: blank, black, one colour, or detail too fine for the cells."""
-    parts = signature[: cells**2], *signature[cells**2 :].reshape(2, -1)
-    return all(int(part.max()) - int(part.min()) < FLAT_RANGE for part in parts)
+def seen_picture(file: MediaFile, side: int | None) -> Image.Image:
+    """The file's picture as a person sees it: RGB in sRGB, upright, without metadata, not larger than `side` if given.
+
+    Raises DECODER_ERRORS.
+    """
+    with opened_unchanged(file) as stream:
+        picture = opened_picture(stream)
+        if side and picture.format in ("JPEG", "MPO"):
+            picture.draft("CMYK" if picture.mode == "CMYK" else "RGB", (side, side))
+        picture.load()
+    exchanged, rows, columns = TURNS[orientation_of(picture)]
+    upright = in_srgb(picture, side)
+    for wanted, turn in (
+        (exchanged, Image.Transpose.TRANSPOSE),
+        (rows, Image.Transpose.FLIP_TOP_BOTTOM),
+        (columns, Image.Transpose.FLIP_LEFT_RIGHT),
+    ):
+        upright = upright.transpose(turn) if wanted else upright
+    upright.info = {}
+    return upright
+
+
+def in_srgb(picture: Image.Image, side: int | None) -> Image.Image:
+    """The picture as RGB in sRGB, transparency before BACKDROP, reduced to `side` before colours are converted."""
+    profile = picture.info.get("icc_profile") or b""
+    transparent = picture.has_transparency_data and picture.mode[0] not in "IF"  # Pillow would clip those
+    if transparent:
+        source = picture.convert("RGBA")
+    else:
+        source = picture if picture.mode in ("L", "CMYK") else in_plain_mode(picture)
+    if side:
+        source.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if transparent:
+        source = Image.alpha_composite(Image.new("RGBA", source.size, (*BACKDROP, 255)), source).convert("RGB")
+    transform = profile_transform(profile, PROFILE_MODES.get(source.mode, ""))
+    return transform(source) if transform else source.convert("RGB")
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -1573,7 +1672,6 @@ FRAMES = 8  # of a video that are looked at
 FRAME_SIDE = 64  # px; what ffmpeg scales them to
 FRAME_CELLS = 16  # per side, of the small picture of a frame
 FRAME_BYTES = FRAME_CELLS**2 + 2 * (FRAME_CELLS // 2) ** 2
-FRAMES_TEXT = FRAMES * FRAME_BYTES // 3 * 4  # characters of base64
 TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
 DISTINCT_FRAMES = 5  # that must show something else than each other: else they prove no more than one picture does
 STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
@@ -1588,7 +1686,7 @@ class VideoFingerprint:
     """What idem knows of a video after looking at FRAMES of its frames.
 
     `signatures` are FRAME_BYTES for each frame, laid out like the signature of an image, in base64; `following` those
-    of the next frame after each that shows something else: a copy may be off by one. `content_digest` is the SHA-256
+    of the next frame after each that shows something else: a copy may be off by one. `file_digest` is the SHA-256
     of the file where the frames say too little and only an equal file is a copy.
     """
 
@@ -1598,7 +1696,7 @@ class VideoFingerprint:
     quicktime_rgb: bool  # stored as RGB in a QuickTime file: see QUICKTIME_GAMMA
     whole: bool  # that it does not break off has been looked at
     flat: tuple[bool, ...]  # which frames show hardly anything: see `is_flat`
-    content_digest: str
+    file_digest: str
     hashes: tuple[int, ...]  # pHash of each frame
     following: bytes
     signatures: bytes
@@ -1607,73 +1705,43 @@ class VideoFingerprint:
     def seconds(self) -> float:
         return self.milliseconds / 1000
 
-
-def encoded_video(fingerprint: VideoFingerprint) -> list[str]:
-    """The columns of videos_perceptual_hash_db.csv after the first three."""
-    return [
-        f"{fingerprint.seconds:.3f}",
-        "".join(f"{each:016x}" for each in fingerprint.hashes),
-        str(FINGERPRINT_VERSION),
-        str(fingerprint.width),
-        str(fingerprint.height),
-        "r" * fingerprint.quicktime_rgb + "w" * fingerprint.whole,
-        "".join("f" if each else "." for each in fingerprint.flat),
-        fingerprint.content_digest,
-        fingerprint.following.decode(),
-        fingerprint.signatures.decode(),
-    ]
+    version: ClassVar[int] = FINGERPRINT_VERSION
 
 
-VIDEO_TRAITS = re.compile(  # all columns but the signatures
-    rb"(?P<seconds>[0-9]{1,8})\.(?P<thousandths>[0-9]{3}),(?P<hashes>[0-9a-f]{%d}),(?P<version>[0-9]{1,4}),"
-    rb"(?P<width>[1-9][0-9]{0,5}),(?P<height>[1-9][0-9]{0,5}),(?P<traits>r?w?),(?P<flat>[f.]{%d}),"
-    rb"(?P<content_digest>([0-9a-f]{64})?)" % (16 * FRAMES, FRAMES)
-)
+def read_hashes(text: bytes) -> tuple[int, ...]:
+    return tuple(int(text[at : at + 16], 16) for at in range(0, len(text), 16))
 
 
-def decoded_video(fields: list[bytes]) -> VideoFingerprint | None:
-    """The inverse of `encoded_video`; None for another version, ValueError for anything it cannot have written."""
-    row = VIDEO_TRAITS.fullmatch(b",".join(fields[:-2]))
-    if row is None:
-        raise ValueError("not a fingerprint")
-    if int(row["version"]) != FINGERPRINT_VERSION:
-        return None
-    if any(len(each) != FRAMES_TEXT or each.translate(None, BASE64) for each in fields[-2:]):
-        raise ValueError("not the signatures of the frames")
-    return VideoFingerprint(
-        width=int(row["width"]),
-        height=int(row["height"]),
-        milliseconds=int(row["seconds"] + row["thousandths"]),
-        quicktime_rgb=b"r" in row["traits"],
-        whole=b"w" in row["traits"],
-        flat=tuple(each == ord("f") for each in row["flat"]),
-        content_digest=row["content_digest"].decode(),
-        hashes=tuple(int(row["hashes"][at : at + 16], 16) for at in range(0, 16 * FRAMES, 16)),
-        following=fields[-2],
-        signatures=fields[-1],
-    )
+def read_milliseconds(text: bytes) -> int:
+    return int(text.replace(b".", b""))
 
 
 VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
-    file_name="videos_perceptual_hash_db.csv",
-    identity_columns=("path", "size", "mtime"),
-    fingerprint_columns=(
-        *(
-            "duration",
+    "videos_perceptual_hash_db.csv",
+    (
+        *(PATH, SIZE, MTIME),
+        Column("duration", r"[0-9]{1,8}\.[0-9]{3}", read_milliseconds, lambda ms: f"{ms / 1000:.3f}", "milliseconds"),
+        Column(
             "vhash",
-            "version",
-            "width",
-            "height",
-            "traits",
-            "flat",
-            "content_digest",
-            "following",
-            "signatures",
+            "[0-9a-f]{%d}" % (16 * FRAMES),
+            read_hashes,
+            lambda hashes: "".join(f"{each:016x}" for each in hashes),
+            "hashes",
         ),
+        *(CTIME, VERSION, positive_column("width", 6), positive_column("height", 6)),
+        *(flag_column("quicktime_rgb"), flag_column("whole")),
+        Column(
+            "flat",
+            "[01]{%d}" % FRAMES,
+            lambda text: tuple(each == ord("1") for each in text),
+            lambda flat: "".join("01"[each] for each in flat),
+        ),
+        FILE_DIGEST,
+        *(bytes_column(name, FRAMES * FRAME_BYTES) for name in ("following", "signatures")),
     ),
-    encode=encoded_video,
-    decode=decoded_video,
+    VideoFingerprint,
 )
+
 # Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
 VIDEO_FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
 # Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
@@ -1726,51 +1794,45 @@ def ffmpeg_path() -> str | None:
         return None  # it was installed without a binary for this system
 
 
-def fingerprint_video(ffmpeg: str, probed: dict[str, VideoStream], file: MediaFile) -> VideoFingerprint | Problem:
-    """The video's fingerprint, or why there is none; `probed` is by path, and need not have it.
+@problem_if_undecodable
+def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> VideoFingerprint:
+    """The video's fingerprint, or why there is none; ffmpeg is asked about it unless that has been done.
 
     Runs in a worker process, which is killed if ffmpeg hangs.
     """
-    try:
-        with opened_unchanged(file) as stream:
-            about = probed.get(file.path) or video_stream(ffmpeg, file.path)
-            seconds = about.seconds or demuxed_seconds(ffmpeg, file.path, "0:V:0")
-            frames = frames_of(ffmpeg, file.path, about, seconds)
-            if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
-                check_end(demuxed_seconds(ffmpeg, file.path, "0"), seconds)
-                seconds = demuxed_seconds(ffmpeg, file.path, "0:V:0")
-                frames = frames_of(ffmpeg, file.path, about, seconds)
-            if len(frames) < FRAMES:
-                raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
-            return fingerprint_of_frames(frames, about, seconds, stream)
-    except DECODER_ERRORS as error:
-        return Problem(file.path, reason_of(error))
+    with opened_unchanged(file) as stream:
+        about = about or video_stream(file.path)
+        seconds = about.seconds or demuxed_seconds(file.path, "0:V:0")
+        frames = frames_of(file.path, about, seconds)
+        if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
+            check_end(demuxed_seconds(file.path, "0"), seconds)
+            seconds = demuxed_seconds(file.path, "0:V:0")
+            frames = frames_of(file.path, about, seconds)
+        if len(frames) < FRAMES:
+            raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
+        small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
+        flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
+        signatures = np.array([each[0] for each in small])
+        says_enough = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
+        return VideoFingerprint(
+            width=about.width,
+            height=about.height,
+            milliseconds=round(seconds * 1000),
+            quicktime_rgb=about.quicktime_rgb,
+            whole=False,
+            flat=flat,
+            file_digest="" if says_enough else digest_of(stream),
+            hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
+            following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
+            signatures=base64.b64encode(signatures.tobytes()),
+        )
 
 
-def fingerprint_of_frames(
-    frames: dict[int, Frame], about: VideoStream, seconds: float, stream: BinaryIO
-) -> VideoFingerprint:
-    """The fingerprint of the video in this file, from its FRAMES frames."""
-    small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
-    flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
-    signatures = np.array([each[0] for each in small])
-    proof = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
-    return VideoFingerprint(
-        width=about.width,
-        height=about.height,
-        milliseconds=round(seconds * 1000),
-        quicktime_rgb=about.quicktime_rgb,
-        whole=False,
-        flat=flat,
-        content_digest="" if proof else digest_of(stream),
-        hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
-        following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
-        signatures=base64.b64encode(signatures.tobytes()),
-    )
-
-
-def run_ffmpeg(ffmpeg: str, *arguments: str) -> tuple[bytes, str]:
-    """What ffmpeg writes to its standard output and what it says. It can be given no input but files."""
+def run_ffmpeg(*arguments: str) -> tuple[bytes, str]:
+    """What ffmpeg writes to its standard output and what it says. ValueError when there is no ffmpeg."""
+    ffmpeg = ffmpeg_path()
+    if ffmpeg is None:
+        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
     with subprocess.Popen(
         [ffmpeg, "-nostdin", "-hide_banner", *arguments],
         stdin=subprocess.DEVNULL,
@@ -1793,12 +1855,12 @@ VIDEO_STREAM = re.compile(
 )
 
 
-def video_streams(ffmpeg: str, files: Sequence[MediaFile]) -> dict[str, VideoStream]:
+def video_streams(files: Sequence[MediaFile]) -> dict[str, VideoStream]:
     """What ffmpeg says of these files, by path, as far as it gets: it stops at the first that it cannot read.
 
     Runs in a worker process.
     """
-    _, said = run_ffmpeg(ffmpeg, *(argument for file in files for argument in video_input(file.path)))
+    _, said = run_ffmpeg(*(argument for file in files for argument in video_input(file.path)))
     parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
     streams = {
         file.path: parsed_stream(part, file.path)
@@ -1808,9 +1870,9 @@ def video_streams(ffmpeg: str, files: Sequence[MediaFile]) -> dict[str, VideoStr
     return {path: stream for path, stream in streams.items() if stream is not None}
 
 
-def video_stream(ffmpeg: str, path: str) -> VideoStream:
+def video_stream(path: str) -> VideoStream:
     """What ffmpeg says of the file. ValueError when it cannot read it or finds no video in it."""
-    _, said = run_ffmpeg(ffmpeg, *video_input(path))
+    _, said = run_ffmpeg(*video_input(path))
     stream = parsed_stream(said.partition("Input #0, ")[2], path)
     if stream is None:
         problem = said.replace(spoken(path), "").strip().rpartition("\n")[2].strip(": ")
@@ -1843,9 +1905,12 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
         width, height = height, width
     rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
     duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+), start: (-?[\d.]+)", said, re.MULTILINE)
-    begin = float(duration[4]) if duration and container.startswith("matroska") else 0.0  # there it is when it ends
+    seconds = None
+    if duration:
+        seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
+        seconds -= float(duration[4]) if container.startswith("matroska") else 0.0  # which says when it ends
     return VideoStream(
-        seconds=seconds_in(duration.groups()[:3]) - begin if duration else None,
+        seconds=seconds,
         width=width,
         height=height,
         frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
@@ -1854,14 +1919,8 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
     )
 
 
-def seconds_in(parts: Sequence[str]) -> float:
-    """Hours, minutes and seconds as ffmpeg writes them, in seconds."""
-    hours, minutes, seconds = parts
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
 def check_end(found: float, said: float) -> None:
-    """ValueError when a file ends before the time it says."""
+    """ValueError when a file ends before the time it says, in seconds."""
     if is_too_short(found, said):
         raise ValueError(f"damaged: it breaks off after {found:.1f} of {said:.1f} s")
 
@@ -1871,13 +1930,13 @@ def is_too_short(found: float, said: float) -> bool:
     return found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said)
 
 
-def demuxed_seconds(ffmpeg: str, path: str, streams: str, start: float = 0.0) -> float:
+def demuxed_seconds(path: str, streams: str, start: float = 0.0) -> float:
     """When the last packet of these streams ends, found out by reading the file from the start given; 0 without any.
 
     From its beginning only for files that do not say how long they are, or where that may not be true.
     """
     sought = ["-copyts", "-start_at_zero", "-ss", f"{max(0.0, start):.3f}"]
-    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", *sought, *video_input(path), "-map", streams, *PACKETS)
+    table, _ = run_ffmpeg("-v", "quiet", *sought, *video_input(path), "-map", streams, *PACKETS)
     return max(packet_ends(table).values(), default=0.0)
 
 
@@ -1893,7 +1952,7 @@ def packet_ends(table: bytes) -> dict[int, float]:
     return ends
 
 
-def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
+def frames_of(path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
     """The frames shown at the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
 
     Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
@@ -1908,21 +1967,15 @@ def frames_of(ffmpeg: str, path: str, about: VideoStream, seconds: float) -> dic
     for margin in STREAM_MARGINS if about.transport_stream else MARGINS:
         if margin < 0 and len(found) < FRAMES:
             break
-        missed = [number for number in range(FRAMES) if is_missed(found.get(number), moments[number], about)]
+        late = {n for n, frame in found.items() if frame.seconds > moments[n] + ROUNDING / about.frame_rate}
+        missed = [number for number in range(FRAMES) if number not in found or number in late]
         for start in range(0, len(missed), together):
             some = {number: moments[number] for number in missed[start : start + together]}
-            found |= decoded_frames(ffmpeg, path, some, margin, about.frame_rate)
+            found |= decoded_frames(path, some, margin, about.frame_rate)
     return found
 
 
-def is_missed(frame: Frame | None, moment: float, about: VideoStream) -> bool:
-    """Whether no frame was decoded for the moment, or only one that is shown later."""
-    return frame is None or frame.seconds > moment + ROUNDING / about.frame_rate
-
-
-def decoded_frames(
-    ffmpeg: str, path: str, moments: dict[int, float], margin: float, frame_rate: float
-) -> dict[int, Frame]:
+def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_rate: float) -> dict[int, Frame]:
     """The frame of each moment, by number, as far as it can be decoded from the margin (see MARGINS) ahead of it.
 
     One ffmpeg opens the file once for each moment. The pictures are stacked into one, because the concat filter
@@ -1940,7 +1993,7 @@ def decoded_frames(
     graph.append(f"{stack}vstack=inputs={len(moments)}" if len(moments) > 1 else f"{stack}null")
     clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
     output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
-    out, said = run_ffmpeg(ffmpeg, "-nostats", *clock, *inputs, *output)
+    out, said = run_ffmpeg("-nostats", *clock, *inputs, *output)
     if len(out) != len(moments) * FRAMES_AROUND * 3 * FRAME_SIDE**2:
         return {}
     planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, FRAME_SIDE, FRAME_SIDE)
@@ -2003,6 +2056,20 @@ def distinct(signatures: np.ndarray) -> int:
     return len(seen)
 
 
+def video_frame(file: MediaFile, side: int) -> Image.Image:
+    """The frame in the middle of a video, or else its first one, not larger than `side`. ValueError without one."""
+    about = video_stream(file.path)
+    scale = min(1.0, side / max(about.width, about.height))
+    width, height = max(1, round(about.width * scale)), max(1, round(about.height * scale))
+    shape = ["-frames:v", "1", "-vf", f"scale={width}:{height}:flags=area,setsar=1"]
+    for start in ((about.seconds or 0) / 2, 0.0):
+        source = ["-ss", f"{start:.3f}", *video_input(file.path), "-map", "0:V:0"]
+        out, _ = run_ffmpeg("-nostats", *source, *shape, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
+        if len(out) == width * height * 3:
+            return Image.frombytes("RGB", (width, height), out)
+    raise ValueError("no frame of it can be decoded")
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Checksums: MediaFile -> Checksum
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2021,27 +2088,14 @@ class Checksum:
     seconds: ClassVar[float] = 0.0
 
 
-def decoded_checksum(fields: list[bytes]) -> Checksum:
-    """The checksum in a row's last column. ValueError when it is none."""
-    if not re.fullmatch(rb"[0-9a-fA-F]{64}", fields[0]):
-        raise ValueError("not a checksum")
-    return Checksum(fields[0].decode().lower())
+def checksum_cache(name: str, column: str) -> CacheFormat[Checksum]:
+    """A cache of checksums. Its columns must stay as they are, because other tools share the first one."""
+    checksum = Column(column, "[0-9a-fA-F]{64}", lambda text: text.decode().lower(), str, "digest")
+    return CacheFormat(name, (PATH, SIZE, CTIME, MTIME, checksum), Checksum)
 
 
-CHECKSUM_CACHE: CacheFormat[Checksum] = CacheFormat(  # other tools share it, so it must stay as it is
-    file_name="all_media_sha_hash_db.csv",
-    identity_columns=("path", "size", "ctime", "mtime"),
-    fingerprint_columns=("checksum",),
-    encode=lambda checksum: [checksum.digest],
-    decode=decoded_checksum,
-)
-WHOLE_CACHE: CacheFormat[Checksum] = CacheFormat(  # of the files whose checksum is that of another, but leaves gaps
-    file_name="large_media_whole_sha_hash_db.csv",
-    identity_columns=("path", "size", "ctime", "mtime"),
-    fingerprint_columns=("sha256",),
-    encode=lambda checksum: [checksum.digest],
-    decode=decoded_checksum,
-)
+CHECKSUM_CACHE = checksum_cache("all_media_sha_hash_db.csv", "checksum")
+WHOLE_CACHE = checksum_cache("large_media_whole_sha_hash_db.csv", "sha256")  # of files compared whole
 
 
 def checksum_windows(size: int) -> list[tuple[int, int]]:
@@ -2060,32 +2114,31 @@ def summed_bytes(file: MediaFile) -> int:
     return sum(length for _, length in checksum_windows(file.size))
 
 
-def checksum_of(file: MediaFile) -> Checksum | Problem:
+@problem_if_undecodable
+def checksum_of(file: MediaFile) -> Checksum:
     """SHA-256 over the size (8 bytes, little-endian) and the windows of the file. Runs in a worker process."""
     return digested(file, file.size.to_bytes(8, "little"), checksum_windows(file.size))
 
 
-def whole_checksum_of(file: MediaFile) -> Checksum | Problem:
+@problem_if_undecodable
+def whole_checksum_of(file: MediaFile) -> Checksum:
     """SHA-256 of the whole file. Runs in a worker process."""
     return digested(file, b"", [(0, file.size)])
 
 
-def digested(file: MediaFile, head: bytes, parts: list[tuple[int, int]]) -> Checksum | Problem:
-    """SHA-256 over the head and the parts of the file, or why it cannot be had."""
+def digested(file: MediaFile, head: bytes, parts: list[tuple[int, int]]) -> Checksum:
+    """SHA-256 over the head and these parts of the file. OSError or ValueError when it cannot be had."""
     digest = hashlib.sha256(head)
-    try:
-        with opened_unchanged(file) as stream:
-            for start, length in parts:
-                stream.seek(start)
-                left = length
-                while left:
-                    block = stream.read(min(left, READ_BLOCK))
-                    if not block:
-                        raise ValueError("changed while it was read")
-                    digest.update(block)
-                    left -= len(block)
-    except (OSError, ValueError) as error:
-        return Problem(file.path, reason_of(error))
+    with opened_unchanged(file) as stream:
+        for start, length in parts:
+            stream.seek(start)
+            left = length
+            while left:
+                block = stream.read(min(left, READ_BLOCK))
+                if not block:
+                    raise ValueError("changed while it was read")
+                digest.update(block)
+                left -= len(block)
     return Checksum(digest.hexdigest())
 
 
@@ -2259,8 +2312,8 @@ class ImageTable:
         self.chroma_step = np.array([each.chroma_step for each in fingerprints], np.float32)
         self.palette = np.array([each.palette for each in fingerprints], bool)
         self.profiled = np.array([bool(each.stored_signature) for each in fingerprints], bool)
-        self.by_content = np.array([bool(each.content_digest) for each in fingerprints], bool)
-        self.content = np.unique([each.content_digest for each in fingerprints], return_inverse=True)[1]
+        self.by_content = np.array([bool(each.file_digest) for each in fingerprints], bool)
+        self.content = np.unique([each.file_digest for each in fingerprints], return_inverse=True)[1]
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
         """The distance of each pair, shape (n,): see `distance`."""
@@ -2352,8 +2405,8 @@ class VideoTable:
         self.width = np.array([each.width for each in fingerprints], np.float64)
         self.height = np.array([each.height for each in fingerprints], np.float64)
         self.quicktime_rgb = np.array([each.quicktime_rgb for each in fingerprints], bool)
-        self.by_content = np.array([bool(each.content_digest) for each in fingerprints], bool)
-        self.content = np.unique([each.content_digest for each in fingerprints], return_inverse=True)[1]
+        self.by_content = np.array([bool(each.file_digest) for each in fingerprints], bool)
+        self.content = np.unique([each.file_digest for each in fingerprints], return_inverse=True)[1]
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
         """The distance of each pair, shape (n,): see `video_distance`."""
@@ -2556,8 +2609,8 @@ def best_first(replica: Replica[Any]) -> tuple[int, float, int, str]:
 def alike_for_sure(fingerprint: Any) -> object:
     """Equal for fingerprints at distance 0 of each other, and of all others at one distance; so one will do."""
     each = fingerprint
-    if each.content_digest:
-        return each.content_digest
+    if each.file_digest:
+        return each.file_digest
     if isinstance(each, VideoFingerprint):
         return each
     traits = each.palette, each.luma_step, each.chroma_step
@@ -2700,227 +2753,217 @@ def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> 
 #  Closer look: groups -> groups of files that are whole
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-
-def content_part_sums(file: MediaFile) -> str | Problem:
-    """CRC-32 of each of CONTENT_PARTS equal parts of the file's content, 8 hex digits each, or why there are none.
-
-    The content of a JPEG is what it is decoded from; of other formats it is the pixels, because their metadata may
-    be anywhere. So files that differ in metadata alone have the same sums. Runs in a worker process.
-    """
-    try:
-        with warnings.catch_warnings(), opened_unchanged(file) as stream:
-            warnings.simplefilter("ignore")
-            jpeg = jpeg_in(stream)
-            content = memoryview(jpeg.content if jpeg else opened_picture(stream).tobytes())
-            borders = [len(content) * part // CONTENT_PARTS for part in range(CONTENT_PARTS + 1)]
-            return "".join(f"{zlib.crc32(content[begin:end]):08x}" for begin, end in pairwise(borders))
-    except DECODER_ERRORS as error:
-        return Problem(file.path, reason_of(error))
-
-
-def is_cut_short(file: MediaFile) -> bool | Problem:
-    """Whether a JPEG in several scans lacks the end of its last one. Runs in a worker process.
-
-    Such a file shows the whole picture, only coarser from some line on. More data before the end marker changes
-    what the decoder makes of it, while a whole file has no use for more.
-    """
-    try:
-        with opened_unchanged(file) as stream:
-            jpeg = jpeg_in(stream)
-            assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
-            filled = jpeg.data[: jpeg.end] + CUT_SHORT_FILLER + jpeg.data[jpeg.end :]
-            pictures = [picture_in(data) for data in (jpeg.data, filled)]
-            for picture in pictures:
-                load_reduced(picture)
-            return pictures[0].tobytes() != pictures[1].tobytes()
-    except DECODER_ERRORS as error:
-        return Problem(file.path, reason_of(error))
-
-
 CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
-
-
-def breaks_off(ffmpeg: str, seconds: dict[str, float], file: MediaFile) -> bool | Problem:
-    """False for a video that goes on as long as it says, by path; the reason for one that does not.
-
-    Runs in a worker process.
-    """
-    try:
-        with opened_unchanged(file):
-            said = seconds[file.path]
-            check_end(demuxed_seconds(ffmpeg, file.path, "0", said - TAIL), said)
-        return False
-    except DECODER_ERRORS as error:
-        return Problem(file.path, reason_of(error))
-
-
-TAIL = 3.0  # s before the end from which on it is looked for
-
-
-def videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile]) -> set[str]:
-    """The paths of those files whose pictures go on as long as the file says. The others need a look of their own.
-
-    Runs in a worker process.
-    """
-    inputs: list[str] = []
-    for file in files:
-        inputs += ["-ss", f"{max(0.0, seconds[file.path] - TAIL):.3f}", *video_input(file.path)]
-    maps = [argument for place in range(len(files)) for argument in ("-map", f"{place}:V:0")]
-    table, _ = run_ffmpeg(ffmpeg, "-v", "quiet", "-copyts", "-start_at_zero", *inputs, *maps, *PACKETS)
-    ends = packet_ends(table)
-    return {file.path for place, file in enumerate(files) if not is_too_short(ends.get(place, 0.0), seconds[file.path])}
-
-
-def wanting_part_sums(groups: Iterable[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
-    """The replicas whose content is as long as that of another of their group, when it has not been summed yet."""
-    return [
-        replica
-        for group in groups
-        for alike in by_length(group.replicas)
-        if len(alike) > 1
-        for replica in alike
-        if not replica.fingerprint.part_sums
-    ]
-
-
-def wanting_decoding(groups: Iterable[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
-    """The replicas that may be cut short, in groups where another could take their place.
-
-    Where all have the very same content it makes no difference which one is kept.
-    """
-    return [
-        replica
-        for group in groups
-        if len({content_of(replica) for replica in group.replicas}) > 1
-        for replica in group.replicas
-        if replica.fingerprint.several_scans and not replica.fingerprint.whole
-    ]
-
-
-def wanting_end(groups: Iterable[Group[VideoFingerprint]]) -> list[Replica[VideoFingerprint]]:
-    """The replicas of which it is not known yet that they do not break off."""
-    return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
-
-
-def contradicting(groups: Iterable[Group[Any]]) -> list[Problem]:
-    """The images that have the length and most parts of a copy in their group, but not all of them.
-
-    Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
-    of the two is damaged cannot be told unless there are more files of the one kind than of the other, so neither
-    may stand for the other.
-    """
-    found = []
-    for group in groups:
-        if group.kind != "image":
-            continue
-        copies = [each for each, bits in zip(group.replicas, group.distances, strict=True) if bits == 0]
-        for alike in by_length(copies):
-            votes = Counter(replica.fingerprint.part_sums for replica in alike)
-            for replica in alike:
-                double = next((other for other in alike if is_damaged_double(replica, other)), None)
-                if double and votes[replica.fingerprint.part_sums] <= votes[double.fingerprint.part_sums]:
-                    reason = f"the same as {printable(double.file.path)} but for some bytes: one of them is damaged"
-                    found.append(Problem(replica.file.path, reason))
-    return found
-
-
-def is_damaged_double(one: Replica[ImageFingerprint], other: Replica[ImageFingerprint]) -> bool:
-    """Whether most but not all parts of two contents of the same length are equal."""
-    sums, other_sums = one.fingerprint.part_sums, other.fingerprint.part_sums
-    equal = sum(sums[at : at + 8] == other_sums[at : at + 8] for at in range(0, 8 * CONTENT_PARTS, 8))
-    return CONTENT_PARTS / 2 <= equal < CONTENT_PARTS
-
-
-def by_length(replicas: Iterable[Replica[ImageFingerprint]]) -> list[list[Replica[ImageFingerprint]]]:
-    """The replicas by the length of their content."""
-    alike: dict[int, list[Replica[ImageFingerprint]]] = defaultdict(list)
-    for replica in replicas:
-        alike[replica.fingerprint.content_bytes].append(replica)
-    return list(alike.values())
-
-
-def content_of(replica: Replica[ImageFingerprint]) -> tuple[int, str]:
-    """Equal for replicas of the same content, once the parts of those of the same length are summed."""
-    return replica.fingerprint.content_bytes, replica.fingerprint.part_sums
-
-
-def with_part_sums(_file: MediaFile, fingerprint: ImageFingerprint, sums: str) -> ImageFingerprint:
-    """The fingerprint with the sums of its file's content."""
-    return replace(fingerprint, part_sums=sums)
-
-
-def with_proof_of_end(file: MediaFile, fingerprint: ImageFingerprint, cut: bool) -> ImageFingerprint | Problem:
-    """The fingerprint of a file that is not cut short, or what is to be said of one that is."""
-    if cut:
-        return Problem(file.path, "truncated: a progressive JPEG whose last scan is cut short")
-    return replace(fingerprint, whole=True)
-
-
-def with_end(_file: MediaFile, fingerprint: VideoFingerprint, _breaks_off: bool) -> VideoFingerprint:
-    """The fingerprint of a video that does not break off."""
-    return replace(fingerprint, whole=True)
+TAIL = 3.0  # s before the end of a video from which on it is read
 
 
 @dataclass(frozen=True, slots=True)
 class CloserLook(Generic[F]):
-    """Which replicas of groups want one, what a worker does with each, and what its result makes of a fingerprint."""
+    """Which replicas of groups want a look, what a worker does with each, and the fingerprint that comes of it.
 
-    wanting: Callable[[Iterable[Group[F]]], list[Replica[F]]]
+    A file of which the worker returns a Problem is left out.
+    """
+
+    wanting: Callable[[Sequence[Group[F]]], list[Replica[F]]]
     work: Work[Any]
-    judge: Callable[[MediaFile, F, Any], F | Problem]
+    judge: Callable[[F, Any], F]
 
 
-CLOSER_LOOKS = (
-    CloserLook(wanting_part_sums, Work(content_part_sums, "photo", load_decoders), with_part_sums),
-    CloserLook(wanting_decoding, Work(is_cut_short, "photo", load_decoders), with_proof_of_end),
-)
-
-
-def groups_proven(
+def proven_groups(
     replicas: Iterable[Replica[F]],
     grouped: Callable[[Iterable[Replica[F]]], list[Group[F]]],
-    looks: Iterable[CloserLook[F]],
+    looks: Sequence[CloserLook[F]],
     cache: FingerprintCache[F],
-    jobs: int,
+    pool: Pool,
 ) -> tuple[list[Group[F]], list[Problem]]:
-    """The groups that stand up to a closer look at their files, and the files that did not."""
+    """The groups that are left when all looks are done that they want, and the files that were left out.
+
+    The looks are taken in order, each with the groups that those before it have left.
+    """
     standing = {replica.file.path: replica for replica in replicas}
     rejected: list[Problem] = []
     while True:
         groups = grouped(standing.values())
-        doubts: dict[str, Problem] = {}
-        for look in looks:
-            judged = looked_at(look, groups, cache, jobs)
-            doubts |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Problem)}
-            standing |= {path: verdict for path, verdict in judged.items() if isinstance(verdict, Replica)}
-            groups = [
-                replace(group, replicas=tuple(standing[each.file.path] for each in group.replicas)) for group in groups
-            ]
-        doubts |= {doubt.path: doubt for doubt in contradicting(groups)}
-        if not doubts:
+        looked = next(filter(None, (looked_at(look, groups, cache, pool) for look in looks)), None)
+        judged: Mapping[str, Replica[F] | Problem] = looked or contradicting(groups)
+        if not judged:
             return groups, rejected
-        rejected += doubts.values()
-        for path in doubts:
-            del standing[path]
+        for path, verdict in judged.items():
+            if isinstance(verdict, Problem):
+                rejected.append(verdict)
+                del standing[path]
+            else:
+                standing[path] = verdict
 
 
 def looked_at(
-    look: CloserLook[F], groups: Iterable[Group[F]], cache: FingerprintCache[F], jobs: int
+    look: CloserLook[F], groups: Sequence[Group[F]], cache: FingerprintCache[F], pool: Pool
 ) -> dict[str, Replica[F] | Problem]:
     """By path, what becomes of the replicas that want this look."""
     fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
     judged: dict[str, Replica[F] | Problem] = {}
 
     def take(file: MediaFile, result: Any) -> None:
-        verdict = result if isinstance(result, Problem) else look.judge(file, fingerprints[file], result)
-        if isinstance(verdict, Problem):
-            judged[file.path] = verdict
-        else:
-            cache.store(file, verdict)
-            judged[file.path] = Replica(file, verdict)
+        if isinstance(result, Problem):
+            judged[file.path] = result
+            return
+        judged[file.path] = replica = Replica(file, look.judge(fingerprints[file], result))
+        cache.store(file, replica.fingerprint)
 
-    compute(look.work, list(fingerprints), jobs, take)
+    if fingerprints:
+        compute(pool, look.work, list(fingerprints), take)
     return judged
+
+
+def made_anew(cache: FingerprintCache[F], work: Work[F]) -> CloserLook[F]:
+    """The look at files whose cached fingerprint may be that of another file: it is made again."""
+    return CloserLook(
+        wanting=lambda groups: [each for group in groups for each in group.replicas if cache.is_uncertain(each.file)],
+        work=work,
+        judge=lambda _cached, fingerprint: fingerprint,
+    )
+
+
+# ── pictures that are damaged ──
+
+
+@problem_if_undecodable
+def part_sums(file: MediaFile) -> str:
+    """CRC-32 of each of DATA_PARTS equal parts of a JPEG's picture data, or of another picture's pixels, in hex.
+
+    Files that differ in metadata alone have the same sums. Runs in a worker process.
+    """
+    with opened_unchanged(file) as stream:
+        jpeg = jpeg_in(stream)
+        data = memoryview(jpeg.picture_data if jpeg else opened_picture(stream).tobytes())
+    borders = [len(data) * part // DATA_PARTS for part in range(DATA_PARTS + 1)]
+    return "".join(f"{zlib.crc32(data[begin:end]):08x}" for begin, end in pairwise(borders))
+
+
+@problem_if_undecodable
+def is_cut_short(file: MediaFile) -> bool:
+    """False for a JPEG in several scans that has the end of its last one. Runs in a worker process.
+
+    One that lacks it shows the whole picture, only coarser from some line on. More data before the end marker changes
+    what the decoder makes of that, while a whole file has no use for more.
+    """
+    with opened_unchanged(file) as stream:
+        jpeg = jpeg_in(stream)
+    assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
+    filled = jpeg.data[: jpeg.end] + CUT_SHORT_FILLER + jpeg.data[jpeg.end :]
+    pictures = [picture_in(data) for data in (jpeg.data, filled)]
+    for picture in pictures:
+        load_reduced(picture)
+    if pictures[0].tobytes() != pictures[1].tobytes():
+        raise ValueError("truncated: a progressive JPEG whose last scan is cut short")
+    return False
+
+
+def wanting_part_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
+    """The replicas with as many bytes of picture data as another of their group, if they have not been summed yet."""
+    return [
+        replica
+        for group in groups
+        for alike in by_data_bytes(group.replicas)
+        if len(alike) > 1
+        for replica in alike
+        if not replica.fingerprint.integrity.part_sums
+    ]
+
+
+def wanting_decoding(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
+    """The replicas that may be cut short, in groups where another could take their place.
+
+    Where all have the very same picture data it makes no difference which one is kept.
+    """
+    found = []
+    for group in groups:
+        states = [replica.fingerprint.integrity for replica in group.replicas]
+        if len({(each.data_bytes, each.part_sums) for each in states}) > 1:
+            doubtful = [each.several_scans and not each.whole for each in states]
+            found += [replica for replica, wanted in zip(group.replicas, doubtful, strict=True) if wanted]
+    return found
+
+
+IMAGE_LOOKS: tuple[CloserLook[ImageFingerprint], ...] = (
+    CloserLook(
+        wanting_part_sums,
+        Work(part_sums, "photo", load_decoders),
+        lambda fingerprint, sums: replace(fingerprint, integrity=replace(fingerprint.integrity, part_sums=sums)),
+    ),
+    CloserLook(
+        wanting_decoding,
+        Work(is_cut_short, "photo", load_decoders),
+        lambda fingerprint, _: replace(fingerprint, integrity=replace(fingerprint.integrity, whole=True)),
+    ),
+)
+
+
+def contradicting(groups: Iterable[Group[Any]]) -> dict[str, Problem]:
+    """By path, the images that have the length and most parts of a copy in their group, but not all of them.
+
+    Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
+    of the two is damaged cannot be told unless there are more files of the one kind than of the other, so neither
+    may stand for the other.
+    """
+    found = {}
+    for group in groups:
+        copies = [each for each, bits in zip(group.replicas, group.distances, strict=True) if bits == 0]
+        for alike in by_data_bytes(copies) if group.kind == "image" else ():
+            sums = [each.fingerprint.integrity.part_sums for each in alike]
+            votes = Counter(sums)
+            for replica, own in zip(alike, sums, strict=True):
+                double = next((place for place, each in enumerate(sums) if is_damaged_double(own, each)), None)
+                if double is not None and votes[own] <= votes[sums[double]]:
+                    other = printable(alike[double].file.path)
+                    reason = f"the same as {other} but for some bytes: one of them is damaged"
+                    found[replica.file.path] = Problem(replica.file.path, reason)
+    return found
+
+
+def is_damaged_double(one: str, other: str) -> bool:
+    """Whether most but not all of two files' part sums are equal."""
+    equal = sum(one[at : at + 8] == other[at : at + 8] for at in range(0, 8 * DATA_PARTS, 8))
+    return DATA_PARTS / 2 <= equal < DATA_PARTS
+
+
+def by_data_bytes(replicas: Iterable[Replica[Any]]) -> list[list[Replica[Any]]]:
+    """The replicas, those with equally many bytes of picture data together."""
+    alike: dict[int, list[Replica[Any]]] = defaultdict(list)
+    for replica in replicas:
+        if isinstance(replica.fingerprint, ImageFingerprint):
+            alike[replica.fingerprint.integrity.data_bytes].append(replica)
+    return list(alike.values())
+
+
+# ── videos that break off ──
+
+
+def wanting_end(groups: Sequence[Group[VideoFingerprint]]) -> list[Replica[VideoFingerprint]]:
+    """The replicas of which it is not known yet that they do not break off."""
+    return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
+
+
+@problem_if_undecodable
+def breaks_off(file: MediaFile, seconds: float) -> bool:
+    """False for a video that goes on for as long as it says. Runs in a worker process."""
+    with opened_unchanged(file):
+        check_end(demuxed_seconds(file.path, "0", seconds - TAIL), seconds)
+    return False
+
+
+def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
+    """The paths of those videos whose pictures go on for as long as the file says, found by one ffmpeg.
+
+    The others need a look of their own. Runs in a worker process.
+    """
+    inputs: list[str] = []
+    for file, seconds in videos:
+        inputs += ["-ss", f"{max(0.0, seconds - TAIL):.3f}", *video_input(file.path)]
+    maps = [argument for place in range(len(videos)) for argument in ("-map", f"{place}:V:0")]
+    table, _ = run_ffmpeg("-v", "quiet", "-copyts", "-start_at_zero", *inputs, *maps, *PACKETS)
+    ends = packet_ends(table)
+    return {file.path for place, (file, said) in enumerate(videos) if not is_too_short(ends.get(place, 0.0), said)}
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3218,31 +3261,29 @@ def with_counter(name: str, number: int, reserve: int = 0) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """The command line, checked."""
+class Run:
+    """What is asked for: a library, the folder of its caches, and options. Paths are absolute and without links."""
 
-    directory: str
+    root: str
+    cache: str
+    jobs: int
+    mode: str  # a key of MODES
     threshold: int
     delta: int  # bytes
     limit: int | None
-    cache: str | None
-    jobs: int
+    ignored: frozenset[str]  # words, casefolded
     json: bool
-    video: bool
-    exact: bool
-    ignored: frozenset[str]
     page_size: int  # groups on a page of the review
-    action: str  # "report", "review", "interactive", "verify-trash" or "undo"
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
     """How a run came by its fingerprints, in files."""
 
-    found: int
-    new: int
-    cached: int
-    forgotten: int
+    found: int = 0
+    new: int = 0
+    cached: int = 0
+    forgotten: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(getattr(self, each) + getattr(other, each) for each in self.__slots__))
@@ -3252,9 +3293,9 @@ class Tally:
 class Copies:
     """What was found among the files of one kind."""
 
-    groups: list[AnyGroup]
-    unreadable: list[Problem]
-    tally: Tally
+    groups: Sequence[AnyGroup] = ()
+    unreadable: Sequence[Problem] = ()
+    tally: Tally = Tally()
 
 
 @dataclass(frozen=True, slots=True)
@@ -3262,92 +3303,110 @@ class Findings:
     """All that a run has to say, the same for every way of saying it."""
 
     root: str
-    mode: str  # "images", "videos" for both, or "exact"
+    mode: str
     threshold: int
     found: int  # groups, of which these are shown:
     groups: tuple[AnyGroup, ...]
     decisions: tuple[Decision, ...]  # one for each of them
     unreadable: tuple[Problem, ...]
+    application_libraries: tuple[str, ...]
     tally: Tally
 
 
-def find_copies(options: Options, root: str) -> Findings:
+def find(run: Run) -> Findings:
     """Scan, fingerprint, match, look closer and decide: what every mode starts from. The caller holds the lock."""
-    with_videos = options.video or options.exact
-    scanned = scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES if with_videos else IMAGE_SUFFIXES)
-    folder = options.cache or os.path.join(root, CACHE_FOLDER)
-    if options.exact:
-        found = [exact_copies(scanned, folder, options)]
-    else:
-        found = [image_copies(only(scanned, "image"), folder, options)]
-        if options.video:
-            found.append(video_copies(only(scanned, "video"), folder, options))
-    groups = [group for copies in found for group in copies.groups]
-    left_out = [*scanned.unreadable, *(item for copies in found for item in copies.unreadable)]
-    shown = chosen_groups(groups, options.delta, options.limit)
-    findings = Findings(
-        root=root,
-        mode="exact" if options.exact else "videos" if options.video else "images",
-        threshold=options.threshold,
+    scanned = scan(run.root, IMAGE_SUFFIXES if run.mode == "images" else IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    with closing(Pool(run.jobs)) as pool:
+        copies = [FINDERS[name](run, scanned, pool) for name in MODES[run.mode]]
+    groups = [group for each in copies for group in each.groups]
+    shown = chosen_groups(groups, run.delta, run.limit)
+    taken = frozenset(os.path.normcase(file.path) for file in scanned.files)
+    unreadable = [*scanned.unreadable, *(problem for each in copies for problem in each.unreadable)]
+    return Findings(
+        root=run.root,
+        mode=run.mode,
+        threshold=run.threshold,
         found=len(groups),
         groups=shown,
-        decisions=decisions_for(shown, scoring_of(scanned, options)),
-        unreadable=tuple(sorted(left_out, key=lambda item: item.path)),
-        tally=functools.reduce(Tally.__add__, (copies.tally for copies in found)),
+        decisions=decisions_for(shown, Scoring(run.root, run.ignored, taken)),
+        unreadable=tuple(sorted(unreadable, key=lambda problem: problem.path)),
+        application_libraries=scanned.application_libraries,
+        tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
     )
-    say_what_was_scanned(scanned, findings)
-    return findings
 
 
-def image_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups among the scanned images."""
-    with closing(FingerprintCache(IMAGE_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, options.jobs)
-        grouped = functools.partial(image_groups, threshold=options.threshold)
-        groups, rejected = groups_proven(replicas, grouped, CLOSER_LOOKS, cache, options.jobs)
+    scanned = only(scanned, "image")
+    with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool)
+        grouped = functools.partial(image_groups, threshold=run.threshold)
+        looks = made_anew(cache, IMAGE_WORK), *IMAGE_LOOKS
+        groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
-def video_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups among the scanned videos; none, and a word about it, without ffmpeg."""
-    ffmpeg = ffmpeg_path()
-    if ffmpeg is None:
+    if ffmpeg_path() is None:
         say("videos need ffmpeg, and there is none; to install one: python -m pip install imageio-ffmpeg")
-        return Copies([], [], Tally(0, 0, 0, 0))
-    with closing(FingerprintCache(VIDEO_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = video_replicas(scanned, cache, ffmpeg, options.jobs)
-        grouped = functools.partial(video_groups, threshold=options.threshold)
-        seconds = {replica.file.path: replica.fingerprint.seconds for replica in replicas}
-        doubtful = [replica.file for replica in wanting_end(grouped(replicas))]
-        proven = paths_of_videos_with_end(ffmpeg, seconds, doubtful, options.jobs)
-        for place, replica in enumerate(replicas):
-            if replica.file.path in proven:
-                replicas[place] = replace(replica, fingerprint=replace(replica.fingerprint, whole=True))
-                cache.store(replica.file, replicas[place].fingerprint)
-        work = Work(functools.partial(breaks_off, ffmpeg, seconds), "video", nothing)
-        look = CloserLook(wanting_end, work, with_end)
-        groups, rejected = groups_proven(replicas, grouped, [look], cache, options.jobs)
+        return Copies()
+    scanned = only(scanned, "video")
+    with closing(FingerprintCache(VIDEO_CACHE, run.cache, scanned)) as cache:
+        work = video_work([file for file in scanned.files if cache.lookup(file) is None], pool)
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, work, pool)
+        grouped = functools.partial(video_groups, threshold=run.threshold)
+        replicas = ended(replicas, {each.file.path for each in wanting_end(grouped(replicas))}, cache, pool)
+        seconds = {each.file: each.fingerprint.seconds for each in replicas}
+        look: CloserLook[VideoFingerprint] = CloserLook(
+            wanting_end,
+            Work(breaks_off, "video", more=lambda file: (seconds[file],)),
+            lambda fingerprint, _: replace(fingerprint, whole=True),
+        )
+        groups, rejected = proven_groups(replicas, grouped, [made_anew(cache, work), look], cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
-def exact_copies(scanned: Scan, folder: str, options: Options) -> Copies:
+def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups of equal files; known before the files are read that only the database wants."""
     of_size = Counter(file.size for file in scanned.files)
     alike = [file for file in scanned.files if of_size[file.size] > 1]
     alone = [file for file in scanned.files if of_size[file.size] == 1]
-    with closing(FingerprintCache(CHECKSUM_CACHE, folder, scanned)) as cache:
-        replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, options.jobs)
-        groups, changed = certain_groups(replicas, cache, CHECKSUM_WORK, options.jobs)
-        large = [group for group in groups if group.replicas[0].file.size > summed_bytes(group.replicas[0].file)]
-        groups = [group for group in groups if group.replicas[0].file.size <= summed_bytes(group.replicas[0].file)]
-        compared, failed = compared_whole(large, scanned, folder, options.jobs)
-        _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, options.jobs)
-    left_out = [*unreadable, *changed, *failed, *unread]
-    return Copies(groups + compared, left_out, tally_of(scanned, cached + cached_too, cache))
+    with closing(FingerprintCache(CHECKSUM_CACHE, run.cache, scanned)) as cache:
+        replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, pool)
+        looks = [made_anew(cache, CHECKSUM_WORK)]
+        groups, changed = proven_groups(replicas, exact_groups, looks, cache, pool)
+        large = [each.file for group in groups for each in group.replicas if each.file.size > 3 * CHECKSUM_WINDOW]
+        compared, failed = compared_whole(run, replace(scanned, files=tuple(large)), pool)
+        equal = [each for each in groups if each.replicas[0].file.size <= 3 * CHECKSUM_WINDOW]
+        _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, pool)
+    problems = [*unreadable, *changed, *failed, *unread]
+    return Copies(equal + compared, problems, tally_of(scanned, cached + cached_too, cache))
+
+
+def compared_whole(run: Run, scanned: Scan, pool: Pool) -> tuple[list[Group[Checksum]], list[Problem]]:
+    """The groups that files make by all their bytes, and those that cannot be read."""
+    if not scanned.files:
+        return [], []
+    with closing(FingerprintCache(WHOLE_CACHE, run.cache, scanned)) as cache:
+        replicas, unreadable, _ = fingerprints_of(scanned.files, cache, WHOLE_WORK, pool)
+        groups, changed = proven_groups(replicas, exact_groups, [made_anew(cache, WHOLE_WORK)], cache, pool)
+    return groups, unreadable + changed
+
+
+FINDERS = {"images": image_copies, "videos": video_copies, "exact": exact_copies}
+MODES = {"images": ("images",), "videos": ("images", "videos"), "exact": ("exact",)}  # which of them each mode takes
+
+
+# ── the steps that these share ──
+
+IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
+CHECKSUM_WORK: Work[Checksum] = Work(checksum_of, "file", bytes_read=summed_bytes)
+WHOLE_WORK: Work[Checksum] = Work(whole_checksum_of, "file", bytes_read=lambda file: file.size)
 
 
 def fingerprints_of(
-    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], jobs: int
+    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], pool: Pool
 ) -> tuple[list[Replica[F]], list[Problem], int]:
     """The files with their fingerprints, the unreadable ones, and how many came from the cache."""
     replicas: list[Replica[F]] = []
@@ -3368,87 +3427,47 @@ def fingerprints_of(
             cache.store(file, result)
             replicas.append(Replica(file, result))
 
-    compute(work, missing, jobs, take)
+    compute(pool, work, missing, take)
     return replicas, unreadable, cached
 
 
-IMAGE_WORK = Work(fingerprint_image, "photo", load_decoders)
-CHECKSUM_WORK = Work(checksum_of, "file", nothing, summed_bytes)
-WHOLE_WORK = Work(whole_checksum_of, "file", nothing, lambda file: file.size)
-
-
-def video_work(ffmpeg: str, files: Sequence[MediaFile], jobs: int) -> Work[VideoFingerprint]:
-    """Fingerprinting videos by this ffmpeg; it is asked about these ahead, many at once."""
-    plain = [file for file in files if printable(file.path) == file.path]  # others could look like ffmpeg's words
-    batches = [plain[start : start + PROBED_AT_ONCE] for start in range(0, len(plain), PROBED_AT_ONCE)]
-    probed: dict[str, VideoStream] = {}
-    with closing(run_in_workers(functools.partial(video_streams, ffmpeg), batches, jobs)) as results:
-        for _, streams in results:
-            probed |= {} if isinstance(streams, Lost) else streams  # whichever file it was will fail again by itself
-    return Work(functools.partial(fingerprint_video, ffmpeg, probed), "video", load_decoders)
-
-
-def video_replicas(
-    scanned: Scan, cache: FingerprintCache[VideoFingerprint], ffmpeg: str, jobs: int
-) -> tuple[list[Replica[VideoFingerprint]], list[Problem], int]:
-    """The scanned videos with their fingerprints, the unreadable ones, and how many came from the cache."""
-    work = video_work(ffmpeg, [file for file in scanned.files if cache.lookup(file) is None], jobs)
-    return fingerprints_of(scanned.files, cache, work, jobs)
-
-
-def paths_of_videos_with_end(ffmpeg: str, seconds: dict[str, float], files: Sequence[MediaFile], jobs: int) -> set[str]:
-    """`videos_with_end`, for many at once."""
-    batches = [files[start : start + PROBED_AT_ONCE] for start in range(0, len(files), PROBED_AT_ONCE)]
-    proven: set[str] = set()
-    with closing(run_in_workers(functools.partial(videos_with_end, ffmpeg, seconds), batches, jobs)) as results:
-        for _, paths in results:
-            proven |= set() if isinstance(paths, Lost) else paths
-    return proven
-
-
-def certain_groups(
-    replicas: Iterable[Replica[Checksum]], cache: FingerprintCache[Checksum], work: Work[Checksum], jobs: int
-) -> tuple[list[Group[Checksum]], list[Problem]]:
-    """The groups of equal files, those summed again whose cached checksum may be of something else."""
-    standing = {replica.file.path: replica for replica in replicas}
-    unreadable: list[Problem] = []
-    while True:
-        groups = exact_groups(standing.values())
-        doubtful = [each.file for group in groups for each in group.replicas if cache.is_uncertain(each.file)]
-        if not doubtful:
-            return groups, unreadable
-
-        def take(file: MediaFile, result: Checksum | Problem) -> None:
-            if isinstance(result, Problem):
-                unreadable.append(result)
-                del standing[file.path]
-            else:
-                cache.store(file, result)
-                standing[file.path] = Replica(file, result)
-
-        compute(work, doubtful, jobs, take)
-
-
-def compared_whole(
-    groups: Iterable[Group[Checksum]], scanned: Scan, folder: str, jobs: int
-) -> tuple[list[Group[Checksum]], list[Problem]]:
-    """The groups that these files make by all their bytes, and the files that cannot be read."""
-    files = [replica.file for group in groups for replica in group.replicas]
-    if not files:
-        return [], []
-    with closing(FingerprintCache(WHOLE_CACHE, folder, replace(scanned, files=tuple(files)))) as cache:
-        replicas, unreadable, _ = fingerprints_of(files, cache, WHOLE_WORK, jobs)
-        whole, changed = certain_groups(replicas, cache, WHOLE_WORK, jobs)
-    return whole, unreadable + changed
-
-
 def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
+    """The counts of a cache that has been closed."""
     return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
 
 
-def scoring_of(scanned: Scan, options: Options) -> Scoring:
-    """What decisions about the scanned library depend on."""
-    return Scoring(scanned.root, options.ignored, frozenset(os.path.normcase(file.path) for file in scanned.files))
+def video_work(files: Sequence[MediaFile], pool: Pool) -> Work[VideoFingerprint]:
+    """Fingerprinting videos. ffmpeg is asked about these ahead, many at once."""
+    plain = [file for file in files if printable(file.path) == file.path]  # others could look like ffmpeg's words
+    probed: dict[str, VideoStream] = {}
+    for _, future in pool.map(video_streams, batched(plain)):
+        probed |= {} if future.exception() else future.result()  # whichever file it was will fail again by itself
+    return Work(fingerprint_video, "video", load_decoders, more=lambda file: (probed.get(file.path),))
+
+
+def ended(
+    replicas: Iterable[Replica[VideoFingerprint]],
+    doubtful: AbstractSet[str],
+    cache: FingerprintCache[VideoFingerprint],
+    pool: Pool,
+) -> list[Replica[VideoFingerprint]]:
+    """The replicas, each doubtful one whose end is easily found noted to be whole."""
+    videos = [(each.file, each.fingerprint.seconds) for each in replicas if each.file.path in doubtful]
+    proven: set[str] = set()
+    for _, future in pool.map(videos_with_end, batched(videos)):
+        proven |= set() if future.exception() else future.result()
+    found = []
+    for each in replicas:
+        if each.file.path in proven:
+            each = replace(each, fingerprint=replace(each.fingerprint, whole=True))  # noqa: PLW2901
+            cache.store(each.file, each.fingerprint)
+        found.append(each)
+    return found
+
+
+def batched(items: Sequence[T]) -> list[Sequence[T]]:
+    """The items, as many together as one ffmpeg is asked about."""
+    return [items[start : start + PROBED_AT_ONCE] for start in range(0, len(items), PROBED_AT_ONCE)]
 
 
 def taken_names(root: str) -> set[str]:
@@ -3456,28 +3475,32 @@ def taken_names(root: str) -> set[str]:
     return {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
 
 
-def unverified(both: Scan, trash: str, folder: str, options: Options) -> list[Problem]:
+# ── was anything trashed by mistake? ──
+
+
+def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
     """The files in the trash that have no match outside of it, and those that cannot be read."""
-    if options.exact:
-        return unverified_exactly(both, trash, folder, options)
-    images, videos = only(both, "image"), only(both, "video")
-    with closing(FingerprintCache(IMAGE_CACHE, folder, images)) as cache:
-        replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, options.jobs)
-    missing = without_match(replicas, trash, ImageTable, options.threshold)
-    ffmpeg = ffmpeg_path()
-    if ffmpeg is None:
-        missing += unverified_exactly(videos, trash, folder, options)
-    else:
-        with closing(FingerprintCache(VIDEO_CACHE, folder, videos)) as cache_of_videos:
-            moving, broken, _ = video_replicas(videos, cache_of_videos, ffmpeg, options.jobs)
-        missing += without_match(moving, trash, VideoTable, options.threshold)
-        unreadable += broken
+    with closing(Pool(run.jobs)) as pool:
+        if run.mode == "exact":
+            return unverified_exactly(run, both, trash, pool)
+        images, videos = only(both, "image"), only(both, "video")
+        with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
+            replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool)
+        missing = without_match(replicas, trash, ImageTable, run.threshold)
+        if ffmpeg_path() is None:
+            missing += unverified_exactly(run, videos, trash, pool)
+        else:
+            with closing(FingerprintCache(VIDEO_CACHE, run.cache, videos)) as cache_of_videos:
+                work = video_work([file for file in videos.files if cache_of_videos.lookup(file) is None], pool)
+                moving, broken, _ = fingerprints_of(videos.files, cache_of_videos, work, pool)
+            missing += without_match(moving, trash, VideoTable, run.threshold)
+            unreadable += broken
     return [*(item for item in unreadable if is_inside(item.path, trash)), *missing]
 
 
-def unverified_exactly(both: Scan, trash: str, folder: str, options: Options) -> list[Problem]:
+def unverified_exactly(run: Run, both: Scan, trash: str, pool: Pool) -> list[Problem]:
     """`unverified`, by checksums."""
-    copies = exact_copies(both, folder, options)
+    copies = exact_copies(run, both, pool)
     matched = {
         replica.file.path
         for group in copies.groups
@@ -3490,17 +3513,6 @@ def unverified_exactly(both: Scan, trash: str, folder: str, options: Options) ->
         for file in both.files
         if is_inside(file.path, trash) and file.path not in matched
     ]
-
-
-def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
-    """Let every cached fingerprint of a file that was moved stand for it where it is now; outcomes in order."""
-    moves = [each for outcome in outcomes for each in outcome.moved]
-    before = Scan(root, tuple(each.before for each in moves), (), ())
-    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
-        if os.path.isfile(os.path.join(folder, form.file_name)):
-            with closing(FingerprintCache(form, folder, before)) as cache:
-                for each in moves:
-                    cache.relocate(each.before, each.after)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3888,16 +3900,6 @@ def parsed_journal_line(raw: bytes) -> JournalLine | None:
         return None
 
 
-def opened_for_lines(path: str) -> BinaryIO:
-    """The file, open to append, at the start of a line."""
-    stream = open(path, "a+b")  # noqa: SIM115 (its owner closes it)
-    if stream.seek(0, os.SEEK_END):
-        stream.seek(-1, os.SEEK_END)
-        if stream.read(1) != b"\n":
-            stream.write(b"\n")
-    return stream
-
-
 def make_folder(folder: str, root: str) -> None:
     """Create the folder inside the library. ValueError when a link would lead elsewhere."""
     missing = []
@@ -4232,6 +4234,20 @@ def is_moved_file(path: str, line: JournalLine) -> bool:
     return file.size == line.size and abs(file.mtime_ns - line.mtime_ns) <= UNDO_CLOCK
 
 
+# ── the caches follow ──
+
+
+def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
+    """Let every cached fingerprint of a file that was moved stand for it where it is now; outcomes in order."""
+    moves = [each for outcome in outcomes for each in outcome.moved]
+    before = Scan(root, tuple(each.before for each in moves), (), ())
+    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
+        if os.path.isfile(os.path.join(folder, form.name)):
+            with closing(FingerprintCache(form, folder, before)) as cache:
+                for each in moves:
+                    cache.relocate(each.before, each.after)
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Report and terminal: Findings -> text, JSON, questions
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -4338,9 +4354,9 @@ def time_text(nanoseconds: int) -> str | None:
         return None
 
 
-def say_what_was_scanned(scanned: Scan, findings: Findings) -> None:
+def say_what_was_scanned(findings: Findings) -> None:
     """What was found, cached and left out, on stderr."""
-    for path in scanned.application_libraries:
+    for path in findings.application_libraries:
         say(f"skipped {printable(path)}: a library of another application")
     for item in findings.unreadable:
         say(f"left out {printable(item.path)}: {item.reason}")
@@ -4348,7 +4364,7 @@ def say_what_was_scanned(scanned: Scan, findings: Findings) -> None:
     counts = [f"{tally.found:,} found", f"{tally.new:,} new", f"{tally.cached:,} cached"]
     counts += [f"{len(findings.unreadable):,} unreadable"] if findings.unreadable else []
     counts += [f"{tally.forgotten:,} forgotten"] if tally.forgotten else []
-    say(f"Scanned {printable(scanned.root)}: {', '.join(counts)}")
+    say(f"Scanned {printable(findings.root)}: {', '.join(counts)}")
     if len(findings.groups) < findings.found:
         say(f"Showing {len(findings.groups):,} of {findings.found:,} groups, as --delta and --limit ask")
 
@@ -4552,8 +4568,7 @@ def shell_word(path: str) -> str:
 #  Review: the same decisions in the browser
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-
-# ── what a browser can show, made in worker processes; only videos that it can play are sent as they are ──
+# ── what a browser can show, made by workers; only videos that it can play are sent as they are ──
 
 THUMBNAIL_SIDE = 640  # px; most cards are about 300 wide, on screens with up to two pixels for one
 THUMBNAIL_BYTES = 40_000
@@ -4564,72 +4579,58 @@ PREVIEW_QUALITY = 92
 DIFFERENCE_SIDE = 2048  # px
 DIFFERENCE_GAIN = 8  # by which differences are made brighter, or nobody would see them
 VISIBLE_DIFFERENCE = 16  # levels
-BACKDROP = (150, 150, 150)  # behind what is transparent: both a white and a black logo show on it
-EXIF_IFD, EXIF_TAKEN, EXIF_CHANGED, EXIF_MAKE, EXIF_MODEL = 0x8769, 0x9003, 0x0132, 0x010F, 0x0110
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A picture as it is sent to the browser."""
+class Rendering:
+    """A picture as it is sent to the browser: a JPEG file, and what is to be said of it, as JSON."""
 
     data: bytes
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a file says of itself; empty or 0 where it says nothing."""
-
-    format: str = ""
-    width: int = 0  # px, upright
-    height: int = 0
-    taken: str = ""  # local time of the camera, to the minute
-    camera: str = ""
-    plays: bool = False  # as it is, in a browser
+def rendering(picture: Image.Image, quality: int, subsampling: int, note: str = "") -> Rendering:
+    """The picture as a JPEG file without any metadata."""
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=quality, subsampling=subsampling)
+    return Rendering(data.getvalue(), note)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be made of some files by a worker."""
-
-    make: Callable[..., Any]
-    files: tuple[MediaFile, ...]
-    folder: str = ""  # for what is made in one
+def picture_or_frame(file: MediaFile, side: int | None) -> Image.Image:
+    """`seen_picture`, or of a video the frame in its middle."""
+    return video_frame(file, side or PREVIEW_SIDE) if kind_of(file) == "video" else seen_picture(file, side)
 
 
-def made(wanted: Wanted) -> Any:
-    """What is wanted, or why it cannot be had. Runs in a worker process."""
-    folder = {"folder": wanted.folder} if wanted.folder else {}
-    return or_unreadable(wanted.files[0].path, lambda: wanted.make(*wanted.files, **folder))
-
-
-def thumbnail_of(file: MediaFile) -> Shown:
-    """The whole picture at card size, in THUMBNAIL_BYTES at most."""
-    picture = picture_of(file, THUMBNAIL_SIDE)
+@problem_if_undecodable
+def thumbnail_of(file: MediaFile) -> Rendering:
+    """The whole picture at card size, in less than THUMBNAIL_BYTES."""
+    picture = picture_or_frame(file, THUMBNAIL_SIDE)
     while True:
         for quality in THUMBNAIL_QUALITIES:
-            data = jpeg_bytes(picture, quality, subsampling=2)
-            if len(data) < THUMBNAIL_BYTES:
-                return Shown(data)
+            thumbnail = rendering(picture, quality, subsampling=2)
+            if len(thumbnail.data) < THUMBNAIL_BYTES:
+                return thumbnail
         picture = picture.reduce(2)
 
 
-def preview_of(file: MediaFile) -> Shown:
+@problem_if_undecodable
+def preview_of(file: MediaFile) -> Rendering:
     """The picture with all its pixels, unless they are too many for a browser."""
-    picture = picture_of(file, None)
+    picture = picture_or_frame(file, None)
     most = (PREVIEW_PIXELS / (picture.width * picture.height)) ** 0.5
     scale = min(1.0, most, PREVIEW_SIDE / max(picture.size))
     if scale < 1:
         picture.thumbnail((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))), reducing_gap=2.0)
-    return Shown(jpeg_bytes(picture, PREVIEW_QUALITY, subsampling=0))
+    return rendering(picture, PREVIEW_QUALITY, subsampling=0)
 
 
-def difference_of(one: MediaFile, other: MediaFile) -> Shown:
-    """Where two pictures differ, brighter for more; the note tells by how much, as JSON.
+@problem_if_undecodable
+def difference_of(one: MediaFile, other: MediaFile) -> Rendering:
+    """Where two pictures differ, brighter for more; the note tells by how much.
 
     The one with more pixels takes the size of the other: what resolution alone adds is no difference.
     """
-    pictures = (picture_of(each, DIFFERENCE_SIDE) for each in (one, other))
+    pictures = (picture_or_frame(each, DIFFERENCE_SIDE) for each in (one, other))
     smaller, larger = sorted(pictures, key=lambda each: each.width * each.height)
     reduced = larger.resize(smaller.size, reducing_gap=3.0)
     red, green, blue = ImageChops.difference(smaller, reduced).split()
@@ -4641,88 +4642,33 @@ def difference_of(one: MediaFile, other: MediaFile) -> Shown:
     note |= {"width": reduced.width, "height": reduced.height}
     bright = levels.point([min(255, level * DIFFERENCE_GAIN) for level in range(256)])
     heat = ImageOps.colorize(bright, black="#000000", mid="#e2601c", white="#ffffff")
-    return Shown(jpeg_bytes(heat, PREVIEW_QUALITY, subsampling=0), json.dumps(note))
+    return rendering(heat, PREVIEW_QUALITY, subsampling=0, note=json.dumps(note))
 
 
-def jpeg_bytes(picture: Image.Image, quality: int, subsampling: int) -> bytes:
-    """The picture as a JPEG file without any metadata."""
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=quality, subsampling=subsampling)
-    return data.getvalue()
+# ── metadata ──
+
+FORMAT_NAMES = {"MPO": "JPEG", "HEIF": "HEIC", "WEBP": "WebP"}  # as people know Pillow's
+EXIF_IFD, EXIF_TAKEN, EXIF_CHANGED, EXIF_MAKE, EXIF_MODEL = 0x8769, 0x9003, 0x0132, 0x010F, 0x0110
+BROWSER_CODECS = {"h264", "vp8", "vp9", "av1"}
 
 
-def picture_of(file: MediaFile, side: int | None) -> Image.Image:
-    """The file's picture as a person sees it, RGB in sRGB, upright; of a video the frame in its middle.
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a file says of itself; empty or 0 where it says nothing."""
 
-    Not larger than `side`, if given. Raises what decoding raises, see `or_unreadable`.
-    """
-    if kind_of(file) == "video":
-        return frame_of(file, side)
-    with opened_unchanged(file) as stream:
-        picture = opened_picture(stream)
-        if side and picture.format in ("JPEG", "MPO"):
-            picture.draft("CMYK" if picture.mode == "CMYK" else "RGB", (side, side))
-        picture.load()
-    orientation = orientation_of(picture)
-    upright = turned(in_srgb(picture, side), *TURNS[orientation])
-    upright.info = {}  # comments and the like are not sent
-    return upright
+    format: str = ""
+    width: int = 0  # px, upright
+    height: int = 0
+    taken: str = ""  # local time of the camera, to the minute
+    camera: str = ""
+    plays: bool = False  # as it is, in a browser
 
 
-def turned(picture: Image.Image, exchanged: bool, rows: bool, columns: bool) -> Image.Image:
-    """The picture with rows and columns exchanged, then rows reversed, then columns."""
-    for wanted, turn in (
-        (exchanged, Image.Transpose.TRANSPOSE),
-        (rows, Image.Transpose.FLIP_TOP_BOTTOM),
-        (columns, Image.Transpose.FLIP_LEFT_RIGHT),
-    ):
-        picture = picture.transpose(turn) if wanted else picture
-    return picture
-
-
-def in_srgb(picture: Image.Image, side: int | None) -> Image.Image:
-    """The picture as RGB in sRGB, transparency before BACKDROP, reduced to `side` before colours are converted."""
-    profile = picture.info.get("icc_profile") or b""
-    transparent = picture.has_transparency_data and picture.mode[0] not in "IF"  # Pillow would clip those
-    if transparent:
-        source = picture.convert("RGBA")
-    else:
-        source = picture if picture.mode in ("L", "CMYK") else in_plain_mode(picture)
-    if side:
-        source.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    if transparent:
-        source = Image.alpha_composite(Image.new("RGBA", source.size, (*BACKDROP, 255)), source).convert("RGB")
-    transform = profile_transform(profile, PROFILE_MODES.get(source.mode, ""))
-    return transform(source) if transform else source.convert("RGB")
-
-
-def ffmpeg_or_error() -> str:
-    """The path of ffmpeg. ValueError when there is none."""
-    found = ffmpeg_path()
-    if found is None:
-        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
-    return found
-
-
-def frame_of(file: MediaFile, side: int | None) -> Image.Image:
-    """The frame in the middle of a video, or else its first one. ValueError when there is none."""
-    ffmpeg = ffmpeg_or_error()
-    about = video_stream(ffmpeg, file.path)
-    scale = min(1.0, (side or PREVIEW_SIDE) / max(about.width, about.height))
-    width, height = max(1, round(about.width * scale)), max(1, round(about.height * scale))
-    shape = ["-frames:v", "1", "-vf", f"scale={width}:{height}:flags=area,setsar=1"]
-    for start in ((about.seconds or 0) / 2, 0.0):
-        source = ["-ss", f"{start:.3f}", *video_input(file.path), "-map", "0:V:0"]
-        out, _ = run_ffmpeg(ffmpeg, "-nostats", *source, *shape, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
-        if len(out) == width * height * 3:
-            return Image.frombytes("RGB", (width, height), out)
-    raise ValueError("no frame of it can be decoded")
-
-
-def facts_of(file: MediaFile) -> Facts:
+@problem_if_undecodable
+def metadata_of(file: MediaFile) -> Metadata:
     """What the file's header and metadata say."""
     if kind_of(file) == "video":
-        return facts_of_video(file)
+        return video_metadata(file)
     with opened_unchanged(file) as stream:
         picture = opened_picture(stream)
         name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
@@ -4734,10 +4680,7 @@ def facts_of(file: MediaFile) -> Facts:
         width, height = picture.size
         if TURNS[orientation_of(picture)][0]:
             width, height = height, width
-    return Facts(" · ".join(filter(None, parts)), width, height, taken, camera)
-
-
-FORMAT_NAMES = {"MPO": "JPEG", "HEIF": "HEIC", "WEBP": "WebP"}  # as people know Pillow's
+    return Metadata(" · ".join(filter(None, parts)), width, height, taken, camera)
 
 
 def has_second_frame(picture: Image.Image) -> bool:
@@ -4754,10 +4697,14 @@ def has_second_frame(picture: Image.Image) -> bool:
 
 def taken_by(picture: Image.Image) -> tuple[str, str]:
     """When and by which camera the picture was taken, as its EXIF data have it; empty where they have not."""
+
+    def plain(value: object) -> str:
+        return printable(" ".join(str(value or "").replace("\0", " ").split()))[:60]
+
     try:
         tags = picture.getexif()
         taken = str(tags.get_ifd(EXIF_IFD).get(EXIF_TAKEN) or tags.get(EXIF_CHANGED) or "")
-        make, model = (plain_text(tags.get(tag)) for tag in (EXIF_MAKE, EXIF_MODEL))
+        make, model = plain(tags.get(EXIF_MAKE)), plain(tags.get(EXIF_MODEL))
     except DECODER_ERRORS:
         return "", ""  # only the metadata is broken
     date = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d)", taken)
@@ -4766,55 +4713,28 @@ def taken_by(picture: Image.Image) -> tuple[str, str]:
     return f"{date[1]}-{date[2]}-{date[3]} {date[4]}" if date and date[1] > "0000" else "", camera
 
 
-def plain_text(value: object) -> str:
-    """A text of EXIF data in one short printable line."""
-    return printable(" ".join(str(value or "").replace("\0", " ").split()))[:60]
-
-
-def facts_of_video(file: MediaFile) -> Facts:
+def video_metadata(file: MediaFile) -> Metadata:
     """What ffmpeg says of the video."""
-    ffmpeg = ffmpeg_path()
     name = suffix_of(file.path)[1:].upper()
-    if ffmpeg is None:
-        return Facts(name)
-    _, said = run_ffmpeg(ffmpeg, *video_input(file.path))
+    if ffmpeg_path() is None:
+        return Metadata(name)
+    _, said = run_ffmpeg(*video_input(file.path))
     said = said.replace(spoken(file.path), "")
     about = parsed_stream(said.partition("Input #0, ")[2], file.path)
     if about is None:
-        return Facts(name)
+        return Metadata(name)
     codec = re.search(r": Video: (\w{1,12})", said)
     taken = re.search(r"^ *creation_time *: (\d{4}-\d\d-\d\d)T(\d\d:\d\d)", said, re.MULTILINE)
     text = " · ".join([name, *([codec[1]] if codec else [])])
     with open(file.path, "rb") as stream:
         plays = codec is not None and codec[1] in BROWSER_CODECS and bool(video_type(stream))
-    return Facts(text, about.width, about.height, f"{taken[1]} {taken[2]}" if taken else "", plays=plays)
+    return Metadata(text, about.width, about.height, f"{taken[1]} {taken[2]}" if taken else "", plays=plays)
 
 
-BROWSER_CODECS = {"h264", "vp8", "vp9", "av1"}
+# ── videos that browsers play ──
+
 BROWSER_VIDEO_SIDE = 1280  # px; of what is converted
-
-
-def playable_video(file: MediaFile, folder: str) -> str:
-    """The path of the video in a form that browsers play, H.264 in MP4, in this folder. ValueError when it fails."""
-    ffmpeg = ffmpeg_or_error()
-    target = os.path.join(folder, f"{file.device}-{file.inode}-{file.mtime_ns}.mp4")
-    part = target + ".part"
-    size = f"scale='trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*iw*sar/2)*2':"
-    size += f"'trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*ih/2)*2',setsar=1"
-    video = ["-map", "0:V:0", "-map", "0:a:0?", "-vf", size, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "22"]
-    rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{part}"]
-    _, said = run_ffmpeg(ffmpeg, "-nostats", "-y", *video_input(file.path), *video, *rest)
-    try:
-        video_stream(ffmpeg, part)  # a disk that is full leaves half a file
-    except ValueError:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
-        problem = said.replace(spoken(file.path), "").strip().rpartition("\n")[2].strip(": ")
-        raise ValueError(f"cannot be converted: {problem or 'ffmpeg says nothing'}") from None
-    os.replace(part, target)
-    return target
-
-
+SECONDS_TO_CONVERT = 3600  # that a worker may take for a video
 VIDEO_TYPES = {"video/mp4": re.compile(rb".{4}ftyp", re.DOTALL), "video/webm": re.compile(rb"\x1aE\xdf\xa3")}
 
 
@@ -4824,114 +4744,25 @@ def video_type(stream: BinaryIO) -> str:
     return next((name for name, pattern in VIDEO_TYPES.items() if pattern.match(head)), "")
 
 
-KEPT_BYTES = 150_000_000  # of pictures that were made last
-BYTES_OF_WORDS = 500  # that anything else is taken for
-SECONDS_TO_CONVERT = 3600  # that a worker may take for a video
-AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
-
-
-class Workshop:
-    """Worker processes that make what is asked for, most urgent first, and remember what they made last.
-
-    They are spawned, not forked: a server has threads. Threads hand tasks to them, one each, and live as long as
-    they do. An answer may be Problem.
-    """
-
-    def __init__(self, processes: int, seconds: Callable[[MediaFile], float], *, newest_first: bool = False) -> None:
-        self.seconds = seconds  # that a worker may take for what is wanted of a file
-        self.tasks: PriorityQueue[tuple[int, int, Wanted | None, Future[Any]]] = PriorityQueue()
-        self.made: OrderedDict[Wanted, Future[Any]] = OrderedDict()
-        self.sizes: dict[Wanted, int] = {}
-        self.lost: set[Wanted] = set()
-        self.size = 0  # of all that is remembered, in bytes
-        self.numbers = count(step=-1 if newest_first else 1)
-        self.lock = threading.Lock()
-        self.closed = False
-        self.workers: dict[int, Worker[Wanted, Any]] = {}
-        self.threads = [threading.Thread(target=self.serve, args=(n,), daemon=True) for n in range(processes)]
-        with interrupts_held_back():  # threads inherit that: Ctrl-C is for the main one
-            for thread in self.threads:
-                thread.start()
-
-    def get(self, wanted: Wanted, urgency: int) -> Any:
-        """What is wanted, made now or before; waits for it. What was lost is tried again."""
-        with self.lock:
-            if wanted in self.lost:
-                self.lost.remove(wanted)
-                del self.made[wanted]
-        return self.ask(wanted, urgency).result()
-
-    def ask(self, wanted: Wanted, urgency: int) -> Future[Any]:
-        """What is wanted, as soon as it has been made."""
-        with self.lock:
-            future = self.made.get(wanted)
-            if future is None:
-                future = self.made[wanted] = Future()
-                self.tasks.put((urgency, next(self.numbers), wanted, future))
-            self.made.move_to_end(wanted)
-        return future
-
-    def serve(self, number: int) -> None:
-        """Have one process do tasks until the workshop closes; another one when it has died."""
-        worker: Worker[Wanted, Any] | None = None
-        while True:
-            _, _, wanted, future = self.tasks.get()
-            if wanted is None or self.closed:
-                break
-            try:
-                if worker is None or not worker.process.is_alive():
-                    worker = self.workers[number] = Worker(made, self.seconds_for, "spawn")
-                result = answer_of(worker, wanted)
-            except (OSError, RuntimeError) as error:  # out of processes, threads or memory
-                result = Lost(reason_of(error))
-            self.keep(wanted, result)
-            future.set_result(Problem(wanted.files[0].path, result.reason) if isinstance(result, Lost) else result)
-        if worker is not None:
-            worker.stop()
-
-    def seconds_for(self, wanted: Wanted) -> float:
-        """How long a worker may take for this."""
-        return sum(map(self.seconds, wanted.files))
-
-    def keep(self, wanted: Wanted, result: Any) -> None:
-        """Remember what was made, and forget the oldest where that is too much."""
-        with self.lock:
-            if isinstance(result, Lost):
-                self.lost.add(wanted)
-                return
-            self.sizes[wanted] = len(result.data) if isinstance(result, Shown) else BYTES_OF_WORDS
-            self.size += self.sizes[wanted]
-            while self.size > KEPT_BYTES and len(self.sizes) > 1:
-                oldest = next(each for each in self.made if each in self.sizes)
-                self.size -= self.sizes.pop(oldest)
-                del self.made[oldest]
-
-    def close(self) -> None:
-        """End all processes, whatever they are at."""
-        self.closed = True
-        for _ in self.threads:
-            self.tasks.put((AT_ONCE - 1, next(self.numbers), None, Future()))
-        for thread in self.threads:
-            while thread.is_alive():  # it may be about to start one
-                for worker in list(self.workers.values()):
-                    if worker.process.is_alive():
-                        kill_with_children(worker.process.pid or 0)
-                        worker.process.kill()
-                thread.join(WORKER_POLL / 10)
-
-
-def seconds_to_show(file: MediaFile) -> float:
-    """How long a worker may take for a picture of the file: even from a slow drive, reading it is not hanging."""
-    return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
-
-
-def answer_of(worker: Worker[Wanted, Any], wanted: Wanted) -> Any:
-    """What the worker makes of it, or Lost."""
-    worker.give(deque([wanted]), 1)
-    while True:
-        for ready in ready_workers([worker]):
-            for _, result in ready.results(deque()):
-                return result
+@problem_if_undecodable
+def playable_video(file: MediaFile, folder: str) -> str:
+    """The path of the video in a form that browsers play, H.264 in MP4, in this folder."""
+    target = os.path.join(folder, f"{file.device}-{file.inode}-{file.mtime_ns}.mp4")
+    part = target + ".part"
+    size = f"scale='trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*iw*sar/2)*2':"
+    size += f"'trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*ih/2)*2',setsar=1"
+    video = ["-map", "0:V:0", "-map", "0:a:0?", "-vf", size, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "22"]
+    rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{part}"]
+    _, said = run_ffmpeg("-nostats", "-y", *video_input(file.path), *video, *rest)
+    try:
+        video_stream(part)  # a disk that is full leaves half a file
+    except ValueError:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+        problem = said.replace(spoken(file.path), "").strip().rpartition("\n")[2].strip(": ")
+        raise ValueError(f"cannot be converted: {problem or 'ffmpeg says nothing'}") from None
+    os.replace(part, target)
+    return target
 
 
 # ── the sitting: what is on the page, and what a person has chosen ──
@@ -5340,37 +5171,38 @@ FOR_GOOD = "private, max-age=86400, immutable"  # the address holds a token of t
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What the server works with."""
+class Server:
+    """What the web application works with."""
 
     review: Review
-    workshop: Workshop
-    converter: Workshop
+    pool: Pool
+    converter: Pool  # of one process, because converting takes long
     folder: str  # for converted videos
     token: str
     port: int
     finish: Callable[[], None]  # called when the browser says Done, and has its answer
+    conversions: dict[MediaFile, Future[str | Problem]] = field(default_factory=dict)
 
 
-def check_request(request: Request, desk: Desk) -> None:
+def check_request(request: Request, server: Server) -> None:
     """Rejected unless the request comes from the page that idem has opened, in a browser on this computer.
 
     The Host header keeps out names that were pointed to this computer (DNS rebinding), the token everybody who does
     not know the address, and Origin, Sec-Fetch-Site and the content type pages of other sites, which a browser
     would let send a request blindly.
     """
-    hosts = {f"127.0.0.1:{desk.port}", f"localhost:{desk.port}"}
+    hosts = {f"127.0.0.1:{server.port}", f"localhost:{server.port}"}
     host = request.headers.get("Host", "")
     if host not in hosts:
         raise Rejected(403, "this server answers to its own address only")
     given = request.path.split("/")[1].encode("utf-8", "replace")
-    if not hmac.compare_digest(given, desk.token.encode()):
+    if not hmac.compare_digest(given, server.token.encode()):
         raise Rejected(403, "the address lacks the token that idem printed")
     reading = request.method in ("GET", "HEAD")
     origin = request.headers.get("Origin")
     if origin is not None and origin not in {f"http://{each}" for each in hosts}:
         raise Rejected(403, "the request comes from another site")
-    opening = reading and request.path == f"/{desk.token}/" and request.headers.get("Sec-Fetch-Dest") == "document"
+    opening = reading and request.path == f"/{server.token}/" and request.headers.get("Sec-Fetch-Dest") == "document"
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and not opening:
         raise Rejected(403, "the request comes from another site")
     if not reading and request.mimetype != "application/json":
@@ -5409,7 +5241,7 @@ def drain(request: Request) -> None:
             left -= len(block)
 
 
-def review_app(desk: Desk) -> Flask:
+def review_app(server: Server) -> Flask:
     """The web application. Every request is checked in one place, and every answer gets the same headers."""
     from flask import Flask, jsonify, request
     from werkzeug.exceptions import HTTPException
@@ -5426,7 +5258,7 @@ def review_app(desk: Desk) -> Flask:
 
     @app.before_request
     def before() -> None:
-        check_request(request, desk)
+        check_request(request, server)
 
     @app.after_request
     def after(response: Response) -> Response:
@@ -5444,35 +5276,35 @@ def review_app(desk: Desk) -> Flask:
     def failed(error: HTTPException) -> Any:
         return jsonify(error=error.name), error.code
 
-    add_page(app, desk)
-    add_actions(app, desk)
-    add_pictures(app, desk)
-    add_videos(app, desk)
+    add_page(app, server)
+    add_actions(app, server)
+    add_pictures(app, server)
+    add_videos(app, server)
     return app
 
 
-def add_page(app: Flask, desk: Desk) -> None:
+def add_page(app: Flask, server: Server) -> None:
     """The page, what it looks like, and the groups on it."""
     from flask import jsonify, render_template, request, send_from_directory
 
-    review = desk.review
+    review = server.review
 
-    @app.get(f"/{desk.token}/")
+    @app.get(f"/{server.token}/")
     def page() -> Any:
         return render_template(
             "review.html", library=printable(from_home(review.scoring.root)), kinds=review_kinds(review)
         )
 
-    @app.get(f"/{desk.token}/static/<name>")
+    @app.get(f"/{server.token}/static/<name>")
     def static(name: str) -> Any:
         return send_from_directory(os.path.join(HERE, "static"), name)
 
-    @app.get(f"/{desk.token}/groups")
+    @app.get(f"/{server.token}/groups")
     def groups() -> Any:
         sort, kind, view, step = (asked_for(request, name) for name in ASKED)
         return jsonify(review.page(sort, kind, view, request.args.get("at", type=int), step))
 
-    @app.get(f"/{desk.token}/progress")
+    @app.get(f"/{server.token}/progress")
     def progress() -> Any:
         moving = review.progress if review.moving.locked() else None
         return jsonify(moving=moving, result=review.result)
@@ -5500,13 +5332,13 @@ def review_kinds(review: Review) -> set[str]:
     return {group.kind for group in review.groups}
 
 
-def add_actions(app: Flask, desk: Desk) -> None:
+def add_actions(app: Flask, server: Server) -> None:
     """What the browser can have done."""
     from flask import jsonify, request
 
-    review = desk.review
+    review = server.review
 
-    @app.post(f"/{desk.token}/choose")
+    @app.post(f"/{server.token}/choose")
     def choose() -> Any:
         body = posted(request)
         number, choice, revision = parsed_choice(body, review, {"skipped"})
@@ -5515,16 +5347,16 @@ def add_actions(app: Flask, desk: Desk) -> None:
         group = review.set_choice(number, choice, body["skipped"], revision)
         return jsonify(group=group, totals=review.totals(asked_for(request, "kind"), asked_for(request, "view")))
 
-    @app.post(f"/{desk.token}/confirm")
+    @app.post(f"/{server.token}/confirm")
     def confirm() -> Any:
         return jsonify(review.confirm(*parsed_choices(posted(request), review)))
 
-    @app.post(f"/{desk.token}/undo")
+    @app.post(f"/{server.token}/undo")
     def undo_last() -> Any:
         posted(request)
         return jsonify(review.undo())
 
-    @app.post(f"/{desk.token}/done")
+    @app.post(f"/{server.token}/done")
     def done() -> Any:
         posted(request)
         review.stop()
@@ -5532,84 +5364,113 @@ def add_actions(app: Flask, desk: Desk) -> None:
         if review.total().moved:
             lines = summary(review.total(), len(review.skipped), review.scoring.root, "page")
         response: Response = jsonify(lines=lines)
-        response.call_on_close(desk.finish)
+        response.call_on_close(server.finish)
         return response
 
 
-def add_pictures(app: Flask, desk: Desk) -> None:
-    """Pictures, made by workers, by the numbers of group and replica alone."""
+AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
+
+
+def add_pictures(app: Flask, server: Server) -> None:
+    """Pictures and metadata, made by workers, by the numbers of group and replica alone."""
     from flask import Response, jsonify
 
-    def made_now(make: Callable[..., Any], urgency: int, group: int, *replicas: int) -> Any:
-        files = tuple(desk.review.file(group, replica) for replica in replicas)
-        result = desk.workshop.get(Wanted(make, files), urgency)
+    def made(make: Callable[..., Any], priority: int, group: int, *replicas: int) -> Any:
+        def once(files: Sequence[MediaFile]) -> Any:
+            seconds = sum(map(seconds_for, files))
+            try:
+                return server.pool.submit(make, *files, seconds=seconds, priority=priority).result()
+            except TaskLost as lost:
+                return Problem(files[0].path, str(lost))
+
+        files = [server.review.file(group, replica) for replica in replicas]
+        result = once(files)
         if isinstance(result, Problem):
-            desk.review.wait_for_moves()  # it may just have been moved
-            now = tuple(desk.review.file(group, replica) for replica in replicas)
-            result = desk.workshop.get(Wanted(make, now), urgency) if now != files else result
+            server.review.wait_for_moves()  # it may just have been moved
+            now = [server.review.file(group, replica) for replica in replicas]
+            result = once(now) if now != files else result
         if isinstance(result, Problem):
             raise Rejected(415, result.reason)
         return result
 
-    def sent(shown: Shown) -> Response:
-        response = Response(shown.data, mimetype="image/jpeg")
+    def sent(made: Rendering) -> Response:
+        response = Response(made.data, mimetype="image/jpeg")
         response.headers["Cache-Control"] = FOR_GOOD
-        if shown.note:
-            response.headers["Idem-Note"] = shown.note
+        if made.note:
+            response.headers["Idem-Note"] = made.note
         return response
 
-    @app.get(f"/{desk.token}/thumbnail/<number:group>/<number:replica>")
+    @app.get(f"/{server.token}/thumbnail/<number:group>/<number:replica>")
     def thumbnail(group: int, replica: int) -> Any:
-        return sent(made_now(thumbnail_of, LATER, group, replica))
+        return sent(made(thumbnail_of, LATER, group, replica))
 
-    @app.get(f"/{desk.token}/preview/<number:group>/<number:replica>")
+    @app.get(f"/{server.token}/preview/<number:group>/<number:replica>")
     def preview(group: int, replica: int) -> Any:
-        return sent(made_now(preview_of, SOON, group, replica))
+        return sent(made(preview_of, SOON, group, replica))
 
-    @app.get(f"/{desk.token}/difference/<number:group>/<number:one>/<number:other>")
+    @app.get(f"/{server.token}/difference/<number:group>/<number:one>/<number:other>")
     def difference(group: int, one: int, other: int) -> Any:
-        return sent(made_now(difference_of, AT_ONCE, group, one, other))
+        return sent(made(difference_of, AT_ONCE, group, one, other))
 
-    @app.get(f"/{desk.token}/facts/<number:group>/<number:replica>")
+    @app.get(f"/{server.token}/facts/<number:group>/<number:replica>")
     def facts(group: int, replica: int) -> Any:
         try:
-            result = made_now(facts_of, AT_ONCE, group, replica)
+            metadata = made(metadata_of, AT_ONCE, group, replica)
         except Rejected as error:
             if error.status != 415:
                 raise
             return jsonify(reason=str(error))
-        return jsonify({name: getattr(result, name) for name in Facts.__slots__})
+        response = jsonify(asdict(metadata))
+        response.headers["Cache-Control"] = FOR_GOOD
+        return response
 
 
-def add_videos(app: Flask, desk: Desk) -> None:
+def add_videos(app: Flask, server: Server) -> None:
     """Videos in parts, so that the browser can seek: as they are where it knows the format, else converted."""
     from flask import jsonify, request
 
-    @app.get(f"/{desk.token}/video/<number:group>/<number:replica>")
-    def video(group: int, replica: int) -> Any:
-        return in_parts(video_file(group, replica), request)
-
     def video_file(group: int, replica: int) -> MediaFile:
-        file = desk.review.file(group, replica)
+        file = server.review.file(group, replica)
         if kind_of(file) != "video":
             raise Rejected(404, "there is no such video")
         return file
 
-    def conversion(group: int, replica: int) -> Future[Any]:
-        wanted = Wanted(playable_video, (video_file(group, replica),), desk.folder)
-        return desk.converter.ask(wanted, AT_ONCE)
+    def conversion(group: int, replica: int) -> Future[str | Problem]:
+        """The conversion of a video, started when it is first asked for, or was lost. The newest comes first."""
+        file, asked = video_file(group, replica), server.conversions
+        if file not in asked or (asked[file].done() and asked[file].exception()):
+            priority = -len(asked)
+            asked[file] = server.converter.submit(
+                playable_video, file, server.folder, seconds=SECONDS_TO_CONVERT, priority=priority
+            )
+        return asked[file]
 
-    @app.get(f"/{desk.token}/conversion/<number:group>/<number:replica>")
+    def converted_path(asked: Future[str | Problem]) -> str:
+        """Where the converted video is. Rejected with the reason if there is none."""
+        lost = asked.exception()
+        result = asked.result() if lost is None else Problem("", str(lost))
+        if isinstance(result, Problem):
+            raise Rejected(415, result.reason)
+        return result
+
+    @app.get(f"/{server.token}/video/<number:group>/<number:replica>")
+    def video(group: int, replica: int) -> Any:
+        return in_parts(video_file(group, replica), request)
+
+    @app.get(f"/{server.token}/conversion/<number:group>/<number:replica>")
     def converting(group: int, replica: int) -> Any:
         asked = conversion(group, replica)
-        result = asked.result() if asked.done() else None
-        return jsonify(ready=asked.done(), reason=result.reason if isinstance(result, Problem) else "")
+        reason = ""
+        if asked.done():
+            try:
+                converted_path(asked)
+            except Rejected as error:
+                reason = str(error)
+        return jsonify(ready=asked.done(), reason=reason)
 
-    @app.get(f"/{desk.token}/converted/<number:group>/<number:replica>")
+    @app.get(f"/{server.token}/converted/<number:group>/<number:replica>")
     def converted(group: int, replica: int) -> Any:
-        path = conversion(group, replica).result()
-        if isinstance(path, Problem):
-            raise Rejected(415, path.reason)
+        path = converted_path(conversion(group, replica))
         try:
             return in_parts(as_it_is(path), request)
         except (OSError, ValueError) as error:
@@ -5726,19 +5587,19 @@ def serving(review: Review, jobs: int, finish: Callable[[], None]) -> Iterator[s
     with ExitStack() as stack:
         bound = stack.enter_context(closing(bound_socket()))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-", ignore_cleanup_errors=True))
-        workshop = stack.enter_context(closing(Workshop(jobs, seconds_to_show)))
-        converter = stack.enter_context(closing(Workshop(1, lambda _file: SECONDS_TO_CONVERT, newest_first=True)))
-        port = bound.getsockname()[1]
-        desk = Desk(review, workshop, converter, folder, secrets.token_urlsafe(24), port, finish)
-        server = make_server(
-            "127.0.0.1", port, review_app(desk), threaded=True, request_handler=request_handler(), fd=bound.fileno()
+        pool = stack.enter_context(closing(Pool(jobs, threaded=True)))
+        converter = stack.enter_context(closing(Pool(1, threaded=True)))
+        token, port = secrets.token_urlsafe(24), bound.getsockname()[1]
+        app = review_app(Server(review, pool, converter, folder, token, port, finish))
+        listening = make_server(
+            "127.0.0.1", port, app, threaded=True, request_handler=request_handler(), fd=bound.fileno()
         )
-        stack.callback(server.server_close)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        stack.callback(listening.server_close)
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         with interrupts_held_back():  # the thread, and all it starts, inherit that: Ctrl-C is for the main one
             thread.start()
-        stack.callback(server.shutdown)
-        yield f"http://127.0.0.1:{port}/{desk.token}/"
+        stack.callback(listening.shutdown)
+        yield f"http://127.0.0.1:{port}/{token}/"
 
 
 def open_in_browser(address: str) -> None:
@@ -5753,6 +5614,9 @@ def open_in_browser(address: str) -> None:
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+GROUPS_ON_PAGE = 10
 
 
 class Parser(argparse.ArgumentParser):
@@ -5810,8 +5674,9 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--page-size",
         type=whole_number(1, MOST_ON_PAGE),
+        default=GROUPS_ON_PAGE,
         metavar="N",
-        help="groups on a page of --review (default: 10)",
+        help=f"groups on a page of --review (default: {GROUPS_ON_PAGE})",
     )
     how.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     return parser
@@ -5837,67 +5702,52 @@ def size_argument(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a size such as 100, 50kb, 2mb or 1.5gb") from None
 
 
-def checked_options(namespace: argparse.Namespace) -> Options:
-    """The options, when the folders they name can be used. IdemError otherwise."""
-    directory, cache = namespace.directory, namespace.cache
-    directory = os.path.expanduser(directory)  # not every shell does that
+def checked_run(namespace: argparse.Namespace) -> Run:
+    """What is asked for, when the folders it names can be used. IdemError otherwise."""
+    directory = os.path.expanduser(namespace.directory)  # not every shell does that
     if not os.path.isdir(directory):
         cause = "it is not a folder" if os.path.lexists(directory) else "there is no such folder"
         raise IdemError(f"cannot scan {printable(directory)}: {cause}")
-    if any(os.path.splitext(part)[1].lower() in APPLICATION_LIBRARY_SUFFIXES for part in real_parts(directory)):
+    root = os.path.realpath(directory)
+    if any(os.path.splitext(part)[1].lower() in APPLICATION_LIBRARY_SUFFIXES for part in root.split(os.sep)):
         raise IdemError(f"cannot scan {printable(directory)}: it belongs to a library of another application")
-    if cache is not None:
-        cache = os.path.expanduser(cache)
-        make_cache_folder(cache)
+    cache = os.path.join(root, CACHE_FOLDER)
+    if namespace.cache is not None:
+        cache = os.path.expanduser(namespace.cache)
+        if os.path.lexists(cache) and not os.path.isdir(cache):
+            raise IdemError(f"cannot use {printable(cache)} as --cache: it is a file")
+        try:
+            os.makedirs(cache, exist_ok=True)
+        except OSError as error:
+            raise IdemError(f"cannot use {printable(cache)!r} as --cache: {reason_of(error)}") from None
+        cache = os.path.realpath(cache)
     if namespace.exact:
         given = {"--threshold": namespace.threshold, "--delta": namespace.delta, "--video": namespace.video or None}
         if ignored := [name for name, value in given.items() if value is not None]:
             say(f"{' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect with --exact")
-        namespace.threshold = namespace.delta = namespace.video = None
-    return Options(
-        directory=directory,
+        namespace.threshold = namespace.delta = None
+    return Run(
+        root=root,
+        cache=cache,
+        jobs=namespace.jobs or available_cores(),
+        mode="exact" if namespace.exact else "videos" if namespace.video else "images",
         threshold=namespace.threshold or 0,
         delta=namespace.delta or 0,
         limit=namespace.limit,
-        cache=os.path.realpath(cache) if cache is not None else None,
-        jobs=namespace.jobs or available_cores(),
-        json=namespace.json,
-        video=bool(namespace.video),
-        exact=namespace.exact,
         ignored=frozenset(word.casefold() for text in namespace.ignore for word in re.findall(r"[^\W_]+", text)),
-        page_size=namespace.page_size or GROUPS_ON_PAGE,
-        action=chosen_action(namespace),
+        json=namespace.json,
+        page_size=namespace.page_size,
     )
 
 
-def chosen_action(namespace: argparse.Namespace) -> str:
-    """What to do. IdemError when more than one thing is asked for."""
-    asked = [name for name in ACTIONS if getattr(namespace, name.replace("-", "_"))]
+def action_of(namespace: argparse.Namespace) -> str:
+    """What to do: a key of ACTIONS. IdemError when more than one thing is asked for."""
+    asked = [name for name in ACTIONS if getattr(namespace, name.replace("-", "_"), False)]
     if len(asked) > 1:
         raise IdemError(f"choose one of {' and '.join('--' + name for name in asked)}")
     if asked and namespace.json:
         raise IdemError(f"--json goes with the report, not with --{asked[0]}")
     return asked[0] if asked else "report"
-
-
-ACTIONS = "review", "interactive", "verify-trash", "undo"
-GROUPS_ON_PAGE = 10
-MOVING = "review", "interactive", "undo"  # those that move files
-
-
-def real_parts(path: str) -> list[str]:
-    """The names of the folders that lead to the path, itself included."""
-    return os.path.realpath(path).split(os.sep)
-
-
-def make_cache_folder(folder: str) -> None:
-    """Create the folder unless it is there. IdemError when it cannot be one."""
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise IdemError(f"cannot use {printable(folder)} as --cache: it is a file")
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise IdemError(f"cannot use {printable(folder)!r} as --cache: {reason_of(error)}") from None
 
 
 def available_cores() -> int:
@@ -5906,7 +5756,10 @@ def available_cores() -> int:
     return min(cores, MAX_WORKERS)
 
 
+# ── one run at a time ──
+
 LOCK_FILE = "idem.lock"
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EFBIG}
 
 
 @contextmanager
@@ -5926,40 +5779,40 @@ def run_lock(folder: str) -> Iterator[None]:
             raise IdemError(f"another run of idem is using {printable(folder)}") from None
         except OSError as error:
             if error.errno not in UNWRITABLE or os.access(folder, os.W_OK):
-                say(
-                    f"warning: cannot lock {printable(folder)}: {reason_of(error)}; do not run idem on it twice at once"
-                )
+                warning = f"warning: cannot lock {printable(folder)}: {reason_of(error)}"
+                say(f"{warning}; do not run idem on it twice at once")
         yield
 
 
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EFBIG}
-
-
 @contextmanager
-def library_in_use(options: Options) -> Iterator[str]:
-    """The library's folder, without links, locked with its cache folder against other runs."""
-    root = os.path.realpath(options.directory)
-    own = os.path.join(root, CACHE_FOLDER)
-    folder = options.cache or own
+def library_in_use(run: Run, *, moves: bool = False) -> Iterator[None]:
+    """Keep other runs away from the library and its caches; if files are to be moved, also those on folders above."""
+    own = os.path.join(run.root, CACHE_FOLDER)
     with ExitStack() as held:
-        for above in folders_above(root) if options.action in MOVING else ():  # a run there may be about these files
+        for above in folders_above(run.root) if moves else ():
             if os.path.isfile(os.path.join(above, CACHE_FOLDER, LOCK_FILE)):
                 held.enter_context(run_lock(os.path.join(above, CACHE_FOLDER)))
-        for locked in sorted({folder, own}):
-            if locked == folder or os.path.isdir(own) or options.action in MOVING:
-                held.enter_context(run_lock(locked))
-        journal = os.path.join(own, JOURNAL_FILE)
-        if options.action != "undo" and os.access(journal, os.R_OK) and interrupted_batch(journal_lines(journal)):
-            say(f"the last moves were interrupted; to put them back: python idem.py {shell_word(root)} --undo")
-        yield root
+        for folder in sorted({run.cache, own}):
+            if folder == run.cache or os.path.isdir(own) or moves:
+                held.enter_context(run_lock(folder))
+        yield
 
 
-def run_report(options: Options) -> int:
+def tell_of_interrupted_moves(run: Run) -> None:
+    journal = os.path.join(run.root, CACHE_FOLDER, JOURNAL_FILE)
+    if os.access(journal, os.R_OK) and interrupted_batch(journal_lines(journal)):
+        say(f"the last moves were interrupted; to put them back: python idem.py {shell_word(run.root)} --undo")
+
+
+# ── what can be asked for ──
+
+
+def run_report(run: Run) -> int:
     """Print the copies; the exit status."""
-    with library_in_use(options) as root:
-        findings = find_copies(options, root)
+    with library_in_use(run):
+        findings = findings_of(run)
     try:
-        print(json_report(findings) if options.json else text_report(findings), end="\n" if options.json else "")
+        print(json_report(findings) if run.json else text_report(findings), end="\n" if run.json else "")
         sys.stdout.flush()
     except BrokenPipeError:
         discard(sys.stdout)  # its reader has left
@@ -5971,20 +5824,33 @@ def run_report(options: Options) -> int:
     return 0
 
 
-def run_review(options: Options) -> int:
+def findings_of(run: Run) -> Findings:
+    """What is found, with a word about what was scanned. The caller holds the lock."""
+    tell_of_interrupted_moves(run)
+    findings = find(run)
+    say_what_was_scanned(findings)
+    return findings
+
+
+def run_review(run: Run) -> int:
     """Show the groups in the browser and move what is confirmed there; the exit status."""
-    check_review_can_run()
-    with library_in_use(options) as root:
-        findings = find_copies(options, root)
+    if not can_import("flask"):
+        raise IdemError("--review needs Flask: python -m pip install Flask")
+    for name in ("templates/review.html", "static/review.css", "static/review.js"):
+        path = os.path.join(HERE, *name.split("/"))
+        if not os.path.isfile(path):
+            raise IdemError(f"--review needs {printable(path)}, which belongs to idem: it is missing")
+    with library_in_use(run, moves=True):
+        findings = findings_of(run)
         if not findings.groups:
             print(text_report(findings), end="")
             return 0
-        review = Review(findings, options.ignored, taken_names(root), options.page_size)
+        review = Review(findings, run.ignored, taken_names(run.root), run.page_size)
         finished = threading.Event()
         status = 0
         with ExitStack() as ended:
             try:
-                address = ended.enter_context(serving(review, options.jobs, finished.set))
+                address = ended.enter_context(serving(review, run.jobs, finished.set))
                 print_if_read(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.")
                 open_in_browser(address)
                 while not finished.wait(0.5):  # Windows hears of Ctrl-C only in between
@@ -5993,9 +5859,79 @@ def run_review(options: Options) -> int:
                 status = 130
             finally:
                 with interrupts_held_back():
-                    end_review(review, options.cache or os.path.join(root, CACHE_FOLDER))
+                    if review.moving.locked() and not review.stopped:
+                        say("finishing the moves that are under way")
+                    review.stop()
+                    caches_follow(review.history, run.cache, run.root)
+                    if review.history:
+                        print_if_read("\n" + summary(review.total(), len(review.skipped), run.root, "page"))
                     ended.close()
     return status or int(review.failed or any(outcome.refused for outcome in review.history))
+
+
+def run_interactive(run: Run) -> int:
+    """Ask about every group and move what is answered; the exit status."""
+    with library_in_use(run, moves=True):
+        findings = findings_of(run)
+        if not findings.groups:
+            print(text_report(findings), end="")
+            return 0
+        session = Session(findings, run.ignored, taken_names(run.root))
+        status = 0
+        try:
+            session.run()
+        except KeyboardInterrupt:
+            status = 130
+            print()
+        finally:
+            caches_follow(session.history, run.cache, run.root)
+            if session.answered:
+                print(summary(session.total(), len(session.skipped), run.root))
+    return status or int(any(outcome.refused for outcome in session.history))
+
+
+def run_undo(run: Run) -> int:
+    """Put the last batch back; the exit status."""
+    with library_in_use(run, moves=True):
+        outcome = undo(run.root)
+        if outcome is None:
+            print("Nothing to undo.")
+            return 0
+        caches_follow([outcome], run.cache, run.root)
+    for line in outcome_lines(outcome, run.root):
+        print(line)
+    print(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")
+    return 1 if outcome.refused else 0
+
+
+def run_verify_trash(run: Run) -> int:
+    """Say which files of the trash have no match in the library; the exit status."""
+    with library_in_use(run):
+        tell_of_interrupted_moves(run)
+        trash = os.path.join(run.root, TRASH_FOLDER)
+        if not os.path.lexists(trash):
+            print("There is no trash: nothing to verify.")
+            return 0
+        if os.path.realpath(trash) != trash or not os.path.isdir(trash):
+            raise IdemError(f"cannot verify {printable(trash)}: it is a link or no folder")
+        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        live, trashed = scan(run.root, suffixes), scan(trash, suffixes)
+        both = replace(live, files=tuple(sorted((*live.files, *trashed.files), key=lambda file: file.path)))
+        unmatched = [*trashed.unreadable, *unverified(run, both, trash)]
+    for item in unmatched:
+        print(f"{printable(relative(item.path, run.root))}: {item.reason}")
+    verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
+    print(f"{plural(verified, 'file')} in the trash verified, {len(unmatched):,} not")
+    return 1 if unmatched else 0
+
+
+ACTIONS = {
+    "report": run_report,
+    "review": run_review,
+    "interactive": run_interactive,
+    "verify-trash": run_verify_trash,
+    "undo": run_undo,
+}
 
 
 def print_if_read(text: str) -> None:
@@ -6006,105 +5942,15 @@ def print_if_read(text: str) -> None:
         discard(sys.stdout)
 
 
-def check_review_can_run() -> None:
-    """IdemError that says what is missing for the page."""
-    if not can_import("flask"):
-        raise IdemError("--review needs Flask: python -m pip install Flask")
-    for name in ("templates/review.html", "static/review.css", "static/review.js"):
-        path = os.path.join(HERE, *name.split("/"))
-        if not os.path.isfile(path):
-            raise IdemError(f"--review needs {printable(path)}, which belongs to idem: it is missing")
-
-
-def end_review(review: Review, folder: str) -> None:
-    """Let moves that are under way end, and say what was done."""
-    if review.moving.locked() and not review.stopped:
-        say("finishing the moves that are under way")
-    review.stop()
-    caches_follow(review.history, folder, review.scoring.root)
-    if review.history:
-        print_if_read("\n" + summary(review.total(), len(review.skipped), review.scoring.root, "page"))
-
-
-def run_interactive(options: Options) -> int:
-    """Ask about every group and move what is answered; the exit status."""
-    with library_in_use(options) as root:
-        findings = find_copies(options, root)
-        if not findings.groups:
-            print(text_report(findings), end="")
-            return 0
-        session = Session(findings, options.ignored, taken_names(root))
-        status = 0
-        try:
-            session.run()
-        except KeyboardInterrupt:
-            status = 130
-            print()
-        finally:
-            caches_follow(session.history, options.cache or os.path.join(root, CACHE_FOLDER), root)
-            if session.answered:
-                print(summary(session.total(), len(session.skipped), root))
-    return status or int(any(outcome.refused for outcome in session.history))
-
-
-def run_undo(options: Options) -> int:
-    """Put the last batch back; the exit status."""
-    with library_in_use(options) as root:
-        outcome = undo(root)
-        if outcome is None:
-            print("Nothing to undo.")
-            return 0
-        caches_follow([outcome], options.cache or os.path.join(root, CACHE_FOLDER), root)
-    for line in outcome_lines(outcome, root):
-        print(line)
-    print(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")
-    return 1 if outcome.refused else 0
-
-
-def run_verify_trash(options: Options) -> int:
-    """Say which files of the trash have no match in the library; the exit status."""
-    with library_in_use(options) as root:
-        trash = os.path.join(root, TRASH_FOLDER)
-        if not os.path.lexists(trash):
-            print("There is no trash: nothing to verify.")
-            return 0
-        if os.path.realpath(trash) != trash or not os.path.isdir(trash):
-            raise IdemError(f"cannot verify {printable(trash)}: it is a link or no folder")
-        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        live, trashed = scan(root, suffixes), scan(trash, suffixes)
-        both = replace(live, files=tuple(sorted((*live.files, *trashed.files), key=lambda file: file.path)))
-        folder = options.cache or os.path.join(root, CACHE_FOLDER)
-        unmatched = [*trashed.unreadable, *unverified(both, trash, folder, options)]
-    for item in unmatched:
-        print(f"{printable(relative(item.path, root))}: {item.reason}")
-    verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
-    print(f"{plural(verified, 'file')} in the trash verified, {len(unmatched):,} not")
-    return 1 if unmatched else 0
-
-
 def discard(stream: TextIO) -> None:
     """Send what the stream still holds, and all to come, nowhere: Python would fail on it once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-REQUIRED_MODULES = {"PIL": "Pillow", "numpy": "numpy", "imagehash": "ImageHash", "pybktree": "pybktree"}
-REQUIRED_MODULES |= {"tqdm": "tqdm", "filelock": "filelock"}
+# ── the start ──
 
-
-def check_requirements() -> None:
-    """IdemError that says what to install when a package is missing."""
-    missing = [package for module, package in REQUIRED_MODULES.items() if not can_import(module)]
-    if missing:
-        raise IdemError(f"missing {', '.join(missing)}: python -m pip install {' '.join(missing)}")
-
-
-RUN = {
-    "report": run_report,
-    "review": run_review,
-    "interactive": run_interactive,
-    "verify-trash": run_verify_trash,
-    "undo": run_undo,
-}
+# By what they are imported as, and what pip calls them.
+REQUIRED_MODULES = {"imagehash": "ImageHash", "pybktree": "pybktree", "tqdm": "tqdm", "filelock": "filelock"}
 
 
 def stop_at_signal(number: int, _frame: FrameType | None) -> NoReturn:
@@ -6129,13 +5975,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 signal.signal(getattr(signal, name), stop_at_signal)
     gc.set_threshold(100_000)  # a large library is millions of small objects in no cycles: looking for some is slow
     try:
-        check_requirements()
+        if missing := [package for module, package in REQUIRED_MODULES.items() if not can_import(module)]:
+            raise IdemError(f"missing {', '.join(missing)}: python -m pip install {' '.join(missing)}")
         namespace = build_parser().parse_args(argv)
         if namespace.directory is None:
             build_parser().print_help()
             return 0
-        options = checked_options(namespace)
-        return RUN[options.action](options)
+        run = checked_run(namespace)
+        return ACTIONS[action_of(namespace)](run)
     except IdemError as error:
         say(f"idem: {error}")
         return 2

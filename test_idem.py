@@ -160,17 +160,13 @@ def clip(
 
 
 def video_fingerprint(path: Path) -> VideoFingerprint:
-    found = idem.ffmpeg_path()
-    assert found
-    result = idem.fingerprint_video(found, {}, media_file(path))
+    result = idem.fingerprint_video(media_file(path))
     assert isinstance(result, VideoFingerprint), result
     return result
 
 
 def why_not_a_video(path: Path) -> str:
-    found = idem.ffmpeg_path()
-    assert found
-    result = idem.fingerprint_video(found, {}, media_file(path))
+    result = idem.fingerprint_video(media_file(path))
     assert isinstance(result, idem.Problem), result
     return result.reason
 
@@ -458,18 +454,19 @@ def test_a_damaged_row_of_a_video_is_made_anew_and_costs_no_other(
         2: [b"nan", b""],
         3: [b"", b"-1.000", b"nan", b"1e99"],
         4: [fields[4][:-16], fields[4] + b"0" * 16, b"x" * 128],
-        5: [b"0", b"-1"],
-        8: [b"x", b"rr"],
-        9: [b"........f", b"x" * 8],
-        11: [fields[11][:-2], b""],
-        12: [b"", fields[12][:-9] + b"\n", b"?" + fields[12][1:]],
+        5: [b"", b"inf"],
+        6: [b"0", b"-1"],
+        9: [b"x", b"11"],
+        11: [b"000000001", b"x" * 8],
+        13: [fields[13][:-2], b""],
+        14: [b"", fields[14][:-9] + b"\n", b"?" + fields[14][1:]],
     }.items():
         for value in wrong:
             torn = b",".join([*fields[:column], value, *fields[column + 1 :]])
             cache.write_bytes(header + rows[0] + torn)
             with closing(idem.FingerprintCache(idem.VIDEO_CACHE, str(cache.parent), scanned)) as rows_left:
                 found = [rows_left.lookup(file) is not None for file in scanned.files]
-            assert found == [idem.cached_path(file.path).encode() in rows[0] for file in scanned.files], (column, value)
+            assert found == [idem.stored_path(file.path).encode() in rows[0] for file in scanned.files], (column, value)
     again = report(tmp_path, "--video", capsys=capsys)
     assert (again["totals"]["new"], again["groups"]) == (1, first["groups"])
 
@@ -498,11 +495,30 @@ def loaded(library: Path) -> idem.FingerprintCache[ImageFingerprint]:
     return idem.FingerprintCache(idem.IMAGE_CACHE, str(library / "__databases"), found)
 
 
-def test_a_cache_cut_at_any_byte_of_its_last_rows_loses_only_those(cached_library: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell when the status of a file changed")
+def test_a_picture_edited_in_place_under_its_old_time_is_seen_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1), tmp_path / "colour.tif")
+    save(photo(1), tmp_path / "edited.tif")
+    assert groups(tmp_path, capsys=capsys) == [["colour.tif", "edited.tif"]]
+    times, edited = (tmp_path / "edited.tif").stat(), io.BytesIO()
+    photo(1).convert("L").convert("RGB").save(edited, "TIFF")
+    with open(tmp_path / "edited.tif", "r+b") as stream:
+        stream.write(edited.getvalue())
+    os.utime(tmp_path / "edited.tif", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (tmp_path / "edited.tif").stat().st_size == times.st_size
+    for new in (1, 0):
+        found = report(tmp_path, capsys=capsys)
+        assert (found["groups"], found["totals"]["new"]) == ([], new)
+
+
+def test_a_cache_cut_at_any_field_of_its_last_rows_loses_only_those(cached_library: Path) -> None:
     whole = cache_file(cached_library).read_bytes()
     intact = loaded(cached_library).known
-    starts = [match.end() for match in re.finditer(b"\n", whole)][-3:]
-    for cut in range(starts[0], len(whole)):
+    start = [match.end() for match in re.finditer(b"\n", whole)][-3]
+    borders = {start + match.start() + step for match in re.finditer(rb"[,\n]", whole[start:]) for step in (-1, 0, 1)}
+    for cut in sorted(borders | set(range(start, len(whole), 61))):
         cache_file(cached_library).write_bytes(whole[:cut])
         complete = whole[:cut].count(b"\n") - 1
         assert list(loaded(cached_library).known.items()) == list(intact.items())[:complete]
@@ -587,10 +603,11 @@ def test_rows_without_a_header_are_still_rows(cached_library: Path, capsys: pyte
     assert sorted(cache_file(cached_library).read_bytes().splitlines()) == sorted(content.splitlines())
 
 
-def test_a_row_of_another_version_is_stale(
-    cached_library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idem, "FINGERPRINT_VERSION", idem.FINGERPRINT_VERSION + 1)
+def test_a_row_of_another_version_is_stale(cached_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    version = f",{idem.FINGERPRINT_VERSION},640,".encode(), f",{idem.FINGERPRINT_VERSION},320,".encode()
+    content = cache_file(cached_library).read_bytes()
+    assert content.count(version[0]) == content.count(version[1]) == 3
+    cache_file(cached_library).write_bytes(content.replace(version[0], b",99,640,").replace(version[1], b",99,320,"))
     assert counts(cached_library, capsys=capsys) == (6, 6, 0)
     assert counts(cached_library, capsys=capsys) == (6, 0, 6)
 
@@ -803,11 +820,8 @@ def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> Non
         luma_step=0,
         chroma_step=0,
         palette=False,
-        several_scans=False,
-        whole=False,
-        content_bytes=picture.stat().st_size,
-        part_sums="",
-        content_digest="",
+        integrity=idem.Integrity(several_scans=False, data_bytes=picture.stat().st_size),
+        file_digest="",
         phash=0xB06E50BECB54AF0A,
         dhash=0xF0F0F0F0F0E8C8A,
         signature=b"",
@@ -1423,7 +1437,7 @@ def test_a_video_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path: P
             stdout=stream,
             check=True,
         )
-    assert idem.video_stream(str(idem.ffmpeg_path()), str(live)).seconds is None
+    assert idem.video_stream(str(live)).seconds is None
     assert idem.video_distance(video_fingerprint(plain), video_fingerprint(live)) == 0
 
 
@@ -1691,20 +1705,61 @@ def hang_on_three(number: int) -> int:
     return number
 
 
+def done_in(pool: idem.Pool, *task: Any, **options: Any) -> dict[Any, Any]:
+    """The results by task, or why they were lost."""
+    with closing(pool):
+        return {task: future.exception() or future.result() for task, future in pool.map(*task, **options)}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSEGV to send")
 def test_a_task_that_crashes_its_process_is_lost_alone() -> None:
-    results = dict(idem.run_in_workers(crash_on_odd, range(10), 2))
-    assert results == {n: idem.Lost("the decoder crashed (SIGSEGV)") if n % 2 else n for n in range(10)}
+    results = done_in(idem.Pool(2), crash_on_odd, range(10))
+    assert {n: str(each) for n, each in results.items()} == {
+        n: "the decoder crashed (SIGSEGV)" if n % 2 else str(n) for n in range(10)
+    }
 
 
 def test_a_task_that_hangs_is_lost_alone() -> None:
-    results = dict(idem.run_in_workers(hang_on_three, range(8), 2, lambda number: 1))
-    assert results == {n: idem.Lost("it took more than 1 s") if n == 3 else n for n in range(8)}
+    results = done_in(idem.Pool(2), hang_on_three, range(8), seconds=lambda number: 1)
+    assert {n: str(each) for n, each in results.items()} == {
+        n: "it took more than 1 s" if n == 3 else str(n) for n in range(8)
+    }
 
 
 def test_workers_started_afresh_work_like_forked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idem, "START_METHOD", "spawn")
-    assert dict(idem.run_in_workers(abs, [-1, -2, -3], 2)) == {-1: 1, -2: 2, -3: 3}
+    assert done_in(idem.Pool(2), abs, [-1, -2, -3]) == {-1: 1, -2: 2, -3: 3}
+
+
+def test_any_thread_may_use_a_threaded_pool_and_urgent_tasks_come_first() -> None:
+    with closing(idem.Pool(1, threaded=True)) as pool:
+        first = pool.submit(time.sleep, 0.5)
+        order: list[int] = []
+        later = [pool.submit(abs, -n, priority=n) for n in (3, 1, 2)]
+        for future in later:
+            future.add_done_callback(lambda done: order.append(done.result()))
+        assert [first.result(30), *(each.result(30) for each in later)] == [None, 3, 1, 2]
+        assert order == [1, 2, 3]
+    with pytest.raises(idem.TaskLost, match="idem is stopping"):
+        pool.submit(abs, -1).result()
+
+
+def test_a_pool_that_closes_loses_what_is_not_done_at_once() -> None:
+    pool = idem.Pool(1, threaded=True)
+    futures = [pool.submit(time.sleep, 600) for _ in range(3)]
+    while not any(worker.tasks for worker in list(pool.workers)):
+        time.sleep(0.01)
+    worker = pool.workers[0].process
+    pool.close()
+    assert [str(future.exception(0)) for future in futures] == ["idem is stopping"] * 3
+    assert not worker.is_alive()
+
+
+def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Problem:
+    if file.path.endswith("fatal.jpg"):
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return idem.fingerprint_image(file)
 
 
 @ON_LINUX
@@ -1713,14 +1768,6 @@ def test_a_file_that_crashes_the_decoder_is_named_and_the_others_are_done(
 ) -> None:
     made_library(tmp_path)
     fatal = save(photo(9), tmp_path / "fatal.jpg")
-    original = idem.fingerprint_image
-
-    def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Problem:
-        if file.path == str(fatal):
-            faulthandler.disable()
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return original(file)
-
     monkeypatch.setattr(idem, "IMAGE_WORK", replace(idem.IMAGE_WORK, do=fingerprint_or_crash))
     for new in (7, 1):
         found = report(tmp_path, capsys=capsys)
@@ -1828,7 +1875,7 @@ def fingerprints_of_kin(count: int) -> list[ImageFingerprint]:
                 phash=parent.phash ^ bits,
                 dhash=parent.dhash ^ (bits >> 1),
                 width=parent.width * int(rng.integers(1, 4)),
-                content_digest=f"{int(rng.integers(3)):064}" if number % 7 == 0 else "",
+                file_digest=f"{int(rng.integers(3)):064}" if number % 7 == 0 else "",
                 signature=base64.b64encode(noisy.clip(0, 255).astype(np.uint8).tobytes()),
             )
         )
@@ -1842,11 +1889,8 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
         luma_step=int(rng.integers(0, 20)),
         chroma_step=int(rng.integers(0, 20)),
         palette=bool(rng.integers(0, 2)),
-        several_scans=False,
-        whole=False,
-        content_bytes=int(rng.integers(1, 2**40)),
-        part_sums="",
-        content_digest="",
+        integrity=idem.Integrity(several_scans=False, data_bytes=int(rng.integers(1, 2**40))),
+        file_digest="",
         phash=int(rng.integers(0, 2**63)),
         dhash=int(rng.integers(0, 2**63)),
         signature=base64.b64encode(rng.integers(0, 256, idem.SIGNATURE_BYTES, dtype=np.uint8).tobytes()),
@@ -1905,7 +1949,7 @@ def fingerprints_of_video_kin(count: int) -> list[VideoFingerprint]:
             flat=tuple(bool(flag) for flag in rng.integers(0, 4, idem.FRAMES) == 0),
             quicktime_rgb=False,
             whole=True,
-            content_digest="",
+            file_digest="",
             hashes=tuple(int(value) for value in rng.integers(0, 2**63, idem.FRAMES)),
             following=base64.b64encode(rng.bytes(idem.FRAMES * idem.FRAME_BYTES)),
             signatures=base64.b64encode(rng.bytes(idem.FRAMES * idem.FRAME_BYTES)),
@@ -1917,7 +1961,7 @@ def fingerprints_of_video_kin(count: int) -> list[VideoFingerprint]:
                 replace(kin, milliseconds=kin.milliseconds + int(rng.integers(0, 400)), width=1280, height=720),
                 replace(kin, hashes=tuple(value ^ int(rng.integers(0, 64)) for value in kin.hashes)),
                 replace(kin, milliseconds=kin.milliseconds + int(rng.integers(0, 12_000))),
-                replace(kin, content_digest=str(rng.integers(0, 3)) * 64),
+                replace(kin, file_digest=str(rng.integers(0, 3)) * 64),
                 replace(kin, width=int(rng.integers(600, 660)), flat=each.flat),
             ][kind - 1]
         made.append(each)
@@ -1968,10 +2012,12 @@ def test_the_best_video_has_most_pixels_then_the_highest_bit_rate_then_most_byte
 def test_a_chain_of_look_alikes_is_not_one_group() -> None:
     base = random_fingerprint(np.random.default_rng(3))
     chain = [
-        replace(base, phash=(1 << 4 * step) - 1, dhash=0, width=400 - step, signature=b"A" * idem.SIGNATURE_TEXT)
+        replace(
+            base, phash=(1 << 4 * step) - 1, dhash=0, width=400 - step, signature=b"A" * (idem.SIGNATURE_BYTES // 3 * 4)
+        )
         for step in range(4)
     ]
-    chain = [replace(each, signature=bytes([65 + i]) * idem.SIGNATURE_TEXT) for i, each in enumerate(chain)]
+    chain = [replace(each, signature=bytes([65 + i]) * (idem.SIGNATURE_BYTES // 3 * 4)) for i, each in enumerate(chain)]
     found = idem.image_groups(as_replicas(chain), threshold=4)
     assert [[Path(each.file.path).stem for each in group.replicas] for group in found] == [
         ["000", "001"],
@@ -2277,9 +2323,9 @@ def made_doubles(library: Path, *names: str, content: bytes = b"double") -> Path
 
 def found_in(library: Path, *arguments: str) -> idem.Findings:
     """What a run finds that is about to act."""
-    options = idem.checked_options(idem.build_parser().parse_args([str(library), *arguments]))
-    with idem.library_in_use(options) as root:
-        return idem.find_copies(options, root)
+    run = idem.checked_run(idem.build_parser().parse_args([str(library), *arguments]))
+    with idem.library_in_use(run):
+        return idem.findings_of(run)
 
 
 def carried_out(findings: idem.Findings) -> idem.Outcome:
@@ -3859,7 +3905,7 @@ def test_large_equal_files_are_compared_whole_once(
     def read(*_: Any) -> Any:
         raise AssertionError("nothing is to be read again")
 
-    monkeypatch.setattr(idem, "run_in_workers", lambda work, files, *_: (read(file) for file in files))
+    monkeypatch.setattr(idem, "Worker", read)
     assert groups(tmp_path, "--exact", capsys=capsys) == [["a.mov", "b.mov", "c.mp4"]]
 
 
@@ -3900,9 +3946,9 @@ def test_files_whose_size_no_other_has_are_read_last(
     read: list[list[str]] = []
     compute = idem.compute
 
-    def noted(work: Any, files: Sequence[MediaFile], jobs: int, take: Any) -> None:
+    def noted(pool: Any, work: Any, files: Sequence[MediaFile], take: Any) -> None:
         read.append([Path(file.path).stem for file in files])
-        compute(work, files, jobs, take)
+        compute(pool, work, files, take)
 
     monkeypatch.setattr(idem, "compute", noted)
     assert groups(tmp_path, "--exact", capsys=capsys) == [["b.jpg", "d.jpg"], ["a.jpg", "e.jpg"]]
@@ -5080,6 +5126,7 @@ def test_the_difference_is_where_the_pictures_differ(gallery: Served, tmp_path: 
     save(other, tmp_path / "other.png")
     for pair in itertools.permutations([media_file(tmp_path / "one.png"), media_file(tmp_path / "other.png")]):
         shown = idem.difference_of(*pair)
+        assert isinstance(shown, idem.Rendering)
         note = json.loads(shown.note)
         picture = Image.open(io.BytesIO(shown.data))
         assert (picture.size, note["width"], note["height"], note["largest"]) == ((450, 300), 450, 300, 215)
@@ -5133,10 +5180,10 @@ def test_a_video_that_browsers_do_not_play_is_converted(gallery: Served, tmp_pat
 # ── the workers that make pictures ──
 
 
-def at_work(workshop: idem.Workshop) -> idem.Worker[idem.Wanted, Any]:
+def worker_of(pool: idem.Pool) -> idem.Worker:
     """The first worker that has been given something."""
     while True:
-        for worker in list(workshop.workers.values()):
+        for worker in list(pool.workers):
             if worker.tasks:
                 return worker
         time.sleep(0.001)
@@ -5145,16 +5192,14 @@ def at_work(workshop: idem.Workshop) -> idem.Worker[idem.Wanted, Any]:
 @ON_LINUX
 def test_a_worker_that_dies_over_a_picture_is_replaced_and_only_that_picture_lost(gallery: Served) -> None:
     files = {name: media_file(gallery.library / "a" / name) for name in ("noise.jpg", "turned.jpg", "hole.png")}
-    with closing(idem.Workshop(1, lambda _file: 60)) as workshop, ThreadPoolExecutor(3) as pool:
-        lost = pool.submit(workshop.get, idem.Wanted(idem.preview_of, (files["noise.jpg"],)), 0)
-        worker = at_work(workshop)
-        others = [
-            pool.submit(workshop.get, idem.Wanted(idem.thumbnail_of, (files[name],)), 1) for name in list(files)[1:]
-        ]
-        os.kill(worker.process.pid or 0, signal.SIGKILL)
-        assert lost.result(30) == idem.Problem(files["noise.jpg"].path, "the decoder crashed (SIGKILL)")
-        assert [type(other.result(30)) for other in others] == [idem.Shown] * 2
-        assert workshop.workers[0].process.pid != worker.process.pid
+    with closing(idem.Pool(1, threaded=True)) as pool:
+        lost = pool.submit(idem.preview_of, files["noise.jpg"])
+        worker = worker_of(pool).process
+        others = [pool.submit(idem.thumbnail_of, files[name], priority=1) for name in list(files)[1:]]
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        assert str(lost.exception(30)) == "the decoder crashed (SIGKILL)"
+        assert [type(other.result(30)) for other in others] == [idem.Rendering] * 2
+        assert pool.workers[0].process.pid != worker.pid
 
 
 @ON_LINUX
@@ -5162,33 +5207,15 @@ def test_a_worker_that_dies_over_a_picture_is_replaced_and_only_that_picture_los
 def test_what_is_being_converted_does_not_hold_up_the_end(tmp_path: Path, gallery: Served, moment: str) -> None:
     long = tmp_path / "long.avi"
     ffmpeg("-stream_loop", "1000", "-i", gallery.library / "a" / "old.avi", "-c", "copy", long)
-    workshop = idem.Workshop(1, lambda _file: 3600)
-    with ThreadPoolExecutor(1) as pool:
-        wanted = idem.Wanted(idem.playable_video, (media_file(long),), str(tmp_path))
-        result = pool.submit(workshop.get, wanted, 0)
-        worker = at_work(workshop).process.pid or 0
-        while moment == "ffmpeg is at work" and not workers_of(worker):
-            assert not result.done()
-        running = [worker, *workers_of(worker)]
-        workshop.close()
-        assert isinstance(result.result(10), idem.Problem), "it was converted to the end"
+    pool = idem.Pool(1, threaded=True)
+    result = pool.submit(idem.playable_video, media_file(long), str(tmp_path), seconds=3600)
+    worker = worker_of(pool).process.pid or 0
+    while moment == "ffmpeg is at work" and not workers_of(worker):
+        assert not result.done()
+    running = [worker, *workers_of(worker)]
+    pool.close()
+    assert str(result.exception(10)) == "idem is stopping", "it was converted to the end"
     assert still_running(running) == []
-
-
-def test_what_was_made_is_kept_until_newer_things_need_the_room(
-    gallery: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = [
-        idem.Wanted(idem.thumbnail_of, (media_file(gallery.library / "a" / name),))
-        for name in ("turned.jpg", "hole.png")
-    ]
-    with closing(idem.Workshop(1, lambda _file: 60)) as workshop:
-        first = workshop.get(wanted[0], 0)
-        assert workshop.get(wanted[0], 0) is first
-        monkeypatch.setattr(idem, "KEPT_BYTES", len(first.data) + 1)
-        workshop.get(wanted[1], 0)
-        again = workshop.get(wanted[0], 0)
-        assert (again is first, again == first) == (False, True)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5765,7 +5792,7 @@ def bare_frames(path: str) -> None:
 
 @functools.cache
 def video_seconds(path: str) -> float:
-    return idem.video_stream(str(idem.ffmpeg_path()), path).seconds or 0
+    return idem.video_stream(path).seconds or 0
 
 
 @pytest.mark.bench
