@@ -17,12 +17,20 @@
 
     python idem.py ~/Photos
 
-The pipeline, each step a section of this file and each using only those above it:
+To be read from top to bottom, as the data flows. Each section uses only those above it:
 
-    directory --scan--> MediaFile --fingerprint--> fingerprint --match--> Group --decide--> Decision
-                                      |    ^                                                   |
-                                      v    |                                 report <--present-+-act--> Outcome
-                                 FingerprintCache
+    scan                       a folder             -> MediaFile
+    cache                      rows of a CSV file   -> fingerprints
+    workers                    tasks                -> results, in processes of their own
+    images, videos, checksums  MediaFile            -> fingerprint
+    match                      fingerprints         -> Group
+    closer look                groups               -> groups of files that are whole
+    decide                     Group (and Choice)   -> Decision
+    find                       Run                  -> Findings: all of the above, in one function
+    act                        Decision             -> moves, journal, undo
+    report and terminal        Findings             -> text, JSON, questions
+    review                     Findings             -> a page in the browser
+    command line               arguments            -> exit status
 
 Glossary, with a sample value of each:
 
@@ -222,26 +230,13 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def progress_bar(total: int, unit: str) -> tqdm[NoReturn] | SilentBar:
-    """A bar with rate and time left on stderr; nothing where that is not a terminal or there is nothing to do."""
-    if not total or not sys.stderr.isatty():
-        return SilentBar()
+def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
+    """A bar with rate and time left on stderr; nothing where that is not a terminal."""
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
-    if unit == "B":
-        return tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, leave=False)
-    return tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, leave=False)
-
-
-class SilentBar:
-    """A progress bar that shows nothing."""
-
-    def update(self, done: float = 1) -> None:
-        """Nothing to show."""
-
-    def close(self) -> None:
-        """Nothing to close."""
+    unit, scale = (unit, True) if unit == "B" else (f" {unit}", False)
+    return tqdm(total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=None)
 
 
 # ── files and folders ──
@@ -401,79 +396,66 @@ def scan(directory: str, suffixes: Collection[str]) -> Scan:
     links, bind mounts) counts once, under the first of them in order. IdemError when the directory cannot be read.
     """
     root = os.path.realpath(directory)
-    walk = Walk(root, suffixes)
-    walk.folder(root)
-    walk.files.sort(key=lambda file: file.path)
-    walk.unreadable.sort(key=lambda item: item.path)
-    return Scan(root, tuple(walk.files), tuple(walk.unreadable), tuple(sorted(walk.application_libraries)))
+    files: list[MediaFile] = []
+    unreadable: list[Problem] = []
+    libraries: list[str] = []
+    seen: set[tuple[int, int]] = set()
 
+    def is_first_sight(status: os.stat_result) -> bool:
+        inode = status.st_dev, status.st_ino
+        if status.st_ino and inode in seen:  # file systems without inodes report 0
+            return False
+        seen.add(inode)
+        return True
 
-class Walk:
-    """The state of one scan: what was found and which inodes were seen."""
-
-    def __init__(self, root: str, suffixes: Collection[str]) -> None:
-        self.root = root
-        self.suffixes = suffixes
-        self.files: list[MediaFile] = []
-        self.unreadable: list[Problem] = []
-        self.application_libraries: list[str] = []
-        self.seen: set[tuple[int, int]] = set()
-
-    def folder(self, top: str) -> None:
-        """Visit every folder below, in order of name, so that which of two hard links counts never varies."""
-        pending = [top]
-        while pending:
-            path = pending.pop()
-            try:
-                if not self.is_first_sight(os.stat(path)):
-                    continue
-                with os.scandir(path) as listing:
-                    entries = sorted(listing, key=lambda entry: entry.name)
-            except OSError as error:
-                if path == self.root:
-                    raise IdemError(f"cannot read {printable(path)}: {reason_of(error)}") from None
-                self.unreadable.append(Problem(path, reason_of(error)))
-                continue
-            pending += reversed([entry.path for entry in entries if self.visit(entry)])
-
-    def visit(self, entry: os.DirEntry[str]) -> bool:
+    def take(entry: os.DirEntry[str]) -> bool:
         """Note a file; True for a folder to go into."""
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                return self.wants_folder(entry)
-            name = entry.name
-            if os.path.splitext(name)[1].lower() in self.suffixes and not name.startswith("._"):
-                self.file(entry)
-        except OSError as error:
-            self.unreadable.append(Problem(entry.path, reason_of(error)))
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.is_dir(follow_symlinks=False):
+            if suffix not in APPLICATION_LIBRARY_SUFFIXES:
+                return not is_skipped(entry)
+            libraries.append(entry.path)
+        elif suffix in suffixes and not entry.name.startswith("._"):
+            # On Windows a listing carries neither inode nor device.
+            status = os.lstat(entry.path) if os.name == "nt" else entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and is_first_sight(status):
+                if status.st_size == 0:
+                    unreadable.append(Problem(entry.path, "the file is empty"))
+                else:
+                    files.append(media_file(entry.path, status))
         return False
 
-    def wants_folder(self, entry: os.DirEntry[str]) -> bool:
-        name = entry.name.lower()
-        if getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0) == WINDOWS_JUNCTION:
-            return False  # a link by another name
-        if os.path.splitext(name)[1] in APPLICATION_LIBRARY_SUFFIXES:
-            self.application_libraries.append(entry.path)
-            return False
-        return name not in SKIPPED_FOLDERS and not SKIPPED_FOLDER_PATTERN.fullmatch(name)
+    pending = [root]
+    while pending:  # folders in order of name, so that which of two hard links counts never varies
+        path = pending.pop()
+        try:
+            if not is_first_sight(os.stat(path)):
+                continue
+            with os.scandir(path) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            if path == root:
+                raise IdemError(f"cannot read {printable(path)}: {reason_of(error)}") from None
+            unreadable.append(Problem(path, reason_of(error)))
+            continue
+        folders = []
+        for entry in entries:
+            try:
+                folders += [entry.path] if take(entry) else []
+            except OSError as error:
+                unreadable.append(Problem(entry.path, reason_of(error)))
+        pending += reversed(folders)
+    files.sort(key=lambda file: file.path)
+    unreadable.sort(key=lambda item: item.path)
+    return Scan(root, tuple(files), tuple(unreadable), tuple(sorted(libraries)))
 
-    def file(self, entry: os.DirEntry[str]) -> None:
-        # On Windows a listing carries neither inode nor device.
-        status = os.lstat(entry.path) if os.name == "nt" else entry.stat(follow_symlinks=False)
-        if not stat.S_ISREG(status.st_mode) or not self.is_first_sight(status):
-            return
-        if status.st_size == 0:
-            self.unreadable.append(Problem(entry.path, "the file is empty"))
-            return
-        self.files.append(media_file(entry.path, status))
 
-    def is_first_sight(self, status: os.stat_result) -> bool:
-        """Whether this inode is new to the walk. File systems without inodes report 0: always new."""
-        if status.st_ino == 0:
-            return True
-        before = len(self.seen)
-        self.seen.add((status.st_dev, status.st_ino))
-        return len(self.seen) > before
+def is_skipped(folder: os.DirEntry[str]) -> bool:
+    """Whether a folder holds no pictures of the user's own, or is a link by another name."""
+    if getattr(folder.stat(follow_symlinks=False), "st_reparse_tag", 0) == WINDOWS_JUNCTION:
+        return True
+    name = folder.name.lower()
+    return name in SKIPPED_FOLDERS or bool(SKIPPED_FOLDER_PATTERN.fullmatch(name))
 
 
 def only(scanned: Scan, kind: str) -> Scan:
@@ -1132,7 +1114,9 @@ def compute(
 
     Interrupted on Ctrl-C, between two results: what has been taken has been taken whole.
     """
-    if files and pool.start_method == "fork":
+    if not files:
+        return
+    if pool.start_method == "fork":
         work.prepare()
     weight = work.bytes_read or (lambda _file: 1)
     done = 0
@@ -1475,8 +1459,15 @@ def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
     """pHash and dHash, 64 bits each, of the signature's luma."""
     import imagehash
 
-    luma = Image.fromarray(signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS))
-    return int(str(imagehash.phash(luma)), 16), int(str(imagehash.dhash(luma)), 16)
+    luma = signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS)
+    return phash_of(luma), int(str(imagehash.dhash(Image.fromarray(luma))), 16)
+
+
+def phash_of(luma: np.ndarray) -> int:
+    """pHash, 64 bits, of a grey picture of LUMA_CELLS squared."""
+    import imagehash
+
+    return int(str(imagehash.phash(Image.fromarray(luma))), 16)
 
 
 # ── from a picture to its cells ──
@@ -1813,6 +1804,7 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
         small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
         flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
         signatures = np.array([each[0] for each in small])
+        luma = [cell_means(frames[number].pictures[:1, :1], LUMA_CELLS)[0, 0] for number in range(FRAMES)]
         says_enough = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
         return VideoFingerprint(
             width=about.width,
@@ -1822,7 +1814,7 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
             whole=False,
             flat=flat,
             file_digest="" if says_enough else digest_of(stream),
-            hashes=tuple(frame_hash(frames[number].pictures[0]) for number in range(FRAMES)),
+            hashes=tuple(phash_of(each.round().astype(np.uint8)) for each in luma),
             following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
             signatures=base64.b64encode(signatures.tobytes()),
         )
@@ -1905,7 +1897,7 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
         width, height = height, width
     rate = re.search(r", (\d+(?:\.\d+)?) (?:fps|tbr)", stream[0])
     duration = re.search(r"^ *Duration: (\d+):(\d\d):(\d\d\.\d+), start: (-?[\d.]+)", said, re.MULTILINE)
-    seconds = None
+    seconds: float | None = None
     if duration:
         seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
         seconds -= float(duration[4]) if container.startswith("matroska") else 0.0  # which says when it ends
@@ -1984,9 +1976,13 @@ def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_ra
     inputs: list[str] = []
     graph: list[str] = []
     for place, moment in enumerate(moments.values()):
-        start = max(0.0, moment - FRAMES_AHEAD / frame_rate - abs(margin))
+        begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
+        start = max(0.0, begin - abs(margin))
         inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
-        chosen = f"{frame_chooser(moment, margin, frame_rate)},showinfo@at{place}"
+        chosen = f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
+        if margin < 0:  # the last ones before it, in reverse
+            chosen = f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
+        chosen += f",showinfo@at{place}"
         filled = f"setpts=N,tpad=stop={FRAMES_AROUND},trim=end_frame={FRAMES_AROUND},tile=1x{FRAMES_AROUND},setpts=0"
         graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
     stack = "".join(f"[p{place}]" for place in range(len(moments)))
@@ -2009,17 +2005,6 @@ def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_ra
     return frames
 
 
-def frame_chooser(moment: float, margin: float, frame_rate: float) -> str:
-    """Filters that pass the frames around the moment, small: FRAMES_AROUND of them.
-
-    Looking back (at a negative margin) they are the last ones before it, in reverse.
-    """
-    begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
-    if margin < 0:
-        return f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
-    return f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
-
-
 def frame_signatures(pictures: np.ndarray) -> np.ndarray:
     """The signatures of pictures as a Frame holds them, shape (n, FRAME_BYTES), uint8."""
     luma = cell_means(pictures[:, :1], FRAME_CELLS).reshape(len(pictures), -1)
@@ -2031,14 +2016,6 @@ def cell_means(planes: np.ndarray, cells: int) -> np.ndarray:
     """The means of cells by cells equal parts of FRAME_SIDE squared planes, in their last two axes."""
     side = FRAME_SIDE // cells
     return planes.reshape(*planes.shape[:2], cells, side, cells, side).mean(axis=(3, 5))
-
-
-def frame_hash(picture: np.ndarray) -> int:
-    """pHash of Y, Cb and Cr of a frame."""
-    import imagehash
-
-    luma = cell_means(picture[None, :1], LUMA_CELLS)[0, 0]
-    return int(str(imagehash.phash(Image.fromarray(luma.round().astype(np.uint8)))), 16)
 
 
 def following(signatures: np.ndarray) -> np.ndarray:
@@ -2810,8 +2787,7 @@ def looked_at(
         judged[file.path] = replica = Replica(file, look.judge(fingerprints[file], result))
         cache.store(file, replica.fingerprint)
 
-    if fingerprints:
-        compute(pool, look.work, list(fingerprints), take)
+    compute(pool, look.work, list(fingerprints), take)
     return judged
 
 
@@ -5614,7 +5590,6 @@ def open_in_browser(address: str) -> None:
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-
 
 GROUPS_ON_PAGE = 10
 
