@@ -922,12 +922,15 @@ class Pool:
 
     def drive(self) -> None:
         """Keep the pool going until it is closed."""
-        while not self.closed:
-            try:
-                self.step()
-            except IdemError as error:  # no worker can be started
-                with self.lock:
-                    self.lose(self.waiting, str(error))
+        try:
+            while not self.closed:
+                try:
+                    self.step()
+                except IdemError as error:  # no worker can be started
+                    with self.lock:
+                        self.lose(self.waiting, str(error))
+        finally:  # nobody may wait for ever
+            self.end_all()
 
     def step(self) -> None:
         """Hand out tasks, wait until a worker has something to say or is overdue, and take the result."""
@@ -986,16 +989,21 @@ class Pool:
 
     def close(self) -> None:
         """End all processes, whatever they are at. What has not been done is lost."""
+        if self.thread:
+            with self.lock:
+                self.closed = True
+                self.ring.send_bytes(b"!")
+            self.thread.join()
+        else:
+            self.end_all()
+
+    def end_all(self) -> None:
         with self.lock:
             self.closed = True
-            if self.thread:
-                self.ring.send_bytes(b"!")
-        if self.thread:
-            self.thread.join()
-        for worker in self.workers:
-            worker.stop()
-            self.lose(list(worker.tasks), "idem is stopping")
-        self.lose(self.waiting, "idem is stopping")
+            for worker in self.workers:
+                worker.stop()
+                self.waiting += worker.tasks
+            self.lose(self.waiting, "idem is stopping")
 
 
 class Worker:
@@ -5158,6 +5166,7 @@ class Server:
     port: int
     finish: Callable[[], None]  # called when the browser says Done, and has its answer
     conversions: dict[MediaFile, Future[str | Problem]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # for the conversions
 
 
 def check_request(request: Request, server: Server) -> None:
@@ -5347,33 +5356,42 @@ def add_actions(app: Flask, server: Server) -> None:
 AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
 
 
+def result_of(future: Future[R | Problem]) -> R:
+    """What a worker has made. Rejected with the reason if that could not be."""
+    if lost := future.exception():
+        raise Rejected(415, str(lost))
+    result = future.result()
+    if isinstance(result, Problem):
+        raise Rejected(415, result.reason)
+    return result
+
+
 def add_pictures(app: Flask, server: Server) -> None:
     """Pictures and metadata, made by workers, by the numbers of group and replica alone."""
     from flask import Response, jsonify
 
-    def made(make: Callable[..., Any], priority: int, group: int, *replicas: int) -> Any:
-        def once(files: Sequence[MediaFile]) -> Any:
+    def made(make: Callable[..., R | Problem], priority: int, group: int, *replicas: int) -> R:
+        def files_now() -> list[MediaFile]:
+            return [server.review.file(group, replica) for replica in replicas]
+
+        def made_of(files: Sequence[MediaFile]) -> R:
             seconds = sum(map(seconds_for, files))
-            try:
-                return server.pool.submit(make, *files, seconds=seconds, priority=priority).result()
-            except TaskLost as lost:
-                return Problem(files[0].path, str(lost))
+            return result_of(server.pool.submit(make, *files, seconds=seconds, priority=priority))
 
-        files = [server.review.file(group, replica) for replica in replicas]
-        result = once(files)
-        if isinstance(result, Problem):
-            server.review.wait_for_moves()  # it may just have been moved
-            now = [server.review.file(group, replica) for replica in replicas]
-            result = once(now) if now != files else result
-        if isinstance(result, Problem):
-            raise Rejected(415, result.reason)
-        return result
+        files = files_now()
+        try:
+            return made_of(files)
+        except Rejected:
+            server.review.wait_for_moves()  # one of them may just have been moved
+            if (now := files_now()) == files:
+                raise
+            return made_of(now)
 
-    def sent(made: Rendering) -> Response:
-        response = Response(made.data, mimetype="image/jpeg")
+    def sent(picture: Rendering) -> Response:
+        response = Response(picture.data, mimetype="image/jpeg")
         response.headers["Cache-Control"] = FOR_GOOD
-        if made.note:
-            response.headers["Idem-Note"] = made.note
+        if picture.note:
+            response.headers["Idem-Note"] = picture.note
         return response
 
     @app.get(f"/{server.token}/thumbnail/<number:group>/<number:replica>")
@@ -5414,20 +5432,12 @@ def add_videos(app: Flask, server: Server) -> None:
     def conversion(group: int, replica: int) -> Future[str | Problem]:
         """The conversion of a video, started when it is first asked for, or was lost. The newest comes first."""
         file, asked = video_file(group, replica), server.conversions
-        if file not in asked or (asked[file].done() and asked[file].exception()):
-            priority = -len(asked)
-            asked[file] = server.converter.submit(
-                playable_video, file, server.folder, seconds=SECONDS_TO_CONVERT, priority=priority
-            )
-        return asked[file]
-
-    def converted_path(asked: Future[str | Problem]) -> str:
-        """Where the converted video is. Rejected with the reason if there is none."""
-        lost = asked.exception()
-        result = asked.result() if lost is None else Problem("", str(lost))
-        if isinstance(result, Problem):
-            raise Rejected(415, result.reason)
-        return result
+        with server.lock:
+            if file not in asked or (asked[file].done() and asked[file].exception()):
+                asked[file] = server.converter.submit(
+                    playable_video, file, server.folder, seconds=SECONDS_TO_CONVERT, priority=-len(asked)
+                )
+            return asked[file]
 
     @app.get(f"/{server.token}/video/<number:group>/<number:replica>")
     def video(group: int, replica: int) -> Any:
@@ -5436,17 +5446,15 @@ def add_videos(app: Flask, server: Server) -> None:
     @app.get(f"/{server.token}/conversion/<number:group>/<number:replica>")
     def converting(group: int, replica: int) -> Any:
         asked = conversion(group, replica)
-        reason = ""
-        if asked.done():
-            try:
-                converted_path(asked)
-            except Rejected as error:
-                reason = str(error)
-        return jsonify(ready=asked.done(), reason=reason)
+        try:
+            ready = asked.done() and bool(result_of(asked))
+            return jsonify(ready=ready, reason="")
+        except Rejected as error:
+            return jsonify(ready=True, reason=str(error))
 
     @app.get(f"/{server.token}/converted/<number:group>/<number:replica>")
     def converted(group: int, replica: int) -> Any:
-        path = converted_path(conversion(group, replica))
+        path = result_of(conversion(group, replica))
         try:
             return in_parts(as_it_is(path), request)
         except (OSError, ValueError) as error:
