@@ -4751,12 +4751,13 @@ def playable_video(file: MediaFile, folder: str) -> str:
 
 # ── the sitting: what is on the page, and what a person has chosen ──
 
-SORTS: dict[str, Callable[[AnyGroup], Any]] = {
-    "space": lambda group: -recoverable_bytes(group),
-    "folder": lambda group: os.path.dirname(group.replicas[0].file.path),
-    "copies": lambda group: -len(group.replicas),
+# What the page can ask for, the first of each by default. Sorts and kinds with their words on the page.
+SORTS: dict[str, tuple[str, Callable[[AnyGroup], Any]]] = {
+    "space": ("space", lambda group: -recoverable_bytes(group)),
+    "folder": ("folder", lambda group: os.path.dirname(group.replicas[0].file.path)),
+    "copies": ("number of copies", lambda group: -len(group.replicas)),
 }
-KINDS = "both", "image", "video"
+KINDS = {"both": "images and videos", "image": "images", "video": "videos"}
 VIEWS = "open", "skipped"
 STEPS = "at", "after", "before"
 MOST_ON_PAGE = 500
@@ -4811,7 +4812,7 @@ class Review(Sitting):
             for group, decision in zip(self.groups, self.decisions, strict=True)
         ]
         numbers = range(len(self.groups))
-        self.orders = {name: sorted(numbers, key=lambda n: key(self.groups[n])) for name, key in SORTS.items()}
+        self.orders = {name: sorted(numbers, key=lambda n: key(self.groups[n])) for name, (_, key) in SORTS.items()}
         self.places = {name: {n: place for place, n in enumerate(order)} for name, order in self.orders.items()}
         self.skipped: set[int] = set()
         self.done: set[int] = set()
@@ -5276,9 +5277,8 @@ def add_page(app: Flask, server: Server) -> None:
 
     @app.get(f"/{server.token}/")
     def page() -> Any:
-        return render_template(
-            "review.html", library=printable(from_home(review.scoring.root)), kinds=review_kinds(review)
-        )
+        library, mixed = printable(from_home(review.scoring.root)), len(review_kinds(review)) > 1
+        return render_template("review.html", library=library, sorts=SORTS, kinds=KINDS, mixed=mixed)
 
     @app.get(f"/{server.token}/static/<name>")
     def static(name: str) -> Any:
@@ -5295,7 +5295,7 @@ def add_page(app: Flask, server: Server) -> None:
         return jsonify(moving=moving, result=review.result)
 
 
-ASKED = {"sort": tuple(SORTS), "kind": KINDS, "view": VIEWS, "step": STEPS}
+ASKED = {"sort": tuple(SORTS), "kind": tuple(KINDS), "view": VIEWS, "step": STEPS}
 
 
 def from_home(path: str) -> str:

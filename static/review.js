@@ -4,6 +4,7 @@
 // ── small helpers ──
 
 const by = (id) => document.getElementById(id);
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** An element with these properties and children; text children become text, never markup. */
 function h(tag, properties = {}, ...children) {
@@ -11,7 +12,7 @@ function h(tag, properties = {}, ...children) {
   for (const [name, value] of Object.entries(properties)) {
     if (name === "class") node.className = value;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name in node && !name.startsWith("aria")) node[name] = value;
+    else if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
@@ -22,12 +23,8 @@ function h(tag, properties = {}, ...children) {
 function size(bytes) {
   if (bytes < 1000) return `${bytes} B`;
   const units = ["KB", "MB", "GB", "TB", "PB"];
-  let value = bytes / 1000;
-  let unit = 0;
-  while (value >= 999.95 && unit < units.length - 1) {
-    value /= 1000;
-    unit += 1;
-  }
+  let [value, unit] = [bytes / 1000, 0];
+  for (; value >= 999.95 && unit < units.length - 1; unit += 1) value /= 1000;
   return `${value.toFixed(unit === 0 && value >= 9.95 ? 0 : 1)} ${units[unit]}`;
 }
 
@@ -37,20 +34,34 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const path = (replica) => (replica.folder ? `${replica.folder}/${replica.name}` : replica.name);
 
 function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   const [first, ...rest] = parts[0] ? parts : parts.slice(1);
-  return seconds < 10 ? `${seconds.toFixed(1)} s` : [first, ...rest.map((part) => String(part).padStart(2, "0"))].join(":");
+  return [first, ...rest.map((part) => String(part).padStart(2, "0"))].join(":");
 }
 
-/** A path as text, each part of it by itself: so that one from right to left does not turn the others round. */
+/** A path as text. Each part stands by itself: so one that is written from right to left does not turn the others. */
 function pathText(text) {
-  const parts = text.split(/([\\/])/).map((part) => h("bdi", {}, part));
-  return h("span", { class: "path" }, ...parts);
+  return h("span", { class: "path" }, ...text.split(/([\\/])/).map((part) => h("bdi", {}, part)));
 }
 
+/** Have screen readers say this. */
 function announce(text) {
   by("announcer").textContent = text;
+}
+
+const toast = h("p", { class: "toast", "aria-hidden": "true" });
+let toastTimer = 0;
+
+/** Say this to everybody: for some seconds, on top of whatever is open. */
+function say(text) {
+  announce(text);
+  toast.textContent = text;
+  (document.querySelector("dialog[open]") ?? document.body).append(toast);
+  toast.classList.add("shown");
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => toast.classList.remove("shown"), 4000);
 }
 
 // ── the server ──
@@ -93,139 +104,152 @@ function clearProblem() {
   if (!document.body.classList.contains("gone")) by("problem").hidden = true;
 }
 
+const factsAsked = new Map(); // "group/replica" -> promise of what the file's header says; they outlive a page
+
+/** Add to a replica what its file says of itself: dimensions, format, taken, camera, plays; or the reason why not. */
+async function addFacts(replica, address) {
+  if (!factsAsked.has(address)) factsAsked.set(address, ask(`facts/${address}`).catch(() => ({})));
+  const { width, height, ...facts } = await factsAsked.get(address);
+  if (!replica.width) Object.assign(replica, { width, height }); // what idem has decoded itself counts more
+  Object.assign(replica, facts);
+}
+
 // ── a group ──
 
 const LISTED = 8; // files that go to the trash; more of them are folded up
-const factsKnown = new Map(); // "group/replica" -> promise of what the file's header says
 
-function factsOf(group, replica) {
-  const key = `${group}/${replica}`;
-  if (!factsKnown.has(key)) factsKnown.set(key, ask(`facts/${key}`).catch(() => ({})));
-  return factsKnown.get(key);
+function dimensions({ width, height }) {
+  if (!width) return "";
+  const megapixels = (width * height) / 1e6;
+  const about = megapixels < 0.01 ? "" : ` · ${megapixels.toFixed(megapixels < 0.1 ? 2 : 1)} MP`;
+  return `${width} × ${height}${about}`;
 }
 
-/** The rows of a card's table: what can differ between copies. */
-function rowsOf(view, replica, facts, anyTaken, anyCamera) {
-  const width = replica.width || facts.width || 0;
-  const height = replica.height || facts.height || 0;
-  const megapixels = (width * height) / 1e6;
+/** The rows of a card's table: what can differ between copies. "…" is not known yet, "—" is nowhere in the file. */
+function rowsOf(replica, anyTaken, anyCamera) {
+  const unknown = replica.reason ? "—" : "…";
   const rows = [
-    ["Dimensions", width ? `${width} × ${height}${megapixels < 0.01 ? "" : ` · ${megapixels.toFixed(megapixels < 0.1 ? 2 : 1)} MP`}` : facts.reason ? "—" : "…"],
+    ["Dimensions", dimensions(replica) || unknown],
     ["Size", size(replica.bytes)],
-    ["Format", facts.format || (facts.reason ? "—" : "…")],
+    ["Format", replica.format || unknown],
   ];
   if (replica.seconds) rows.push(["Length", duration(replica.seconds)]);
-  if (anyTaken) rows.push(["Taken", facts.taken || "—"]);
-  else rows.push(["Modified", replica.modified || "—"]);
-  if (anyCamera) rows.push(["Camera", facts.camera || "—"]);
+  rows.push(anyTaken ? ["Taken", replica.taken || "—"] : ["Modified", replica.modified || "—"]);
+  if (anyCamera) rows.push(["Camera", replica.camera || "—"]);
   return rows;
 }
 
+/** A group on the page: a card for each copy, and the plan below them. */
 class GroupCard {
   constructor(view, ordinal) {
-    this.view = view;
+    this.view = view; // the group as the server or the latest change has it
     this.ordinal = ordinal;
+    this.replicas = view.replicas; // these stay, whatever is chosen: facts are added to them
     this.unsent = false; // there are changes that the server does not know of
-    this.facts = view.replicas.map(() => ({}));
-    this.cards = view.replicas.map((replica, place) => this.makeCard(replica, place));
+    this.cards = this.replicas.map((replica, place) => this.makeCard(replica, place));
     this.title = h("h2", { id: `group-${view.number}` });
-    this.skip = h("button", { type: "button", class: "quiet", onclick: () => this.choose({ skipped: !this.view.skipped }) });
+    this.skip = h("button", { type: "button", class: "quiet", onclick: () => this.toggleSkipped() });
     this.plan = h("div", { class: "plan" });
     this.cardBox = h("div", { class: "cards" }, ...this.cards.map((card) => card.node));
-    this.node = h(
-      "article",
-      { class: "group", tabIndex: -1, "aria-labelledby": `group-${view.number}` },
-      h("header", {}, this.title, this.skip),
-      this.cardBox,
-      this.plan,
-    );
-    this.node.addEventListener("focusin", () => page.setCurrent(this));
-    this.node.addEventListener("pointerdown", () => page.setCurrent(this));
+    const beCurrent = () => page.setCurrent(this);
+    this.node = h("article", {
+      class: "group", tabIndex: -1, "aria-labelledby": this.title.id, onfocusin: beCurrent, onpointerdown: beCurrent,
+    }, h("header", {}, this.title, this.skip), this.cardBox, this.plan);
     this.update(view);
   }
 
+  /** Where the server has pictures and facts of a copy. */
+  address(place) {
+    return `${this.view.number}/${place}`;
+  }
+
   makeCard(replica, place) {
-    const { number: group } = this.view;
-    const image = h("img", { loading: "lazy", decoding: "async", alt: "", src: `thumbnail/${group}/${place}` });
-    image.setAttribute("fetchpriority", "low");
-    const well = h(
-      "button",
-      { type: "button", class: "well", "aria-label": `See ${replica.name} large`, onclick: () => viewer.open(this, place) },
-      image,
-      this.view.kind === "video" ? h("span", { class: "play", "aria-hidden": "true" }) : null,
+    const keep = h("input", {
+      type: "checkbox", role: "switch", "aria-label": `Keep ${path(replica)}`, onchange: () => this.toggle(place),
+    });
+    const state = h("span", { class: "state", "aria-hidden": "true" });
+    const digit = place < 9 ? h("kbd", { class: "digit", "aria-hidden": "true" }, String(place + 1)) : null;
+    const table = h("dl", { class: "facts" });
+    const name = this.makeRadio("name", place, replica.name);
+    const folder = this.makeRadio("folder", place, replica.folder || "the top folder");
+    const node = h(
+      "div",
+      { class: "card", role: "group", "aria-label": `Copy ${place + 1}: ${path(replica)}` },
+      this.makeWell(replica, place),
+      h("div", { class: "keep-row" }, h("label", { class: "switch" }, keep, h("span", {}, "Keep")), state, digit),
+      h("p", { class: "name" }, replica.name),
+      h("p", { class: "folder" }, replica.folder || "top folder"),
+      table,
+      h("div", { class: "uses" }, name, folder),
     );
+    return { node, keep, state, table, name: name.control, folder: folder.control };
+  }
+
+  /** The thumbnail, which opens the viewer. */
+  makeWell(replica, place) {
+    const image = h("img", {
+      loading: "lazy", decoding: "async", fetchPriority: "low", alt: "", src: `thumbnail/${this.address(place)}`,
+    });
+    const well = h("button", {
+      type: "button", class: "well", "aria-label": `See ${replica.name} large`, onclick: () => viewer.open(this, place),
+    }, image, this.view.kind === "video" ? h("span", { class: "play", "aria-hidden": "true" }) : null);
     image.addEventListener("load", () => well.classList.add("loaded"));
     image.addEventListener("error", () => {
       well.classList.add("broken");
       image.remove();
       well.append(h("span", { class: "broken-text" }, "cannot be shown"));
     });
-    const keep = h("input", { type: "checkbox", onchange: () => this.toggle(place) });
-    keep.setAttribute("role", "switch");
-    keep.setAttribute("aria-label", `Keep ${path(replica)}`);
-    const state = h("span", { class: "state", "aria-hidden": "true" });
-    const name = this.radio("name", place, "named", replica.name);
-    const folder = this.radio("folder", place, "placed", replica.folder || "the top folder");
-    const table = h("dl", { class: "facts" });
-    const badge = place < 9 ? h("kbd", { class: "digit", "aria-hidden": "true" }, String(place + 1)) : null;
-    const node = h(
-      "div",
-      { class: "card", role: "group", "aria-label": `Copy ${place + 1}: ${path(replica)}` },
-      well,
-      h("div", { class: "keep-row" }, h("label", { class: "switch" }, keep, h("span", {}, "Keep")), state, badge),
-      h("p", { class: "name" }, replica.name),
-      h("p", { class: "folder" }, replica.folder || "top folder"),
-      table,
-      h("div", { class: "uses" }, name.label, folder.label),
-    );
-    return { node, well, keep, state, table, name: name.input, folder: folder.input };
+    return well;
   }
 
   /** "Use this name" or "Use this folder" of one card. */
-  radio(what, place, field, spoken) {
-    const input = h("input", { type: "radio", name: `${what}-${this.view.number}`, onchange: () => this.choose({ [what]: place }) });
-    input.setAttribute("aria-label", `Use this ${what}: ${spoken}`);
-    return { input, label: h("label", { class: "use" }, input, h("span", {}, `Use this ${what}`)) };
+  makeRadio(what, place, spoken) {
+    const input = h("input", {
+      type: "radio", name: `${what}-${this.view.number}`, "aria-label": `Use this ${what}: ${spoken}`,
+      onchange: () => this.choose({ [what]: place }),
+    });
+    return h("label", { class: "use" }, input, h("span", {}, `Use this ${what}`));
   }
 
   toggle(place) {
+    if (place >= this.cards.length) return; // a digit beyond the last copy
     const { keep } = this.view;
     const kept = keep.includes(place) ? keep.filter((each) => each !== place) : [...keep, place].sort((a, b) => a - b);
-    if (!kept.length) {
-      this.cards[place].keep.checked = true;
-      viewer.refresh();
-      this.cards[place].node.classList.remove("refused");
-      requestAnimationFrame(() => this.cards[place].node.classList.add("refused"));
-      page.say("At least one copy stays: switch another one on first, or skip the group.");
+    if (kept.length) {
+      this.choose({ keep: kept });
       return;
     }
-    this.choose({ keep: kept });
+    const card = this.cards[place];
+    card.keep.checked = true;
+    viewer.refresh();
+    card.node.classList.remove("refused");
+    requestAnimationFrame(() => card.node.classList.add("refused"));
+    say("At least one copy stays: switch another one on first, or skip the group.");
   }
 
-  /** The next replica that gives its name or folder. */
+  toggleSkipped() {
+    this.choose({ skipped: !this.view.skipped });
+  }
+
+  /** Take the name or folder of the next copy that has another one. */
   cycle(what) {
-    const count = this.view.replicas.length;
-    const effective = what === "name" ? this.view.named : this.view.placed;
-    const own = (place) => (what === "name" ? this.view.replicas[place].name : this.view.replicas[place].folder);
-    for (let step = 1; step <= count; step += 1) {
-      const place = (effective + step) % count;
-      if (own(place) !== own(effective) || step === count) {
-        this.choose({ [what]: place });
-        return;
-      }
-    }
+    const count = this.replicas.length;
+    const now = what === "name" ? this.view.named : this.view.placed;
+    const after = this.replicas.map((_, step) => (now + step + 1) % count);
+    const other = after.find((place) => this.replicas[place][what] !== this.replicas[now][what]);
+    this.choose({ [what]: other ?? now });
   }
 
   /** Show a change at once, send it, and show what the server makes of it. */
   choose(change) {
-    if (page.busy) return Promise.resolve();
+    if (page.busy) return;
     Object.assign(this.view, change);
     if ("name" in change) this.view.named = change.name;
     if ("folder" in change) this.view.placed = change.folder;
     this.update(this.view);
     viewer.refresh();
     this.unsent = true;
-    return page.inTurn(() => this.send());
+    page.inTurn(() => this.send());
   }
 
   /** Send all changes that have not been sent. What is changed meanwhile counts more than the answer. */
@@ -233,24 +257,17 @@ class GroupCard {
     if (!this.unsent || !page.cards.includes(this)) return; // another page has come in between
     this.unsent = false;
     const { number: group, revision, keep, name, folder, skipped } = this.view;
-    const query = new URLSearchParams({ kind: page.kind, view: page.view });
-    const answer = await ask(`choose?${query}`, { group, revision, keep, name, folder, skipped });
-    for (const other of answer.group.others) page.cards.find((card) => card.view.number === other.number)?.changedByOthers(other);
-    if (this.unsent) {
-      this.view.revision = answer.group.revision;
-      return;
+    const answer = await ask(`choose?${page.query()}`, { group, revision, keep, name, folder, skipped });
+    for (const view of [answer.group, ...answer.group.others]) { // others: as a name is taken now, or free again
+      const card = page.cards.find((each) => each.view.number === view.number);
+      if (card?.unsent) card.view.revision = view.revision;
+      else card?.update(view);
     }
-    this.update(answer.group);
+    if (this.unsent) return;
     Object.assign(page.data, answer.totals);
     page.showTotals();
     viewer.refresh();
     announce(this.summary());
-  }
-
-  /** The server says that something else comes of this group, as another one takes a name or leaves it free. */
-  changedByOthers(view) {
-    if (this.unsent) this.view.revision = view.revision;
-    else this.update(view);
   }
 
   summary() {
@@ -262,16 +279,18 @@ class GroupCard {
 
   update(view) {
     this.view = view;
-    const copies = view.kind === "video" ? plural(view.replicas.length, "video") : plural(view.replicas.length, "copy", "copies");
+    const count = this.replicas.length;
+    const copies = view.kind === "video" ? plural(count, "video") : plural(count, "copy", "copies");
     const frees = view.bytes ? `frees ${size(view.bytes)}` : "frees nothing";
     this.title.replaceChildren(
       h("span", { class: "ordinal" }, number(this.ordinal)),
-      h("span", {}, view.replicas[view.keeper].name),
+      h("span", {}, this.replicas[view.keeper].name),
       h("span", { class: "frees" }, `${copies} · ${view.skipped ? "skipped" : frees}`),
     );
     this.skip.textContent = view.skipped ? "Bring back" : "Skip group";
     this.node.classList.toggle("skipped", view.skipped);
-    if (view.skipped && (this.cardBox.contains(document.activeElement) || this.plan.contains(document.activeElement))) this.skip.focus();
+    const focused = document.activeElement;
+    if (view.skipped && (this.cardBox.contains(focused) || this.plan.contains(focused))) this.skip.focus();
     this.cardBox.hidden = view.skipped;
     this.plan.hidden = view.skipped;
     this.cards.forEach((card, place) => {
@@ -282,52 +301,55 @@ class GroupCard {
       card.name.checked = view.named === place;
       card.folder.checked = view.placed === place;
     });
-    this.showFacts();
+    this.showTables();
     this.showPlan();
   }
 
+  /** What happens to the files: those that stay, then those that go. */
   showPlan() {
     const { view } = this;
-    const line = (verb, style, ...rest) => h("p", { class: style }, h("strong", {}, verb), h("span", {}, ...rest));
-    const lines = [];
-    const moved = view.target ? [" as ", pathText(view.target)] : [];
-    lines.push(line("Keep", "keeps", pathText(view.keeps), ...moved));
-    for (const stay of view.stays) lines.push(line("Keep", "keeps", pathText(stay)));
-    const listed = view.trash.map((each) => h("li", {}, pathText(each)));
-    if (!listed.length) lines.push(line("Trash", "trashes", "nothing"));
-    else if (listed.length <= LISTED) lines.push(h("div", { class: "trashes" }, h("strong", {}, "Trash"), h("ul", {}, ...listed)));
-    else {
+    const keep = (...what) => h("p", { class: "keeps" }, h("strong", {}, "Keep"), h("span", {}, ...what));
+    const listed = h("ul", {}, ...view.trash.map((each) => h("li", {}, pathText(each))));
+    let trash = listed;
+    if (!view.trash.length) {
+      trash = h("span", {}, "nothing");
+    } else if (view.trash.length > LISTED) {
       const open = Boolean(this.plan.querySelector("details")?.open);
-      const all = h("details", { open }, h("summary", {}, plural(listed.length, "file")), h("ul", {}, ...listed));
-      lines.push(h("div", { class: "trashes" }, h("strong", {}, "Trash"), all));
+      trash = h("details", { open }, h("summary", {}, plural(view.trash.length, "file")), listed);
     }
-    this.plan.replaceChildren(...lines);
+    this.plan.replaceChildren(
+      keep(pathText(view.keeps), ...(view.target ? [" as ", pathText(view.target)] : [])),
+      ...view.stays.map((stay) => keep(pathText(stay))),
+      h("div", { class: "trashes" }, h("strong", {}, "Trash"), trash),
+    );
   }
 
-  showFacts() {
-    const anyTaken = this.facts.some((facts) => facts.taken);
-    const anyCamera = this.facts.some((facts) => facts.camera);
-    const all = this.view.replicas.map((replica, place) => rowsOf(this.view, replica, this.facts[place], anyTaken, anyCamera));
-    const keeper = new Map(all[this.view.keeper]);
-    all.forEach((rows, place) => {
+  showTables() {
+    const anyTaken = this.replicas.some((replica) => replica.taken);
+    const anyCamera = this.replicas.some((replica) => replica.camera);
+    const tables = this.replicas.map((replica) => rowsOf(replica, anyTaken, anyCamera));
+    const keeper = new Map(tables[this.view.keeper]);
+    tables.forEach((rows, place) => {
       const shown = rows.map(([term, value]) => {
-        const differs = place !== this.view.keeper && value !== keeper.get(term) && value !== "…" && keeper.get(term) !== "…";
+        const known = value !== "…" && keeper.get(term) !== "…";
+        const differs = place !== this.view.keeper && known && value !== keeper.get(term);
         const about = differs ? h("span", { class: "unseen" }, " (differs from the kept copy)") : null;
         return h("div", { class: differs ? "differs" : "" }, h("dt", {}, term), h("dd", {}, h("span", {}, value), about));
       });
-      if (this.facts[place].reason) shown.push(h("div", { class: "differs reason" }, h("dd", {}, this.facts[place].reason)));
+      const { reason } = this.replicas[place];
+      if (reason) shown.push(h("div", { class: "differs reason" }, h("dd", {}, reason)));
       this.cards[place].table.replaceChildren(...shown);
     });
   }
 
-  /** Ask what the files say of themselves, once the group is about to be seen. */
+  /** Add to the tables what the files say of themselves. */
   async lookInside() {
-    const found = await Promise.all(this.view.replicas.map((_, place) => factsOf(this.view.number, place)));
-    this.facts = found;
-    this.showFacts();
+    await Promise.all(this.replicas.map((replica, place) => addFacts(replica, this.address(place))));
+    this.showTables();
   }
 }
 
+/** Looks inside the files of groups that are about to be seen. */
 const seen = new IntersectionObserver(
   (entries) => {
     for (const entry of entries.filter((each) => each.isIntersecting)) {
@@ -343,38 +365,35 @@ const seen = new IntersectionObserver(
 const SHOWN_AT_ONCE = 20; // groups, between which the browser can paint
 
 const page = {
-  sort: "space",
-  kind: "both",
-  view: "open",
-  data: null,
+  view: "open", // or "skipped"
+  data: null, // what the server said of this page
   cards: [],
-  current: null,
-  busy: false,
+  current: null, // the card that keys are for
+  busy: false, // files are being moved
   queue: Promise.resolve(),
 
   /** Do one thing after the other; what fails is said. */
   inTurn(work) {
     this.queue = this.queue.then(work).catch((error) => {
-      if (viewer.dialog.open) viewer.close();
+      if (viewer.dialog.open) viewer.dialog.close();
       showProblem(error);
       return error instanceof Gone ? null : this.load("at", this.first()).catch(showProblem);
     });
-    return this.queue;
   },
 
   /** When all that has been asked of the server is answered. */
   async settled() {
-    let last;
-    do {
-      last = this.queue;
-      await last;
-    } while (last !== this.queue);
+    for (let last = null; last !== this.queue; await last) last = this.queue;
   },
 
+  /** Which groups are asked for, and in which order. */
+  query: () => new URLSearchParams({ sort: by("sort").value, kind: by("kind").value, view: page.view }),
   first: () => page.cards[0]?.view.number,
+  where: () => `page ${number(page.data.page)} of ${number(page.data.pages)}`,
 
   async load(step, at) {
-    const query = new URLSearchParams({ sort: this.sort, kind: this.kind, view: this.view, step });
+    const query = this.query();
+    query.set("step", step);
     if (at !== undefined && at !== null) query.set("at", at);
     this.data = await ask(`groups?${query}`);
     await this.show();
@@ -391,8 +410,9 @@ const page = {
     by("confirm").disabled = true; // until all of the page is there to be seen
     window.scrollTo(0, 0);
     for (let start = 0; start < data.groups.length; start += SHOWN_AT_ONCE) {
-      if (start) await new Promise((resolve) => setTimeout(resolve));
-      const made = data.groups.slice(start, start + SHOWN_AT_ONCE).map((view, place) => new GroupCard(view, data.first + start + place));
+      if (start) await pause(0);
+      const views = data.groups.slice(start, start + SHOWN_AT_ONCE);
+      const made = views.map((view, place) => new GroupCard(view, data.first + start + place));
       this.cards.push(...made);
       groups.append(...made.map((card) => card.node));
       for (const card of made) seen.observe(card.node);
@@ -408,18 +428,19 @@ const page = {
 
   /** Keep in the address what a reload needs. */
   remember() {
-    const query = new URLSearchParams({ sort: this.sort, kind: this.kind, view: this.view });
+    const query = this.query();
     if (this.data.page > 1) query.set("at", this.first());
     history.replaceState(history.state, "", `#${query}`);
   },
 
+  /** Take from the address what `remember` put there, and return the number of the first group. */
   recall() {
     const query = new URLSearchParams(location.hash.slice(1));
-    for (const [name, known] of [["sort", ["space", "folder", "copies"]], ["kind", ["both", "image", "video"]], ["view", ["open", "skipped"]]]) {
-      if (known.includes(query.get(name))) this[name] = query.get(name);
+    for (const select of [by("sort"), by("kind")]) {
+      select.value = query.get(select.id);
+      if (select.selectedIndex < 0) select.selectedIndex = 0;
     }
-    by("sort").value = this.sort;
-    by("kind").value = this.kind;
+    if (query.get("view") === "skipped") this.view = "skipped";
     return /^\d{1,9}$/.test(query.get("at") ?? "") ? query.get("at") : null;
   },
 
@@ -427,7 +448,7 @@ const page = {
   open: () => page.cards.filter((card) => !card.view.skipped),
 
   showTotals() {
-    const { left, skipped } = this.data;
+    const { left, skipped, undo } = this.data;
     const open = this.open();
     const bytes = open.reduce((sum, card) => sum + card.view.bytes, 0);
     const trash = open.reduce((sum, card) => sum + card.view.trash.length, 0);
@@ -437,29 +458,28 @@ const page = {
       h("strong", {}, size(left.bytes)),
       " to free in all",
     );
-    by("page-totals").replaceChildren(
-      ...(open.length
-        ? [h("span", { class: "wide" }, `${plural(open.length, "group")} here · `), `${plural(trash, "file")} to the trash · `, h("strong", {}, size(bytes)), " freed"]
-        : []),
-    );
+    const here = [
+      h("span", { class: "wide" }, `${plural(open.length, "group")} here · `),
+      `${plural(trash, "file")} to the trash · `,
+      h("strong", {}, size(bytes)),
+      " freed",
+    ];
+    by("page-totals").replaceChildren(...(open.length ? here : []));
     by("confirm").disabled = !open.length || document.body.classList.contains("gone");
-    by("undo-last").hidden = !this.data.undo;
-    const view = by("view");
-    view.hidden = this.view === "open" && !skipped;
-    view.textContent = this.view === "open" ? `Skipped (${number(skipped)})` : "Back to the others";
+    by("undo-last").hidden = !undo;
+    by("view").hidden = this.view === "open" && !skipped;
+    by("view").textContent = this.view === "open" ? `Skipped (${number(skipped)})` : "Back to the others";
   },
 
   showEmpty() {
-    const empty = by("empty");
     const { cards, data } = this;
-    empty.hidden = cards.length > 0;
+    by("empty").hidden = cards.length > 0;
     document.body.classList.toggle("nothing-left", !cards.length);
     if (cards.length) return;
     const title = this.view === "skipped" ? "No group is skipped" : "Nothing is left to decide";
-    const more = this.view === "open" && data.skipped
-      ? `${plural(data.skipped, "group is skipped", "groups are skipped")}: see them with the button above. `
-      : "";
-    empty.replaceChildren(
+    const skipped = plural(data.skipped, "group is skipped", "groups are skipped");
+    const more = this.view === "open" && data.skipped ? `${skipped}: see them with the button above. ` : "";
+    by("empty").replaceChildren(
       h("h2", {}, title),
       h("p", {}, `${more}Done ends idem; what was moved stays in the trash folder until you delete that yourself.`),
     );
@@ -472,9 +492,15 @@ const page = {
     card.node.classList.add("current");
   },
 
+  /** The current card: from the first key on there is one, unless the page is empty. */
+  here() {
+    if (!this.current && this.cards.length) this.setCurrent(this.cards[0]);
+    return this.current;
+  },
+
   /** Go to the group so many further down. */
   go(step) {
-    const place = this.current ? this.cards.indexOf(this.current) + step : 0;
+    const place = this.cards.indexOf(this.here()) + step;
     const card = this.cards[clamp(place, 0, this.cards.length - 1)];
     if (!card) return;
     this.setCurrent(card);
@@ -482,54 +508,32 @@ const page = {
     card.node.scrollIntoView({ block: card.node.offsetHeight > innerHeight - 160 ? "start" : "nearest" });
   },
 
-  here() {
-    if (!this.current && this.cards.length) this.setCurrent(this.cards[0]);
-    return this.current;
-  },
-
+  /** Turn to the page before or after this one; its first group gets the focus. */
   turn(step) {
     if (this.busy || by(step === "after" ? "next" : "previous").disabled) return;
     clearProblem();
     const at = step === "after" ? this.cards.at(-1)?.view.number : this.first();
-    this.inTurn(() => this.load(step, at).then(() => this.startAtTop()));
+    this.inTurn(async () => {
+      await this.load(step, at);
+      this.cards[0]?.node.focus({ preventScroll: true });
+      window.scrollTo(0, 0);
+      announce(this.where());
+    });
   },
 
-  filter(change) {
-    Object.assign(this, change);
-    this.inTurn(() => this.load("at", null).then(() => announce(`${by("totals").textContent}, ${this.where()}`)));
-  },
-
-  where: () => `page ${number(page.data.page)} of ${number(page.data.pages)}`,
-
-  /** After turning to another page: its first group has the focus. */
-  startAtTop() {
-    const [first] = this.cards;
-    if (first) first.node.focus({ preventScroll: true });
-    window.scrollTo(0, 0);
-    announce(this.where());
-  },
-
-  say(text) {
-    announce(text);
-    toast.show(text);
-  },
-};
-
-const toast = {
-  node: h("p", { class: "toast", "aria-hidden": "true" }),
-  timer: 0,
-  show(text) {
-    this.node.textContent = text;
-    (document.querySelector("dialog[open]") ?? document.body).append(this.node);
-    this.node.classList.add("shown");
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.node.classList.remove("shown"), 4000);
+  /** Show the groups that are asked for now, from the first one on. */
+  filter() {
+    this.inTurn(async () => {
+      await this.load("at", null);
+      announce(`${by("totals").textContent}, ${this.where()}`);
+    });
   },
 };
 
 // ── confirming, and what came of it ──
 
 const TIME_TO_READ = 400; // ms
+const PROGRESS_EVERY = 400; // ms
 
 const confirmation = {
   dialog: by("confirm-dialog"),
@@ -549,9 +553,8 @@ const confirmation = {
       ["Of these renamed or moved", number(sum((view) => (view.target ? 1 : 0)))],
       ["Space freed, once you empty the trash", size(sum((view) => view.bytes))],
     ];
-    by("confirm-numbers").replaceChildren(...rows.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
+    this.show("Confirm this page", rows);
     this.showProgress(null);
-    this.show("Confirm this page");
     by("confirm-yes").disabled = true; // an Enter that was held or pressed twice must not be taken for a yes
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
@@ -561,13 +564,17 @@ const confirmation = {
     }, TIME_TO_READ);
   },
 
-  show(title) {
+  /** Show the dialog; the numbers in it stay unless new ones are given. */
+  show(title, rows = null) {
+    const shown = rows?.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)));
+    if (shown) by("confirm-numbers").replaceChildren(...shown);
     by("confirm-title").textContent = title;
     if (!this.dialog.open) this.dialog.showModal();
     by("confirm-title").focus();
     this.dialog.scrollTop = 0;
   },
 
+  /** How many groups are done, of how many; with null, the buttons are there instead. */
   showProgress(moving) {
     by("confirm-progress").hidden = !moving;
     by("confirm-buttons").hidden = by("confirm-note").hidden = Boolean(moving);
@@ -590,12 +597,12 @@ const confirmation = {
 
   async undo() {
     await page.settled();
-    if (page.busy || !page.data?.undo) {
-      if (!page.busy) page.say("There is nothing to undo.");
+    if (page.busy) return;
+    if (!page.data?.undo) {
+      say("There is nothing to undo.");
       return;
     }
-    by("confirm-numbers").replaceChildren();
-    this.show("Putting files back…");
+    this.show("Putting files back…", []);
     await this.moving(() => ask("undo", {}), [0, 0], null);
   },
 
@@ -606,7 +613,7 @@ const confirmation = {
     const timer = setInterval(async () => {
       const { moving } = await ask("progress").catch(() => ({}));
       if (page.busy && moving) this.showProgress(moving);
-    }, 400);
+    }, PROGRESS_EVERY);
     try {
       const result = await work();
       clearProblem();
@@ -627,10 +634,9 @@ const confirmation = {
 
   /** The page was opened again while files were being moved: wait for that. */
   async waitForMoves(moving) {
-    by("confirm-numbers").replaceChildren();
-    this.show("Moving files…");
+    this.show("Moving files…", []);
     await this.moving(async () => {
-      while ((await ask("progress")).moving) await new Promise((resolve) => setTimeout(resolve, 300));
+      while ((await ask("progress")).moving) await pause(PROGRESS_EVERY);
     }, moving, null);
   },
 };
@@ -640,29 +646,33 @@ function showResult(result, fresh) {
   const panel = by("result");
   panel.hidden = !result;
   if (!result) return;
+  const { trashed, renamed, companions, returned, refused, error, lines } = result;
   const parts = [
-    result.trashed ? `${plural(result.trashed, "file")} moved to the trash` : "",
-    result.renamed ? `${number(result.renamed)} renamed or moved` : "",
-    result.companions ? `${plural(result.companions, "companion file")} went along` : "",
-    result.returned ? `${plural(result.returned, "file")} put back` : "",
-    result.refused.length ? `${number(result.refused.length)} refused` : "",
+    trashed ? `${plural(trashed, "file")} moved to the trash` : "",
+    renamed ? `${number(renamed)} renamed or moved` : "",
+    companions ? `${plural(companions, "companion file")} went along` : "",
+    returned ? `${plural(returned, "file")} put back` : "",
+    refused.length ? `${number(refused.length)} refused` : "",
   ].filter(Boolean);
-  const title = parts.length ? `${parts.join(", ")}.` : result.error ? "Nothing was moved." : "Nothing had to be moved.";
+  const title = parts.length ? `${parts.join(", ")}.` : error ? "Nothing was moved." : "Nothing had to be moved.";
   const freed = result.freed ? `${size(result.freed)} will be free once you empty the trash folder.` : "";
-  panel.classList.toggle("problem", Boolean(result.error || result.refused.length));
+  const undo = h("button", { type: "button", id: "undo", onclick: () => confirmation.undo() });
+  undo.textContent = returned ? "Undo the page before" : "Undo";
+  const hide = h("button", { type: "button", class: "quiet", "aria-label": "Hide this" }, "×");
+  hide.addEventListener("click", () => {
+    panel.hidden = true;
+    by("main").focus();
+  });
+  const reasons = refused.map((each) => h("li", {}, pathText(each.path), ` ${each.reason}`));
+  const moves = lines.map((line) => h("li", {}, line));
+  panel.classList.toggle("problem", Boolean(error || refused.length));
   panel.replaceChildren(
     h("div", { class: "result-head" },
       h("div", {}, h("h2", {}, title), h("p", {}, freed)),
-      h("div", { class: "buttons" },
-        result.undo ? h("button", { type: "button", id: "undo", onclick: () => confirmation.undo() }, result.returned ? "Undo the page before" : "Undo") : null,
-        h("button", { type: "button", class: "quiet", "aria-label": "Hide this", onclick: () => { panel.hidden = true; by("main").focus(); } }, "×"))),
-    result.error ? h("p", { class: "error" }, result.error) : "",
-    result.refused.length
-      ? h("ul", { class: "refused-list" }, ...result.refused.map((each) => h("li", {}, pathText(each.path), ` ${each.reason}`)))
-      : "",
-    result.lines.length
-      ? h("details", {}, h("summary", {}, "All moves"), h("ul", { class: "moves" }, ...result.lines.map((line) => h("li", {}, line))))
-      : "",
+      h("div", { class: "buttons" }, result.undo ? undo : "", hide)),
+    error ? h("p", { class: "error" }, error) : "",
+    refused.length ? h("ul", { class: "refused-list" }, ...reasons) : "",
+    lines.length ? h("details", {}, h("summary", {}, "All moves"), h("ul", { class: "moves" }, ...moves)) : "",
   );
   if (fresh) announce(`${title} ${freed}`);
 }
@@ -673,10 +683,10 @@ async function finish() {
   for (const image of document.images) if (!image.complete) image.removeAttribute("src"); // nobody will answer
   try {
     const { lines } = await ask("done", {});
+    const said = [...lines.split("\n").filter((line) => !/^─+$/.test(line)), "You can close this tab."];
     document.body.classList.add("over");
-    const text = lines.split("\n").filter((line) => !/^─+$/.test(line));
     by("main").replaceChildren(
-      h("section", { class: "panel empty" }, h("h2", {}, "idem has ended"), ...text.map((line) => h("p", {}, line)), h("p", {}, "You can close this tab.")),
+      h("section", { class: "panel empty" }, h("h2", {}, "idem has ended"), ...said.map((line) => h("p", {}, line))),
     );
     by("main").focus();
   } catch (error) {
@@ -684,225 +694,59 @@ async function finish() {
   }
 }
 
-// ── the viewer ──
+// ── zoom and pan: which part of the pictures the stage shows ──
 
 const LARGEST_PIXEL = 12; // a pixel of the picture fills at most so many of the screen
+const ZOOM_STEP = 1.5;
 const stage = by("stage");
 
-const viewer = {
-  dialog: by("viewer"),
-  card: null,
-  place: 0,
-  layers: [], // one for each replica: its picture or video
+const viewport = {
+  layers: [], // pictures on top of each other: { node, replica, sharp }
+  shown: null, // the one that zoom and pan are about; none while a video is shown
   zoom: 1, // relative to the whole picture
   centre: { x: 0.5, y: 0.5 }, // what is in the middle of the stage, as a share of the picture
-  difference: null, // the layer on top that shows it
-  shown: { one: 0, other: 0 },
-  pointers: new Map(),
 
-  get isVideo() {
-    return this.card?.view.kind === "video";
-  },
-
-  open(card, place) {
-    page.setCurrent(card);
-    this.card = card;
-    this.opener = document.activeElement;
-    this.zoom = 1;
-    this.centre = { x: 0.5, y: 0.5 };
-    this.difference = null;
-    this.layers = card.view.replicas.map((_, each) => (this.isVideo ? this.videoLayer(each) : this.pictureLayer(each)));
-    stage.replaceChildren(...this.layers.map((layer) => layer.node));
-    this.dialog.classList.toggle("is-video", this.isVideo);
-    by("strip").replaceChildren(...card.view.replicas.map((replica, each) => {
-      const image = h("img", { src: `thumbnail/${card.view.number}/${each}`, alt: "" });
-      const button = h("button", { type: "button", onclick: () => this.flipTo(each) }, image, h("span", {}, String(each + 1)));
-      button.setAttribute("aria-label", `Copy ${each + 1}: ${path(replica)}`);
-      return button;
-    }));
-    this.dialog.showModal();
-    history.pushState({ viewer: true }, ""); // so that Back, which phones have a gesture for, closes it
-    stage.focus();
-    this.place = place;
-    this.flipTo(place);
-  },
-
-  pictureLayer(place) {
-    const { number: group, replicas } = this.card.view;
-    const node = h("img", { class: "layer", alt: `${replicas[place].name}, large`, draggable: false, src: `thumbnail/${group}/${place}` });
-    const layer = { node, place, width: replicas[place].width, height: replicas[place].height, state: "thumbnail" };
-    node.addEventListener("load", () => {
-      if (!layer.width || layer.state === "preview") this.measure(layer);
-      this.arrange();
-    });
-    return layer;
-  },
-
-  /** Where the server has not decoded a file, its own numbers count. */
-  async measure(layer) {
-    const facts = await factsOf(this.card.view.number, layer.place);
-    layer.width = layer.width || facts.width || layer.node.naturalWidth;
-    layer.height = layer.height || facts.height || layer.node.naturalHeight;
+  show(layers, shown) {
+    Object.assign(this, { layers, shown });
     this.arrange();
   },
-
-  /** Exchange the thumbnail for all pixels, once they are there and decoded. */
-  async sharpen(layer) {
-    if (layer.state !== "thumbnail") return;
-    layer.state = "loading";
-    const full = new Image();
-    layer.full = full;
-    full.src = `preview/${this.card.view.number}/${layer.place}`;
-    try {
-      await full.decode();
-      layer.state = "preview";
-      layer.node.src = full.src;
-    } catch {
-      layer.state = "failed";
-    }
-    this.caption();
-  },
-
-  videoLayer(place) {
-    const { number: group } = this.card.view;
-    const node = h("video", { class: "layer", controls: true, preload: "metadata", playsInline: true, poster: `thumbnail/${group}/${place}` });
-    const layer = { node, place, state: "new" };
-    node.addEventListener("error", () => this.convert(layer));
-    node.addEventListener("loadedmetadata", () => {
-      layer.state = "ready";
-      if (layer.seconds) node.currentTime = layer.seconds;
-      this.caption();
-    });
-    return layer;
-  },
-
-  async startVideo(layer) {
-    if (layer.state !== "new") return;
-    layer.state = "loading";
-    const facts = await factsOf(this.card.view.number, layer.place);
-    if (facts.plays) layer.node.src = `video/${this.card.view.number}/${layer.place}`;
-    else this.convert(layer);
-  },
-
-  /** Have the server convert the video, and show it when that is done; nothing when the viewer has been closed. */
-  async convert(layer) {
-    if (layer.state === "converted" || layer.state === "failed") {
-      layer.state = "failed";
-      this.caption();
-      return;
-    }
-    layer.state = "converting";
-    this.caption();
-    const address = `${this.card.view.number}/${layer.place}`;
-    let answer = {};
-    while (!answer.ready && this.layers.includes(layer)) {
-      answer = await ask(`conversion/${address}`).catch((error) => ({ ready: true, reason: error.message }));
-      if (!answer.ready) await new Promise((resolve) => setTimeout(resolve, 400));
-    }
-    if (!this.layers.includes(layer)) return;
-    layer.state = answer.reason ? "failed" : "converted";
-    layer.reason = answer.reason;
-    if (!answer.reason) layer.node.src = `converted/${address}`;
-    this.caption();
-  },
-
-  flip(step) {
-    const count = this.layers.length;
-    this.flipTo((this.place + step + count) % count);
-  },
-
-  flipTo(place) {
-    const before = this.layers[this.place];
-    const layer = this.layers[place];
-    this.difference?.node.remove();
-    this.difference = null;
-    if (this.isVideo && before !== layer) {
-      layer.seconds = before.node.currentTime;
-      if (layer.state === "ready") layer.node.currentTime = layer.seconds;
-      before.node.pause();
-    }
-    this.place = place;
-    for (const each of this.layers) each.node.classList.toggle("on", each === layer);
-    if (this.isVideo) {
-      this.startVideo(layer);
-    } else {
-      this.sharpen(layer);
-      for (const step of [1, -1]) this.sharpen(this.layers[(place + step + this.layers.length) % this.layers.length]);
-    }
-    this.arrange();
-    this.refresh();
-  },
-
-  /** What is said about the copy that is shown. */
-  refresh() {
-    if (!this.dialog.open || !this.card) return;
-    const { view, facts } = this.card;
-    const replica = view.replicas[this.place];
-    const layer = this.layers[this.place];
-    const width = replica.width || layer.width || facts[this.place].width;
-    const height = replica.height || layer.height || facts[this.place].height;
-    by("viewer-name").textContent = by("viewer-name").title = replica.name;
-    const about = [`${this.place + 1} of ${view.replicas.length}`, replica.folder || "top folder", width ? `${width} × ${height}` : "", size(replica.bytes)];
-    by("viewer-about").textContent = about.filter(Boolean).join(" · ");
-    by("viewer-keep").checked = view.keep.includes(this.place);
-    by("difference").setAttribute("aria-pressed", String(Boolean(this.difference)));
-    [...by("strip").children].forEach((button, each) => {
-      button.setAttribute("aria-pressed", String(each === this.place));
-      button.classList.toggle("kept", view.keep.includes(each));
-    });
-    this.caption();
-  },
-
-  caption() {
-    const layer = this.layers[this.place];
-    if (!layer) return;
-    let text = "";
-    if (this.difference) text = this.difference.text;
-    else if (layer.state === "loading" && !this.isVideo) text = "loading all pixels…";
-    else if (layer.state === "converting") text = "converting for the browser; a long video takes a while…";
-    else if (layer.state === "failed") text = `this file cannot be shown${layer.reason ? `: ${layer.reason}` : ""}`;
-    by("viewer-message").textContent = text;
-  },
-
-  // ── geometry ──
 
   /** The size at which the whole picture fits the stage. */
-  fit(layer) {
-    const width = layer.width || layer.node.naturalWidth || 1;
-    const height = layer.height || layer.node.naturalHeight || 1;
+  fit({ node, replica }) {
+    const width = replica.width || node.naturalWidth || 1;
+    const height = replica.height || node.naturalHeight || 1;
     const scale = Math.min(stage.clientWidth / width, stage.clientHeight / height);
     return { width: width * scale, height: height * scale, scale };
   },
 
   /** Put all layers where zoom and centre say: the same part of the picture in the same place. */
   arrange() {
-    if (this.isVideo || !this.dialog.open || !this.layers.length) return;
-    const current = this.fit(this.layers[this.place]);
-    for (const axis of ["x", "y"]) {
-      const [room, length] = axis === "x" ? [stage.clientWidth, current.width] : [stage.clientHeight, current.height];
-      const half = room / (2 * length * this.zoom);
-      this.centre[axis] = half >= 0.5 ? 0.5 : clamp(this.centre[axis], half, 1 - half);
-    }
-    for (const layer of this.difference ? [...this.layers, this.difference] : this.layers) {
+    if (!this.shown) return;
+    const shown = this.fit(this.shown);
+    this.centre.x = this.within(this.centre.x, stage.clientWidth / (shown.width * this.zoom));
+    this.centre.y = this.within(this.centre.y, stage.clientHeight / (shown.height * this.zoom));
+    for (const layer of this.layers) {
       const fit = this.fit(layer);
       const [width, height] = [fit.width * this.zoom, fit.height * this.zoom];
-      layer.node.style.width = `${width}px`;
-      layer.node.style.height = `${height}px`;
       const left = stage.clientWidth / 2 - this.centre.x * width;
       const top = stage.clientHeight / 2 - this.centre.y * height;
+      layer.node.style.width = `${width}px`;
+      layer.node.style.height = `${height}px`;
       layer.node.style.transform = `translate(${left}px, ${top}px)`;
       const pixel = fit.scale * this.zoom * devicePixelRatio;
-      layer.node.classList.toggle("coarse", pixel >= 3 && layer.state === "preview");
+      layer.node.classList.toggle("coarse", pixel >= 3 && Boolean(layer.sharp));
     }
-    const percent = Math.round(current.scale * this.zoom * devicePixelRatio * 100);
-    by("zoom").textContent = `${percent} %`;
+    by("zoom").textContent = `${Math.round(shown.scale * this.zoom * devicePixelRatio * 100)} %`;
     stage.classList.toggle("movable", this.zoom > 1);
   },
 
+  /** The centre along one side, of which the stage shows this share: so that no room is left at either end. */
+  within: (centre, share) => (share >= 1 ? 0.5 : clamp(centre, share / 2, 1 - share / 2)),
+
   /** Zoom, with the point of the picture under this one of the stage staying there. */
   zoomTo(zoom, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
-    if (this.isVideo) return;
-    const fit = this.fit(this.layers[this.place]);
+    if (!this.shown) return;
+    const fit = this.fit(this.shown);
     const one = 1 / (fit.scale * devicePixelRatio); // where a pixel of the picture is one of the screen
     const next = clamp(zoom, Math.min(1, one), Math.max(1, one * LARGEST_PIXEL));
     const [dx, dy] = [x - stage.clientWidth / 2, y - stage.clientHeight / 2];
@@ -912,228 +756,436 @@ const viewer = {
     this.arrange();
   },
 
+  zoomBy(factor, x, y) {
+    this.zoomTo(this.zoom * factor, x, y);
+  },
+
   zoomToPixels(x, y) {
-    const fit = this.fit(this.layers[this.place]);
-    this.zoomTo(1 / (fit.scale * devicePixelRatio), x, y);
+    if (this.shown) this.zoomTo(1 / (this.fit(this.shown).scale * devicePixelRatio), x, y);
   },
 
   move(dx, dy) {
-    if (this.isVideo) return;
-    const fit = this.fit(this.layers[this.place]);
+    if (!this.shown) return;
+    const fit = this.fit(this.shown);
     this.centre.x -= dx / (fit.width * this.zoom);
     this.centre.y -= dy / (fit.height * this.zoom);
     this.arrange();
   },
-
-  // ── the difference ──
-
-  async toggleDifference() {
-    if (this.isVideo) return;
-    if (this.difference) {
-      this.difference.node.remove();
-      this.difference = null;
-      this.refresh();
-      return;
-    }
-    const { view } = this.card;
-    const one = this.place;
-    const other = one === view.keeper ? (one + 1) % view.replicas.length : view.keeper;
-    const node = h("img", { class: "layer on over", alt: `Difference between copy ${one + 1} and copy ${other + 1}`, draggable: false });
-    const layer = this.layers[one];
-    const difference = { node, width: layer.width, height: layer.height, text: "comparing…", state: "difference" };
-    this.difference = difference;
-    this.refresh();
-    try {
-      const response = await fetch(`difference/${view.number}/${one}/${other}`);
-      if (!response.ok) throw new Error((await response.json()).error);
-      const note = JSON.parse(response.headers.get("Idem-Note"));
-      node.src = URL.createObjectURL(await response.blob());
-      await node.decode().finally(() => URL.revokeObjectURL(node.src));
-      difference.text = differenceText(one, other, note);
-    } catch (error) {
-      difference.text = `no difference can be shown: ${error.message}`;
-    }
-    if (this.difference !== difference) return;
-    if (node.src) stage.append(node);
-    this.arrange();
-    this.refresh();
-  },
-
-  close() {
-    for (const layer of this.layers) if (layer.node.pause) layer.node.pause();
-    this.dialog.close();
-  },
-
-  closed() {
-    for (const layer of this.layers) if (layer.state === "loading" && layer.full) layer.full.src = ""; // nobody waits for it
-    stage.replaceChildren();
-    by("strip").replaceChildren();
-    this.layers = [];
-    this.difference = null;
-    (this.opener?.isConnected ? this.opener : page.here()?.node)?.focus({ preventScroll: true });
-    if (history.state?.viewer) history.back();
-  },
-
-  key(event) {
-    const keys = {
-      ArrowLeft: () => this.flip(-1),
-      ArrowRight: () => this.flip(1),
-      "+": () => this.zoomTo(this.zoom * 1.5),
-      "=": () => this.zoomTo(this.zoom * 1.5),
-      "-": () => this.zoomTo(this.zoom / 1.5),
-      0: () => this.zoomTo(1),
-      z: () => this.zoomToPixels(),
-      d: () => this.toggleDifference(),
-      p: () => this.playOrPause(),
-      " ": () => this.close(),
-      "?": () => by("help").showModal(),
-    };
-    const digit = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;
-    if (digit >= 0 && digit < this.layers.length) this.card.toggle(digit);
-    else if (keys[event.key]) keys[event.key]();
-    else return false;
-    return true;
-  },
-
-  playOrPause() {
-    const { node } = this.layers[this.place];
-    if (this.isVideo) (node.paused ? node.play().catch(() => {}) : node.pause());
-  },
 };
 
-function differenceText(one, other, note) {
-  const share = note.share === 0 ? "no pixel" : `${(note.share * 100).toFixed(note.share < 0.01 ? 2 : 1)} % of the pixels`;
-  const size = `compared at ${note.width} × ${note.height}`;
-  if (!note.largest) return `copy ${one + 1} against ${other + 1}: no difference, ${size}`;
-  const levels = `at most ${note.largest} of 255 levels apart, ${share} by ${note.visible} or more`;
-  return `copy ${one + 1} against ${other + 1}, ${note.gain} times brighter: ${levels}; ${size}`;
+/** Where on the stage a point of the window is. */
+function onStage({ x, y }) {
+  const box = stage.getBoundingClientRect();
+  return [x - box.left, y - box.top];
 }
 
-function listenOnStage() {
-  stage.addEventListener("wheel", (event) => {
-    if (viewer.isVideo) return;
+const pointers = new Map(); // those that are pressed, and where
+
+const gestures = {
+  wheel(event) {
+    if (!viewport.shown) return;
     event.preventDefault();
-    const box = stage.getBoundingClientRect();
-    const lines = event.deltaMode === 1 ? 30 : 1;
-    viewer.zoomTo(viewer.zoom * 1.0025 ** (-event.deltaY * lines * (event.ctrlKey ? 4 : 1)), event.clientX - box.left, event.clientY - box.top);
-  }, { passive: false });
-  stage.addEventListener("dblclick", (event) => {
-    const box = stage.getBoundingClientRect();
-    if (viewer.zoom !== 1) viewer.zoomTo(1);
-    else viewer.zoomToPixels(event.clientX - box.left, event.clientY - box.top);
-  });
-  stage.addEventListener("pointerdown", (event) => {
-    if (viewer.isVideo || event.button) return;
+    const turned = event.deltaY * (event.deltaMode === 1 ? 30 : 1); // lines, in px
+    viewport.zoomBy(1.0025 ** (-turned * (event.ctrlKey ? 4 : 1)), ...onStage(event)); // ctrl: a pinch on a touchpad
+  },
+
+  dblclick(event) {
+    if (viewport.zoom !== 1) viewport.zoomTo(1);
+    else viewport.zoomToPixels(...onStage(event));
+  },
+
+  pointerdown(event) {
+    if (!viewport.shown || event.button) return;
     stage.setPointerCapture(event.pointerId);
-    viewer.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-  });
-  stage.addEventListener("pointermove", (event) => {
-    const before = viewer.pointers.get(event.pointerId);
+    pointers.set(event.pointerId, { x: event.x, y: event.y });
+  },
+
+  pointermove(event) {
+    const before = pointers.get(event.pointerId);
     if (!before) return;
-    const now = { x: event.clientX, y: event.clientY };
-    const other = [...viewer.pointers].find(([id]) => id !== event.pointerId)?.[1];
+    const now = { x: event.x, y: event.y };
+    const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
     if (other) pinch(before, now, other);
-    else viewer.move(now.x - before.x, now.y - before.y);
-    viewer.pointers.set(event.pointerId, now);
-  });
-  for (const name of ["pointerup", "pointercancel"]) {
-    stage.addEventListener(name, (event) => viewer.pointers.delete(event.pointerId));
-  }
-}
+    else viewport.move(now.x - before.x, now.y - before.y);
+    pointers.set(event.pointerId, now);
+  },
+
+  pointerup: (event) => pointers.delete(event.pointerId),
+  pointercancel: (event) => pointers.delete(event.pointerId),
+};
 
 /** One of two fingers has moved: what was under both stays under them. */
 function pinch(before, now, other) {
   const distance = (a, b) => Math.hypot(a.x - b.x, a.y - b.y) || 1;
-  const box = stage.getBoundingClientRect();
-  const middle = { x: (now.x + other.x) / 2 - box.left, y: (now.y + other.y) / 2 - box.top };
-  viewer.move((now.x - before.x) / 2, (now.y - before.y) / 2);
-  viewer.zoomTo(viewer.zoom * (distance(now, other) / distance(before, other)), middle.x, middle.y);
+  viewport.move((now.x - before.x) / 2, (now.y - before.y) / 2);
+  const middle = { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 };
+  viewport.zoomBy(distance(now, other) / distance(before, other), ...onStage(middle));
 }
 
+// ── layers: pictures, videos and differences on the stage ──
+
+class Layer {
+  message = ""; // what is said while it is shown
+
+  constructor(replica, address, node) {
+    Object.assign(this, { replica, address, node });
+  }
+
+  say(message) {
+    this.message = message;
+    viewer.showMessage();
+  }
+}
+
+class PictureLayer extends Layer {
+  full = null; // all pixels, once they are asked for
+  sharp = false; // they are shown
+
+  constructor(replica, address) {
+    const alt = `${replica.name}, large`;
+    super(replica, address, h("img", { class: "layer", alt, draggable: false, src: `thumbnail/${address}` }));
+    this.node.addEventListener("load", () => viewport.arrange());
+  }
+
+  /** Exchange the thumbnail for all pixels, once they are there and decoded. */
+  async sharpen() {
+    if (this.full) return;
+    this.message = "loading all pixels…";
+    this.full = h("img", { src: `preview/${this.address}` });
+    try {
+      await this.full.decode();
+      this.sharp = true;
+      this.node.src = this.full.src;
+      this.say("");
+    } catch {
+      this.say("this file cannot be shown");
+    }
+  }
+}
+
+class VideoLayer extends Layer {
+  started = false;
+  converted = false;
+  seconds = 0; // where to go on, once it can play
+
+  constructor(replica, address) {
+    const poster = `thumbnail/${address}`;
+    super(replica, address, h("video", { class: "layer", controls: true, preload: "metadata", playsInline: true, poster }));
+    this.node.addEventListener("error", () => this.convert());
+    this.node.addEventListener("loadedmetadata", () => {
+      if (this.seconds) this.node.currentTime = this.seconds;
+      this.say("");
+    });
+  }
+
+  /** Load it as it is if browsers can play that. */
+  async start() {
+    if (this.started) return;
+    this.started = true;
+    await addFacts(this.replica, this.address);
+    if (this.replica.plays) this.node.src = `video/${this.address}`;
+    else this.convert();
+  }
+
+  /** Have the server convert the video, and show it when that is done; nothing when the viewer has been closed. */
+  async convert() {
+    if (this.converted) {
+      this.say("this file cannot be shown");
+      return;
+    }
+    this.say("converting for the browser; a long video takes a while…");
+    let answer = {};
+    while (!answer.ready && this.node.isConnected) {
+      answer = await ask(`conversion/${this.address}`).catch((error) => ({ ready: true, reason: error.message }));
+      if (!answer.ready) await pause(PROGRESS_EVERY);
+    }
+    this.converted = true;
+    if (answer.reason) this.say(`this file cannot be shown: ${answer.reason}`);
+    else if (this.node.isConnected) this.node.src = `converted/${this.address}`;
+  }
+
+  /** Go on where this other copy is. */
+  takeOver({ node }) {
+    this.seconds = node.currentTime;
+    node.pause();
+    if (this.node.readyState >= HTMLMediaElement.HAVE_METADATA) this.node.currentTime = this.seconds;
+  }
+
+  playOrPause() {
+    if (this.node.paused) this.node.play().catch(() => {}); // what cannot be played is said already
+    else this.node.pause();
+  }
+}
+
+/** What differs between two copies, made visible by the server; it lies on the first of them. */
+class DifferenceLayer extends Layer {
+  message = "comparing…";
+
+  constructor(card, one, other) {
+    const alt = `Difference between copy ${one + 1} and copy ${other + 1}`;
+    super(card.replicas[one], `${card.address(one)}/${other}`, h("img", { class: "layer on over", alt, draggable: false }));
+    this.copies = `copy ${one + 1} against ${other + 1}`;
+  }
+
+  /** Load the picture. The message then says what it shows, or why there is none. */
+  async load() {
+    try {
+      const response = await fetch(`difference/${this.address}`);
+      if (!response.ok) throw new Error((await response.json()).error);
+      const note = JSON.parse(response.headers.get("Idem-Note"));
+      this.node.src = URL.createObjectURL(await response.blob());
+      await this.node.decode().finally(() => URL.revokeObjectURL(this.node.src));
+      this.message = this.copies + differenceText(note);
+    } catch (error) {
+      this.message = `no difference can be shown: ${error.message}`;
+    }
+  }
+}
+
+function differenceText(note) {
+  const size = `compared at ${note.width} × ${note.height}`;
+  if (!note.largest) return `: no difference, ${size}`;
+  const percent = (note.share * 100).toFixed(note.share < 0.01 ? 2 : 1);
+  const share = note.share === 0 ? "no pixel" : `${percent} % of the pixels`;
+  const levels = `at most ${note.largest} of 255 levels apart, ${share} by ${note.visible} or more`;
+  return `, ${note.gain} times brighter: ${levels}; ${size}`;
+}
+
+// ── the viewer: the copies of one group, large and in the same place ──
+
+const viewer = {
+  dialog: by("viewer"),
+  card: null,
+  opener: null, // what had the focus
+  place: 0, // of the copy that is shown
+  layers: [], // one for each copy
+  difference: null, // what lies on top, if it is asked for
+
+  get layer() {
+    return this.layers[this.place];
+  },
+
+  get isVideo() {
+    return this.card?.view.kind === "video";
+  },
+
+  open(card, place) {
+    page.setCurrent(card);
+    this.card = card;
+    this.opener = document.activeElement;
+    this.place = place;
+    const Layer = this.isVideo ? VideoLayer : PictureLayer;
+    this.layers = card.replicas.map((replica, each) => new Layer(replica, card.address(each)));
+    stage.replaceChildren(...this.layers.map((layer) => layer.node));
+    this.dialog.classList.toggle("is-video", this.isVideo);
+    by("strip").replaceChildren(...card.replicas.map((replica, each) => h(
+      "button",
+      { type: "button", "aria-label": `Copy ${each + 1}: ${path(replica)}`, onclick: () => this.flipTo(each) },
+      h("img", { src: `thumbnail/${card.address(each)}`, alt: "" }),
+      h("span", {}, String(each + 1)),
+    )));
+    viewport.zoom = 1;
+    this.dialog.showModal();
+    history.pushState({ viewer: true }, ""); // so that Back, which phones have a gesture for, closes it
+    stage.focus();
+    this.flipTo(place);
+    card.lookInside().then(() => viewport.arrange()); // dimensions may have become known
+  },
+
+  flip(step) {
+    const count = this.layers.length;
+    this.flipTo((this.place + step + count) % count);
+  },
+
+  flipTo(place) {
+    const before = this.layer;
+    this.place = place;
+    this.dropDifference();
+    for (const each of this.layers) each.node.classList.toggle("on", each === this.layer);
+    if (this.isVideo) {
+      if (before !== this.layer) this.layer.takeOver(before);
+      this.layer.start();
+    } else {
+      for (const step of [0, 1, -1]) this.layers.at((place + step) % this.layers.length).sharpen();
+    }
+    this.showLayers();
+  },
+
+  showLayers() {
+    const layers = this.difference ? [...this.layers, this.difference] : this.layers;
+    if (this.isVideo) viewport.show([], null);
+    else viewport.show(layers, this.layer);
+    this.refresh();
+  },
+
+  /** What is said about the copy that is shown. */
+  refresh() {
+    if (!this.dialog.open) return;
+    const { view, replicas } = this.card;
+    const { name, folder, width, height, bytes } = replicas[this.place];
+    const place = `${this.place + 1} of ${replicas.length}`;
+    const about = [place, folder || "top folder", width ? `${width} × ${height}` : "", size(bytes)];
+    by("viewer-name").textContent = by("viewer-name").title = name;
+    by("viewer-about").textContent = about.filter(Boolean).join(" · ");
+    by("viewer-keep").checked = view.keep.includes(this.place);
+    by("difference").setAttribute("aria-pressed", String(Boolean(this.difference)));
+    [...by("strip").children].forEach((button, each) => {
+      button.setAttribute("aria-pressed", String(each === this.place));
+      button.classList.toggle("kept", view.keep.includes(each));
+    });
+    this.showMessage();
+  },
+
+  showMessage() {
+    by("viewer-message").textContent = (this.difference ?? this.layer)?.message ?? "";
+  },
+
+  /** Show what differs from the kept copy, or from the next one where that is shown; or show it no more. */
+  async toggleDifference() {
+    if (this.isVideo) return;
+    if (this.difference) {
+      this.dropDifference();
+      this.showLayers();
+      return;
+    }
+    const { view, replicas } = this.card;
+    const other = this.place === view.keeper ? (this.place + 1) % replicas.length : view.keeper;
+    const difference = new DifferenceLayer(this.card, this.place, other);
+    this.difference = difference;
+    this.refresh();
+    await difference.load();
+    if (this.difference !== difference) return; // it is not asked for any more
+    if (difference.node.src) stage.append(difference.node);
+    this.showLayers();
+  },
+
+  dropDifference() {
+    this.difference?.node.remove();
+    this.difference = null;
+  },
+
+  /** However it was closed: by its button, by a key, by Back. */
+  closed() {
+    for (const { node, full } of this.layers) {
+      node.pause?.();
+      if (full) full.src = ""; // nobody waits for it
+    }
+    this.layers = [];
+    this.difference = null;
+    viewport.show([], null);
+    stage.replaceChildren();
+    by("strip").replaceChildren();
+    (this.opener?.isConnected ? this.opener : page.here()?.node)?.focus({ preventScroll: true });
+    if (history.state?.viewer) history.back();
+  },
+};
+
 // ── keys ──
+
+/** What `act` does with the current group; with none or a skipped one, the key is left to the browser. */
+const onGroup = (act) => (key) => {
+  const card = page.here();
+  return card && !card.view.skipped ? act(card, key) : false;
+};
+
+const DIGITS = "1 2 3 4 5 6 7 8 9";
+const showHelp = () => by("help").showModal();
+
+// From these two tables follow what keys do, the help, and what the buttons do that stand for keys.
+// Columns: keys; words in the help, if it is there; action, which is told the key and returns false if there is none;
+// buttons in the order of their keys.
+const PAGE_KEYS = [
+  ["ArrowDown j", "next group", () => page.go(1)],
+  ["ArrowUp k", "previous group", () => page.go(-1)],
+  [DIGITS, "keep that copy, or not", onGroup((card, key) => card.toggle(key - 1))],
+  ["n", "the name of the next copy", onGroup((card) => card.cycle("name"))],
+  ["f", "the folder of the next copy", onGroup((card) => card.cycle("folder"))],
+  ["s", "skip the group, or bring it back", () => page.here()?.toggleSkipped()],
+  ["Space", "see it large", onGroup((card) => viewer.open(card, card.view.keeper))],
+  ["ArrowLeft ArrowRight", "previous, next page", (key) => page.turn(key === "ArrowLeft" ? "before" : "after"), "previous next"],
+  ["Enter", "confirm this page", () => confirmation.open(), "confirm"],
+  ["u", "undo the last page", () => confirmation.undo(), "undo-last"],
+  ["?", "this list", showHelp, "help-button"],
+];
+const VIEWER_KEYS = [
+  ["ArrowLeft ArrowRight", "flip between the copies, in place", (key) => viewer.flip(key === "ArrowLeft" ? -1 : 1), "viewer-previous viewer-next"],
+  ["+ -", "larger, smaller", (key) => viewport.zoomBy(key === "+" ? ZOOM_STEP : 1 / ZOOM_STEP), "zoom-in zoom-out"],
+  ["0", "the whole picture", () => viewport.zoomTo(1), "zoom-fit"],
+  ["z", "1:1, a pixel for a pixel", () => viewport.zoomToPixels(), "zoom-one"],
+  ["d", "the difference to the kept copy", () => viewer.toggleDifference(), "difference"],
+  [DIGITS, "keep that copy, or not", (key) => viewer.card.toggle(key - 1)],
+  ["p", "play or pause a video (one that has the focus has keys of its own)", () => viewer.layer.playOrPause?.()],
+  ["Space Escape", "back to the page", () => viewer.dialog.close()],
+  ["?", "", showHelp],
+];
+const KEY_LABELS = { ArrowDown: "↓", ArrowUp: "↑", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "-": "−" };
+
+/** List the keys of a table in the help, and have its buttons do what their keys do. */
+function connect(table, list) {
+  for (const [names, help, act, buttons] of table) {
+    const keys = names.split(" ");
+    const labels = keys.map((key) => KEY_LABELS[key] ?? key);
+    const [first, ...rest] = labels.map((label) => h("kbd", {}, label));
+    const listed = keys.length > 2 ? [first, " … ", rest.at(-1)] : [first, ...rest.flatMap((each) => [" ", each])];
+    if (help) list.append(h("div", {}, h("dt", {}, ...listed), h("dd", {}, help)));
+    buttons?.split(" ").forEach((id, place) => {
+      const button = by(id);
+      button.addEventListener("click", () => act(keys[place]));
+      if (button.title) button.title += ` (${labels[place]})`;
+    });
+  }
+}
 
 /** Whether the focused element has its own use for this key. */
 function isTaken(event) {
   const { target, key } = event;
   if (target.matches("select, textarea, input[type=text]")) return true;
-  if (target.matches("input[type=radio]")) return key === " " || key.startsWith("Arrow");
+  if (target.matches("input[type=radio], video")) return key === " " || key.startsWith("Arrow");
   if (target.matches("input")) return key === " ";
-  if (target.matches("video")) return key === " " || key.startsWith("Arrow");
   return target.matches("button, a, summary") && (key === " " || key === "Enter");
 }
 
-function pageKey(event) {
-  const card = page.here();
-  const keys = {
-    ArrowDown: () => page.go(1),
-    j: () => page.go(1),
-    ArrowUp: () => page.go(-1),
-    k: () => page.go(-1),
-    ArrowRight: () => page.turn("after"),
-    ArrowLeft: () => page.turn("before"),
-    Enter: () => confirmation.open(),
-    u: () => confirmation.undo(),
-    "?": () => by("help").showModal(),
-  };
-  const forGroup = {
-    s: () => card.choose({ skipped: !card.view.skipped }),
-    n: () => card.cycle("name"),
-    f: () => card.cycle("folder"),
-    " ": () => viewer.open(card, card.view.keeper),
-  };
-  const digit = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;
-  if (keys[event.key]) keys[event.key]();
-  else if (!card) return false;
-  else if (event.key in forGroup && (event.key === "s" || !card.view.skipped)) forGroup[event.key]();
-  else if (digit >= 0 && digit < card.view.replicas.length && !card.view.skipped) card.toggle(digit);
-  else return false;
-  return true;
-}
-
 document.addEventListener("keydown", (event) => {
-  if (event.repeat && event.key === "Enter") event.preventDefault(); // held down, it would press one button after the other
+  const { key, repeat } = event;
+  if (repeat && key === "Enter") event.preventDefault(); // held down, it would press one button after the other
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || isTaken(event)) return;
-  if (document.body.classList.contains("over")) return;
-  if (by("help").open || confirmation.dialog.open) return;
-  const open = viewer.dialog.open;
-  if (event.repeat && !event.key.startsWith("Arrow") && !"jk+-".includes(event.key)) return;
-  const handled = open ? viewer.key(event) : pageKey(event);
-  if (handled) event.preventDefault();
+  if (document.body.classList.contains("over") || by("help").open || confirmation.dialog.open) return;
+  if (repeat && !key.startsWith("Arrow") && !"jk+-".includes(key)) return;
+  if (key === "Escape") return; // the browser closes dialogs itself
+  const isOpen = viewer.dialog.open;
+  if (!isOpen) page.here(); // any key shows which group is the current one
+  const name = { " ": "Space", "=": "+" }[key] ?? key; // "=" is "+" without Shift
+  const row = (isOpen ? VIEWER_KEYS : PAGE_KEYS).find(([keys]) => keys.split(" ").includes(name));
+  if (row && row[2](name) !== false) event.preventDefault();
 });
 
 // ── start ──
 
 function listen() {
-  by("previous").addEventListener("click", () => page.turn("before"));
-  by("next").addEventListener("click", () => page.turn("after"));
-  for (const name of ["sort", "kind"]) {
-    by(name).addEventListener("change", ({ target }) => {
-      if (!target.matches(":focus-visible")) target.blur(); // chosen with the mouse: letters are for the page again
-      page.filter({ [name]: target.value });
+  connect(PAGE_KEYS, by("page-keys"));
+  connect(VIEWER_KEYS, by("viewer-keys"));
+  for (const select of [by("sort"), by("kind")]) {
+    select.addEventListener("change", () => {
+      if (!select.matches(":focus-visible")) select.blur(); // chosen with the mouse: letters are for the page again
+      page.filter();
     });
   }
-  by("view").addEventListener("click", () => page.filter({ view: page.view === "open" ? "skipped" : "open" }));
-  by("confirm").addEventListener("click", () => confirmation.open());
-  by("confirm-no").addEventListener("click", () => confirmation.dialog.close());
-  by("confirm-yes").addEventListener("click", () => confirmation.run());
-  confirmation.dialog.addEventListener("cancel", (event) => page.busy && event.preventDefault());
-  by("done").addEventListener("click", finish);
-  by("undo-last").addEventListener("click", () => confirmation.undo());
-  addEventListener("popstate", () => viewer.dialog.open && viewer.dialog.close());
-  by("help-button").addEventListener("click", () => by("help").showModal());
-  by("help-close").addEventListener("click", () => by("help").close());
-  by("viewer-close").addEventListener("click", () => viewer.close());
-  by("viewer-previous").addEventListener("click", () => viewer.flip(-1));
-  by("viewer-next").addEventListener("click", () => viewer.flip(1));
+  const clicked = (id, act) => by(id).addEventListener("click", act);
+  clicked("view", () => {
+    page.view = page.view === "open" ? "skipped" : "open";
+    page.filter();
+  });
+  clicked("confirm-no", () => confirmation.dialog.close());
+  clicked("confirm-yes", () => confirmation.run());
+  clicked("done", finish);
+  clicked("help-close", () => by("help").close());
+  clicked("viewer-close", () => viewer.dialog.close());
   by("viewer-keep").addEventListener("change", () => viewer.card.toggle(viewer.place));
-  by("zoom-in").addEventListener("click", () => viewer.zoomTo(viewer.zoom * 1.5));
-  by("zoom-out").addEventListener("click", () => viewer.zoomTo(viewer.zoom / 1.5));
-  by("zoom-fit").addEventListener("click", () => viewer.zoomTo(1));
-  by("zoom-one").addEventListener("click", () => viewer.zoomToPixels());
-  by("difference").addEventListener("click", () => viewer.toggleDifference());
+  confirmation.dialog.addEventListener("cancel", (event) => page.busy && event.preventDefault());
   viewer.dialog.addEventListener("close", () => viewer.closed());
-  addEventListener("resize", () => viewer.arrange());
-  listenOnStage();
+  addEventListener("popstate", () => viewer.dialog.open && viewer.dialog.close());
+  addEventListener("resize", () => viewport.arrange());
+  for (const [name, act] of Object.entries(gestures)) stage.addEventListener(name, act, { passive: false });
 }
 
 async function start() {
