@@ -5276,28 +5276,43 @@ class Reviewed:
         self.page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
 
 
+Running = tuple[subprocess.Popen[bytes], str]  # the process, and the address of its page
+
+
 @contextmanager
-def reviewed(chromium: Browser, library: Path, *arguments: str, **context: Any) -> Iterator[Reviewed]:
-    """The review of a library. In the end its page must have had no error and asked nobody but idem."""
+def running_review(library: Path, *arguments: str) -> Iterator[Running]:
+    """The process as a user starts it. In the end it must have failed nowhere."""
     home = {name: str(library.parent) for name in ("HOME", "USERPROFILE")}
     process = idem_process(library, "--review", *arguments, env={**os.environ, "BROWSER": "true", **home})
     assert process.stdout
-    address = process.stdout.readline().decode().split()[-1]
-    browser = chromium.new_context(**({"viewport": {"width": 1280, "height": 800}} | context))
-    page = browser.new_page()
-    page.set_default_timeout(15_000)
-    noise: list[str] = []
-    page.on("console", lambda said: noise.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: noise.append(str(error)))
-    page.on("request", lambda sent: None if is_own(sent.url, address) else noise.append(f"request to {sent.url}"))
     try:
-        yield Reviewed(library, process, address, page)
-        assert noise == []
+        yield process, process.stdout.readline().decode().split()[-1]
     finally:
-        browser.close()
         process.send_signal(signal.SIGINT) if os.name == "posix" else process.terminate()
         _, err = process.communicate(timeout=30)
     assert b"Traceback" not in err, err.decode()
+
+
+@contextmanager
+def visited(chromium: Browser, library: Path, running: Running, **context: Any) -> Iterator[Reviewed]:
+    """The page of a review that runs. In the end it must have had no error and asked nobody but idem."""
+    process, address = running
+    with chromium.new_context(**({"viewport": {"width": 1280, "height": 800}} | context)) as browser:
+        page = browser.new_page()
+        page.set_default_timeout(15_000)
+        noise: list[str] = []
+        page.on("console", lambda said: noise.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        page.on("request", lambda sent: None if is_own(sent.url, address) else noise.append(f"request to {sent.url}"))
+        yield Reviewed(library, process, address, page)
+        assert noise == []
+
+
+@contextmanager
+def reviewed(chromium: Browser, library: Path, *arguments: str, **context: Any) -> Iterator[Reviewed]:
+    """A review of the test's own, and its page."""
+    with running_review(library, *arguments) as running, visited(chromium, library, running, **context) as review:
+        yield review
 
 
 def is_own(url: str, address: str) -> bool:
@@ -5333,6 +5348,21 @@ def library(shelf: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shelf, tmp_path / "library")
 
 
+@pytest.fixture(scope="module")
+def running_shelf(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Running]]:
+    """One review for all tests that confirm nothing; each of them makes its choices in a group of its own."""
+    library = shutil.copytree(shelf, tmp_path_factory.mktemp("shared") / "library")
+    with running_review(library) as running:
+        yield library, running
+
+
+@pytest.fixture
+def shared(chromium: Browser, running_shelf: tuple[Path, Running]) -> Iterator[Reviewed]:
+    """A fresh page of that review."""
+    with visited(chromium, *running_shelf) as review:
+        yield review
+
+
 def until(page: Page, condition: str, argument: object = None) -> None:
     """Wait until this JavaScript is true. Playwright's own way is what the page forbids: text run as a script."""
     deadline = time.monotonic() + 15
@@ -5355,28 +5385,27 @@ def all_loaded(page: Page, selector: str) -> bool:
     return True
 
 
-def test_the_page_shows_every_group_its_files_and_what_will_happen(chromium: Browser, library: Path) -> None:
-    with reviewed(chromium, library) as review:
-        page = review.open()
-        assert page.locator("article.group").count() == 9
-        assert texts(page.locator("#totals"))[0].startswith("9 groups left · 18 files · ")
-        group = review.group("beach.jpg")
-        assert texts(group.locator(".card .name")) == ["IMG_1.jpg", "beach.jpg"]
-        assert texts(group.locator(".card .folder")) == ["top folder", "trip"]
-        until(page, "document.body.innerText.includes('Canon EOS 5D')")
-        shown = [texts(card.locator(".facts > div")) for card in group.locator(".card").all()]
-        assert [[*rows[:1], *rows[2:]] for rows in shown] == [
-            ["Dimensions 1200 × 900 · 1.1 MP", "Format JPEG", "Taken —", "Camera —"],
-            [
-                "Dimensions 600 × 450 · 0.3 MP (differs from the kept copy)",
-                "Format JPEG",
-                "Taken 2021-07-05 12:30 (differs from the kept copy)",
-                "Camera Canon EOS 5D (differs from the kept copy)",
-            ],
-        ]
-        assert [each.is_checked() for each in group.get_by_role("switch").all()] == [True, False]
-        assert texts(group.locator(".plan > *")) == ["Keep IMG_1.jpg as trip/beach.jpg", "Trash trip/beach.jpg"]
-        assert all_loaded(page, "article.group:first-of-type .well img")
+def test_the_page_shows_every_group_its_files_and_what_will_happen(shared: Reviewed) -> None:
+    page = shared.open()
+    assert page.locator("article.group").count() == 9
+    assert texts(page.locator("#totals"))[0].startswith("9 groups left · 18 files · ")
+    group = shared.group("beach.jpg")
+    assert texts(group.locator(".card .name")) == ["IMG_1.jpg", "beach.jpg"]
+    assert texts(group.locator(".card .folder")) == ["top folder", "trip"]
+    until(page, "document.body.innerText.includes('Canon EOS 5D')")
+    shown = [texts(card.locator(".facts > div")) for card in group.locator(".card").all()]
+    assert [[*rows[:1], *rows[2:]] for rows in shown] == [
+        ["Dimensions 1200 × 900 · 1.1 MP", "Format JPEG", "Taken —", "Camera —"],
+        [
+            "Dimensions 600 × 450 · 0.3 MP (differs from the kept copy)",
+            "Format JPEG",
+            "Taken 2021-07-05 12:30 (differs from the kept copy)",
+            "Camera Canon EOS 5D (differs from the kept copy)",
+        ],
+    ]
+    assert [each.is_checked() for each in group.get_by_role("switch").all()] == [True, False]
+    assert texts(group.locator(".plan > *")) == ["Keep IMG_1.jpg as trip/beach.jpg", "Trash trip/beach.jpg"]
+    assert all_loaded(page, "article.group:first-of-type .well img")
 
 
 def test_what_is_chosen_is_said_and_done_and_undone(chromium: Browser, library: Path) -> None:
@@ -5403,13 +5432,12 @@ def test_what_is_chosen_is_said_and_done_and_undone(chromium: Browser, library: 
         assert contents(library) == before
 
 
-def test_the_last_copy_that_is_kept_cannot_be_switched_off(chromium: Browser, library: Path) -> None:
-    with reviewed(chromium, library) as review:
-        page = review.open()
-        switch = review.group("beach.jpg").get_by_role("switch", name="Keep IMG_1.jpg")
-        switch.click()
-        assert switch.is_checked()
-        assert page.locator("#announcer").inner_text().startswith("At least one copy stays")
+def test_the_last_copy_that_is_kept_cannot_be_switched_off(shared: Reviewed) -> None:
+    page = shared.open()
+    switch = shared.group("beach.jpg").get_by_role("switch", name="Keep IMG_1.jpg")
+    switch.click()
+    assert switch.is_checked()
+    assert page.locator("#announcer").inner_text().startswith("At least one copy stays")
 
 
 def test_skipped_groups_come_back_only_when_asked_for_and_paging_misses_none(chromium: Browser, library: Path) -> None:
@@ -5437,15 +5465,14 @@ def test_skipped_groups_come_back_only_when_asked_for_and_paging_misses_none(chr
         assert texts(titles) == first
 
 
-def test_choices_survive_a_reload(chromium: Browser, library: Path) -> None:
-    with reviewed(chromium, library) as review:
-        page = review.open()
-        review.group("beach.jpg").get_by_role("switch", name="Keep trip/beach.jpg").check()
-        review.group("beach.jpg").get_by_text("nothing", exact=True).wait_for()
-        page.reload()
-        page.wait_for_selector("article.group")
-        switches = review.group("beach.jpg").get_by_role("switch").all()
-        assert [each.is_checked() for each in switches] == [True, True]
+def test_choices_survive_a_reload(shared: Reviewed) -> None:
+    page = shared.open()
+    shared.group("plain.jpg").get_by_role("switch", name="Keep plain.jpg").check()
+    shared.group("plain.jpg").get_by_text("nothing", exact=True).wait_for()
+    page.reload()
+    page.wait_for_selector("article.group")
+    switches = shared.group("plain.jpg").get_by_role("switch").all()
+    assert [each.is_checked() for each in switches] == [True, True]
 
 
 def test_everything_can_be_done_by_keys(chromium: Browser, library: Path) -> None:
@@ -5480,6 +5507,8 @@ def test_everything_can_be_done_by_keys(chromium: Browser, library: Path) -> Non
         until(page, "document.querySelector('#pages').innerText.includes('2 of')")
         page.keyboard.press("?")
         page.wait_for_selector("#help[open]")
+        listed = [" ".join(texts(page.locator(f"#{where}-keys dt"))) for where in ("page", "viewer")]
+        assert listed == ["↓ j ↑ k 1 … 9 n f s Space ← → Enter u ?", "← → + − 0 z d 1 … 9 p Space Esc"]
         page.keyboard.press("Escape")
         page.wait_for_selector("#help:not([open])", state="attached")
 
@@ -5534,43 +5563,42 @@ def box_of(layer: Locator) -> tuple[float, float, float, float]:
     return tuple(round(box[side]) for side in ("x", "y", "width", "height"))  # type: ignore[return-value]
 
 
-def test_the_viewer_flips_in_place_at_the_same_zoom_whatever_the_resolution(chromium: Browser, library: Path) -> None:
-    with reviewed(chromium, library) as review:
-        page = review.open()
-        review.group("coast.heic").locator(".well").first.click()
-        page.wait_for_selector("#viewer[open]")
-        layers = page.locator("#stage .layer")
-        until(page, "[...document.querySelectorAll('#stage .layer')].every(e => e.src.includes('preview'))")
-        assert layers.evaluate_all("all => all.map(each => each.naturalWidth)") == [800, 400]
-        page.keyboard.press("z")
-        assert texts(page.locator("#zoom")) == ["100 %"]
-        stage = page.locator("#stage").bounding_box()
-        assert stage
-        page.mouse.move(stage["x"] + 300, stage["y"] + 200)
-        page.mouse.wheel(0, -400)
-        page.mouse.down()
-        page.mouse.move(stage["x"] + 340, stage["y"] + 250)
-        page.mouse.up()
-        place = box_of(layers.nth(0))
-        assert place[2] > 800
-        page.keyboard.press("ArrowRight")
-        assert layers.evaluate_all("all => all.map(each => each.classList.contains('on'))") == [False, True]
-        assert box_of(layers.nth(1)) == place
-        page.keyboard.press("d")
-        until(page, "document.querySelector('#viewer-message').innerText.includes('levels apart')")
-        assert box_of(page.locator("#stage .over")) == place
-        page.keyboard.press("d")
-        page.keyboard.press("2")
-        assert page.locator("#viewer-keep").is_checked()
-        page.keyboard.press(" ")
-        page.wait_for_selector("#viewer:not([open])", state="attached")
-        assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
+def test_the_viewer_flips_in_place_at_the_same_zoom_whatever_the_resolution(shared: Reviewed) -> None:
+    page = shared.open()
+    shared.group("coast.heic").locator(".well").first.click()
+    page.wait_for_selector("#viewer[open]")
+    layers = page.locator("#stage .layer")
+    until(page, "[...document.querySelectorAll('#stage .layer')].every(e => e.src.includes('preview'))")
+    assert layers.evaluate_all("all => all.map(each => each.naturalWidth)") == [800, 400]
+    page.keyboard.press("z")
+    assert texts(page.locator("#zoom")) == ["100 %"]
+    stage = page.locator("#stage").bounding_box()
+    assert stage
+    page.mouse.move(stage["x"] + 300, stage["y"] + 200)
+    page.mouse.wheel(0, -400)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + 340, stage["y"] + 250)
+    page.mouse.up()
+    place = box_of(layers.nth(0))
+    assert place[2] > 800
+    page.keyboard.press("ArrowRight")
+    assert layers.evaluate_all("all => all.map(each => each.classList.contains('on'))") == [False, True]
+    assert box_of(layers.nth(1)) == place
+    page.keyboard.press("d")
+    until(page, "document.querySelector('#viewer-message').innerText.includes('levels apart')")
+    assert box_of(page.locator("#stage .over")) == place
+    page.keyboard.press("d")
+    page.keyboard.press("2")
+    assert page.locator("#viewer-keep").is_checked()
+    page.keyboard.press(" ")
+    page.wait_for_selector("#viewer:not([open])", state="attached")
+    assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
 
 
 def test_videos_play_can_be_sought_and_those_browsers_cannot_play_are_converted(
     chromium: Browser, tmp_path: Path
 ) -> None:
-    clip(tmp_path / "clip.mp4", seconds=6, size=(320, 240))
+    clip(tmp_path / "clip.mp4", seconds=5, size=(160, 120))
     ffmpeg("-i", tmp_path / "clip.mp4", "-c:v", "mpeg4", "-q:v", "2", tmp_path / "a.avi")
     with reviewed(chromium, tmp_path, "--video") as review:
         page = review.open()
@@ -5643,31 +5671,38 @@ def serious(page: Page) -> list[tuple[str, list[str]]]:
     return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] != "minor"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_dialogs_and_viewer_are_accessible(chromium: Browser, library: Path, scheme: str) -> None:
-    with reviewed(chromium, library, "--limit", "3", color_scheme=scheme, reduced_motion="reduce") as review:
+def test_page_dialogs_and_viewer_are_accessible(chromium: Browser, library: Path) -> None:
+    found: dict[tuple[str, str], list[tuple[str, list[str]]]] = {}
+
+    def look(what: str) -> None:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found[what, scheme] = serious(page)
+
+    with reviewed(chromium, library, "--limit", "3", reduced_motion="reduce") as review:
         page = review.open()
         until(page, "document.body.innerText.includes('Canon EOS 5D')")
         page.keyboard.press("j")
         page.keyboard.press("s")
         page.get_by_role("button", name="Skipped (1)").wait_for()
-        found = {"page": serious(page)}
+        look("page")
         page.keyboard.press("?")
-        found["keys"] = serious(page)
+        look("keys")
         page.keyboard.press("Escape")
         page.keyboard.press("j")
         page.keyboard.press(" ")
         page.wait_for_selector("#viewer[open]")
-        found["viewer"] = serious(page)
+        look("viewer")
         page.keyboard.press("Escape")
         page.keyboard.press("Enter")
         page.wait_for_selector("#confirm-yes:focus")
-        found["dialog"] = serious(page)
+        look("dialog")
         page.keyboard.press("Enter")
         page.wait_for_selector("#result:not([hidden])")
         page.wait_for_selector("#confirm-dialog:not([open])", state="attached")
-        found["result"] = serious(page)
-    assert found == {"page": [], "keys": [], "viewer": [], "dialog": [], "result": []}
+        look("result")
+    places = itertools.product(("page", "keys", "viewer", "dialog", "result"), ("light", "dark"))
+    assert found == {place: [] for place in places}
 
 
 def landscape(seed: int, size: tuple[int, int] = (1500, 1000)) -> Image.Image:
@@ -5691,11 +5726,12 @@ def test_the_picture_in_the_readme_shows_the_page(chromium: Browser, tmp_path: P
     """IDEM_SCREENSHOT=static/review.webp makes it anew."""
     library = tmp_path / "Photos"
     exif = exif_of("2021:07:05 21:14:00")
-    save(landscape(3), library / "phone" / "IMG_4711.jpg", quality=92, exif=exif)
-    save(landscape(3).resize((1200, 800)), library / "Lofoten 2021" / "Evening at Reine.jpg", quality=85, exif=exif)
-    save(landscape(3).resize((900, 600)), library / "sent" / "WhatsApp Image 2021-07-06.jpg", quality=70)
-    save(landscape(8), library / "Harz" / "Brocken.heic", quality=85)
-    save(landscape(8).resize((900, 600)), library / "Harz" / "Brocken small.png")
+    evening, hills = landscape(3), landscape(8)
+    save(evening, library / "phone" / "IMG_4711.jpg", quality=92, exif=exif)
+    save(evening.resize((1200, 800)), library / "Lofoten 2021" / "Evening at Reine.jpg", quality=85, exif=exif)
+    save(evening.resize((900, 600)), library / "sent" / "WhatsApp Image 2021-07-06.jpg", quality=70)
+    save(hills, library / "Harz" / "Brocken.heic", quality=85)
+    save(hills.resize((900, 600)), library / "Harz" / "Brocken small.png")
     with reviewed(chromium, library, viewport={"width": 1280, "height": 830}, device_scale_factor=1.5) as review:
         page = review.open()
         page.wait_for_load_state("networkidle")
