@@ -106,7 +106,7 @@ function clearProblem() {
 
 const factsAsked = new Map(); // "group/replica" -> promise of what the file's header says; they outlive a page
 
-/** Add to a replica what its file says of itself: dimensions, format, taken, camera, plays; or the reason why not. */
+/** Add to a replica what its file says of itself, or the reason why it says nothing. */
 async function addFacts(replica, address) {
   if (!factsAsked.has(address)) factsAsked.set(address, ask(`facts/${address}`).catch(() => ({})));
   const { width, height, ...facts } = await factsAsked.get(address);
@@ -125,7 +125,7 @@ function dimensions({ width, height }) {
   return `${width} × ${height}${about}`;
 }
 
-/** The rows of a card's table: what can differ between copies. "…" is not known yet, "—" is nowhere in the file. */
+/** The rows of a card's table: what can differ between copies. "…" is not known yet, "—" does not exist. */
 function rowsOf(replica, anyTaken, anyCamera) {
   const unknown = replica.reason ? "—" : "…";
   const rows = [
@@ -333,12 +333,13 @@ class GroupCard {
       const shown = rows.map(([term, value]) => {
         const known = value !== "…" && keeper.get(term) !== "…";
         const differs = place !== this.view.keeper && known && value !== keeper.get(term);
-        const about = differs ? h("span", { class: "unseen" }, " (differs from the kept copy)") : null;
-        return h("div", { class: differs ? "differs" : "" }, h("dt", {}, term), h("dd", {}, h("span", {}, value), about));
+        const more = differs ? h("span", { class: "unseen" }, " (differs from the kept copy)") : null;
+        const cells = [h("dt", {}, term), h("dd", {}, h("span", {}, value), more)];
+        return h("div", { class: differs ? "differs" : "" }, ...cells);
       });
       const { reason } = this.replicas[place];
-      if (reason) shown.push(h("div", { class: "differs reason" }, h("dd", {}, reason)));
-      this.cards[place].table.replaceChildren(...shown);
+      const why = reason ? h("div", { class: "differs reason" }, h("dd", {}, reason)) : "";
+      this.cards[place].table.replaceChildren(...shown, why);
     });
   }
 
@@ -698,6 +699,7 @@ async function finish() {
 
 const LARGEST_PIXEL = 12; // a pixel of the picture fills at most so many of the screen
 const ZOOM_STEP = 1.5;
+const PIXELS = "pixels"; // the zoom at which a pixel of the picture is one of the screen
 const stage = by("stage");
 
 const viewport = {
@@ -743,12 +745,13 @@ const viewport = {
   /** The centre along one side, of which the stage shows this share: so that no room is left at either end. */
   within: (centre, share) => (share >= 1 ? 0.5 : clamp(centre, share / 2, 1 - share / 2)),
 
-  /** Zoom, with the point of the picture under this one of the stage staying there. */
+  /** Zoom, with the point of the picture under this one of the stage staying there. PIXELS: 1:1 on the screen. */
   zoomTo(zoom, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
     if (!this.shown) return;
     const fit = this.fit(this.shown);
-    const one = 1 / (fit.scale * devicePixelRatio); // where a pixel of the picture is one of the screen
-    const next = clamp(zoom, Math.min(1, one), Math.max(1, one * LARGEST_PIXEL));
+    const pixels = 1 / (fit.scale * devicePixelRatio);
+    const wanted = zoom === PIXELS ? pixels : zoom;
+    const next = clamp(wanted, Math.min(1, pixels), Math.max(1, pixels * LARGEST_PIXEL));
     const [dx, dy] = [x - stage.clientWidth / 2, y - stage.clientHeight / 2];
     this.centre.x += dx / (fit.width * this.zoom) - dx / (fit.width * next);
     this.centre.y += dy / (fit.height * this.zoom) - dy / (fit.height * next);
@@ -758,10 +761,6 @@ const viewport = {
 
   zoomBy(factor, x, y) {
     this.zoomTo(this.zoom * factor, x, y);
-  },
-
-  zoomToPixels(x, y) {
-    if (this.shown) this.zoomTo(1 / (this.fit(this.shown).scale * devicePixelRatio), x, y);
   },
 
   move(dx, dy) {
@@ -790,8 +789,7 @@ const gestures = {
   },
 
   dblclick(event) {
-    if (viewport.zoom !== 1) viewport.zoomTo(1);
-    else viewport.zoomToPixels(...onStage(event));
+    viewport.zoomTo(viewport.zoom === 1 ? PIXELS : 1, ...onStage(event));
   },
 
   pointerdown(event) {
@@ -869,8 +867,8 @@ class VideoLayer extends Layer {
   seconds = 0; // where to go on, once it can play
 
   constructor(replica, address) {
-    const poster = `thumbnail/${address}`;
-    super(replica, address, h("video", { class: "layer", controls: true, preload: "metadata", playsInline: true, poster }));
+    const how = { controls: true, preload: "metadata", playsInline: true, poster: `thumbnail/${address}` };
+    super(replica, address, h("video", { class: "layer", ...how }));
     this.node.addEventListener("error", () => this.convert());
     this.node.addEventListener("loadedmetadata", () => {
       if (this.seconds) this.node.currentTime = this.seconds;
@@ -923,7 +921,8 @@ class DifferenceLayer extends Layer {
 
   constructor(card, one, other) {
     const alt = `Difference between copy ${one + 1} and copy ${other + 1}`;
-    super(card.replicas[one], `${card.address(one)}/${other}`, h("img", { class: "layer on over", alt, draggable: false }));
+    const node = h("img", { class: "layer on over", alt, draggable: false });
+    super(card.replicas[one], `${card.address(one)}/${other}`, node);
     this.copies = `copy ${one + 1} against ${other + 1}`;
   }
 
@@ -1048,8 +1047,8 @@ const viewer = {
       this.showLayers();
       return;
     }
-    const { view, replicas } = this.card;
-    const other = this.place === view.keeper ? (this.place + 1) % replicas.length : view.keeper;
+    const { keeper } = this.card.view;
+    const other = this.place === keeper ? (this.place + 1) % this.layers.length : keeper;
     const difference = new DifferenceLayer(this.card, this.place, other);
     this.difference = difference;
     this.refresh();
@@ -1089,6 +1088,8 @@ const onGroup = (act) => (key) => {
 };
 
 const DIGITS = "1 2 3 4 5 6 7 8 9";
+const ARROWS = "ArrowLeft ArrowRight";
+const flip = (key) => viewer.flip(key === "ArrowLeft" ? -1 : 1);
 const showHelp = () => by("help").showModal();
 
 // From these two tables follow what keys do, the help, and what the buttons do that stand for keys.
@@ -1102,16 +1103,16 @@ const PAGE_KEYS = [
   ["f", "the folder of the next copy", onGroup((card) => card.cycle("folder"))],
   ["s", "skip the group, or bring it back", () => page.here()?.toggleSkipped()],
   ["Space", "see it large", onGroup((card) => viewer.open(card, card.view.keeper))],
-  ["ArrowLeft ArrowRight", "previous, next page", (key) => page.turn(key === "ArrowLeft" ? "before" : "after"), "previous next"],
+  [ARROWS, "previous, next page", (key) => page.turn(key === "ArrowLeft" ? "before" : "after"), "previous next"],
   ["Enter", "confirm this page", () => confirmation.open(), "confirm"],
   ["u", "undo the last page", () => confirmation.undo(), "undo-last"],
   ["?", "this list", showHelp, "help-button"],
 ];
 const VIEWER_KEYS = [
-  ["ArrowLeft ArrowRight", "flip between the copies, in place", (key) => viewer.flip(key === "ArrowLeft" ? -1 : 1), "viewer-previous viewer-next"],
+  [ARROWS, "flip between the copies, in place", flip, "viewer-previous viewer-next"],
   ["+ -", "larger, smaller", (key) => viewport.zoomBy(key === "+" ? ZOOM_STEP : 1 / ZOOM_STEP), "zoom-in zoom-out"],
   ["0", "the whole picture", () => viewport.zoomTo(1), "zoom-fit"],
-  ["z", "1:1, a pixel for a pixel", () => viewport.zoomToPixels(), "zoom-one"],
+  ["z", "1:1, a pixel for a pixel", () => viewport.zoomTo(PIXELS), "zoom-one"],
   ["d", "the difference to the kept copy", () => viewer.toggleDifference(), "difference"],
   [DIGITS, "keep that copy, or not", (key) => viewer.card.toggle(key - 1)],
   ["p", "play or pause a video (one that has the focus has keys of its own)", () => viewer.layer.playOrPause?.()],
