@@ -660,10 +660,11 @@ class FingerprintCache(Generic[F]):
             if not stat.S_ISREG(os.stat(self.path).st_mode):
                 raise OSError(errno.EINVAL, "it is not a file")
             with open(self.path, "rb") as stream:
-                end = len(self.form.header)
-                if stream.read(end) != self.form.header:
-                    end = stream.seek(0)
+                first = stream.readline(len(self.form.header) + 1)
+                if first.rstrip(b"\r\n") != self.form.header.rstrip():
+                    stream.seek(0)
                     self.untidy = True
+                end = stream.tell()
                 for offset, row in rows_in(stream, self.form.pattern):
                     self.untidy |= offset != end
                     end = offset + len(row[0])
