@@ -2955,9 +2955,9 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 #  Decide: Group -> Decision. Pure: the one source of every suggestion
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-# Words that tell nothing of a picture: what cameras and apps call their files, what people call folders for now,
-# and words for pictures as such. Compared without regard to case.
-EMPTY_WORDS = frozenset(
+# They tell nothing of a picture: what cameras and apps call their files, what people call folders for now, and words
+# for pictures as such. Compared without regard to case.
+STOP_WORDS = frozenset(
     """
     img imgp imag image images dsc dscf dscn dscp dcim pxl vid video videos mvi mvimg mov movie movies pict pic pics
     picture pictures gopr gopro dji sam csc cimg hpim hdr pano panorama portrait live raw
@@ -3001,19 +3001,17 @@ class Scoring:
     """What decisions depend on beside the group itself."""
 
     root: str
-    ignored: frozenset[str] = frozenset()  # casefolded words
-    taken: Container[str] = frozenset()  # paths of files, as `os.path.normcase` has them
+    stop_words: frozenset[str] = STOP_WORDS
+    taken: Counter[str] = field(default_factory=Counter)  # files, and keepers to be, by `os.path.normcase` of the path
 
 
 @dataclass(frozen=True, slots=True)
-class Either(Container[str]):
-    """The names in one of two sets, which may be large."""
+class Choice:
+    """What a person wants of a group; its replicas by number, best first. None: as suggested."""
 
-    one: Container[str]
-    other: Container[str]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.one or name in self.other
+    keep: frozenset[int]  # at least one
+    named: int | None = None  # whose name the best of them gets
+    placed: int | None = None  # whose folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -3025,210 +3023,145 @@ class Decision:
     trash: tuple[Replica[Any], ...]
     reasons: tuple[str, ...]
     stays: tuple[Replica[Any], ...] = ()  # those that are kept beside the keeper, as they are
+    named: int = 0  # whose name and whose folder the keeper gets, by number in the group
+    placed: int = 0
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether the keeper gets another name or folder."""
+        return self.target != self.keeper.file.path
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a person wants of a group; its replicas by number, best first. None: as suggested."""
+def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> Decision:
+    """What is to become of a group: as suggested, or as chosen.
 
-    keep: frozenset[int]  # at least one; the best of them may get a new name and folder, the others stay as they are
-    named: int | None = None  # whose name
-    placed: int | None = None  # whose folder
-
-
-def decide(group: AnyGroup, scoring: Scoring) -> Decision:
-    """The suggestion for a group: the best replica stays, under the best name, in the best folder.
-
-    The best name and folder are those that tell a person most, but the keeper's own unless another beats it.
+    The best replica is the keeper; of equal files the one in the best folder, and there the one with the best name.
+    It gets the best name in the best folder: its own, unless one that goes to the trash has a better one. Other
+    replicas that are chosen stay as they are. The target is nobody else's: a counter is added to a taken name.
     """
-    return decided(group, Choice(frozenset({group.replicas.index(best_kept(group.replicas, scoring))})), scoring)
+    numbers = range(len(group.replicas))
+    paths = [each.file.path for each in group.replicas]
+    names = [name_score(path, scoring.stop_words) for path in paths]
+    folders = [folder_score(path, scoring) for path in paths]
+    candidates = sorted(choice.keep) if choice else numbers
+    best = candidates[0]
+    if isinstance(group.replicas[0].fingerprint, Checksum):
+        best = max(candidates, key=lambda number: (folders[number], names[number]))
+    stays = [number for number in candidates if number != best] if choice else []
+    given_up = sorted(set(numbers) - {best, *stays})
+    named, placed = (choice.named, choice.placed) if choice else (None, None)
+    if named is None:
+        named = max([best, *given_up], key=names.__getitem__)
+    if placed is None:
+        placed = max([best, *given_up], key=folders.__getitem__)
 
+    folder = os.path.dirname(paths[placed])
+    name = stem_of(paths[named]) + suffix_of(paths[best])
+    own = {os.path.normcase(paths[number]) for number in (best, *given_up)}
+    target, counter = os.path.join(folder, name), 1
+    while (place := os.path.normcase(target)) not in own and scoring.taken[place] > 0:
+        counter += 1
+        target = os.path.join(folder, with_counter(name, counter))
 
-def decided(group: AnyGroup, choice: Choice, scoring: Scoring) -> Decision:
-    """The decision that a choice comes to."""
-    named, placed = named_and_placed(group, choice, scoring)
-    kept = kept_replicas(group, choice)
-    keeper = best_kept(kept, scoring)
-    return arranged(group, keeper, group.replicas[named], group.replicas[placed], scoring, kept=kept)
-
-
-def kept_replicas(group: AnyGroup, choice: Choice) -> tuple[Replica[Any], ...]:
-    """What is to be kept, best first."""
-    return tuple(group.replicas[number] for number in sorted(choice.keep))
-
-
-def named_and_placed(group: AnyGroup, choice: Choice, scoring: Scoring) -> tuple[int, int]:
-    """The numbers of the replicas that give name and folder: as chosen, else of what is kept or would be given up."""
-    kept = kept_replicas(group, choice)
-    keeper = best_kept(kept, scoring)
-    given_up = [keeper, *(each for each in group.replicas if each not in kept)]
-    named = group.replicas.index(best_named(given_up, keeper, scoring)) if choice.named is None else choice.named
-    placed = group.replicas.index(best_placed(given_up, keeper, scoring)) if choice.placed is None else choice.placed
-    return named, placed
-
-
-def best_kept(replicas: Sequence[Replica[Any]], scoring: Scoring) -> Replica[Any]:
-    """The replica to keep of these, best first; of equal files the one that is where it says most."""
-    if isinstance(replicas[0].fingerprint, Checksum):
-        return max(replicas, key=lambda each: (folder_score(each, scoring), name_rank(each, scoring)))
-    return replicas[0]
-
-
-def arranged(
-    group: AnyGroup,
-    keeper: Replica[Any],
-    named: Replica[Any],
-    placed: Replica[Any],
-    scoring: Scoring,
-    *,
-    kept: Sequence[Replica[Any]] = (),
-) -> Decision:
-    """The decision that keeps one replica, under the name of another and in the folder of yet another.
-
-    Those in `kept` stay as they are, the others go to the trash.
-    """
-    trash = tuple(each for each in group.replicas if each is not keeper and each not in kept)
-    stays = tuple(each for each in kept if each is not keeper)
-    folder, stem = os.path.dirname(placed.file.path), stem_of(named)
-    target = os.path.join(folder, stem + suffix_of(keeper.file.path))
-    own = {os.path.normcase(each.file.path) for each in (keeper, *trash)}
-    number = 1
-    while os.path.normcase(target) in scoring.taken and os.path.normcase(target) not in own:
-        number += 1
-        target = os.path.join(folder, with_counter(stem + suffix_of(keeper.file.path), number))
+    keeper = group.replicas[best]
     reasons = [why_best(group, keeper)]
-    if named is not keeper:
-        reasons.append(f"name from {os.path.basename(named.file.path)}")
-    if placed is not keeper:
+    if named != best:
+        reasons.append(f"name from {os.path.basename(paths[named])}")
+    if placed != best:
         reasons.append(f"folder {relative(folder, scoring.root) or '.'}")
-    return Decision(keeper, target, trash, tuple(reasons), stays)
+    stay, trash = (tuple(group.replicas[number] for number in each) for each in (stays, given_up))
+    return Decision(keeper, target, trash, tuple(reasons), stay, named, placed)
 
 
 def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
-    """The suggestions for groups that are acted on one after the other: no two put their keepers in one place."""
+    """The suggestions for groups. No two put their keepers in one place: each takes its own in `scoring.taken`."""
     decisions: list[Decision] = []
-    targets: set[str] = set()
     for group in groups:
-        decision = decide(group, replace(scoring, taken=Either(scoring.taken, targets)))
-        targets.add(os.path.normcase(decision.target))
-        decisions.append(decision)
+        decisions.append(decide(group, scoring))
+        scoring.taken[os.path.normcase(decisions[-1].target)] += 1
     return tuple(decisions)
 
 
 def why_best(group: AnyGroup, keeper: Replica[Any]) -> str:
     """In a few words, what the keeper has that the others have not."""
-    each = keeper.fingerprint
-    if isinstance(each, Checksum):
+    if isinstance(keeper.fingerprint, Checksum):
         return "all files are equal"
-    others = [replica for replica in group.replicas if replica is not keeper]
-    pixels = each.width * each.height
-    if all(other.fingerprint.width * other.fingerprint.height < pixels for other in others):
-        return f"largest: {pixels / 1e6:.1f} MP" if pixels >= 50_000 else f"largest: {each.width} x {each.height}"
+    others = [each for each in group.replicas if each is not keeper]
+    width, height, _ = dimensions(keeper)
+    pixels = width * height
+    if all(w * h < pixels for w, h, _ in map(dimensions, others)):
+        return f"largest: {pixels / 1e6:.1f} MP" if pixels >= 50_000 else f"largest: {width} x {height}"
     if any(other.file.size < keeper.file.size for other in others):
         return f"largest file: {readable_size(keeper.file.size)}"
     return "as good as any"
 
 
+def dimensions(replica: Replica[Any]) -> tuple[int, int, float]:
+    """Width and height in pixels, and seconds. 0 where it has none; equal files, which nobody decodes, have none."""
+    each = replica.fingerprint
+    return (0, 0, 0.0) if isinstance(each, Checksum) else (each.width, each.height, each.seconds)
+
+
 # ── names ──
 
 
-def best_named(replicas: Iterable[Replica[Any]], keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
-    """The replica whose name says most; at equal scores one without a copy mark, then the keeper."""
-    return max(replicas, key=lambda each: (name_rank(each, scoring), each is keeper))
+def name_score(path: str, stop_words: frozenset[str]) -> tuple[int, bool]:
+    """How much a file's name tells a person: in letters, then whether it has no copy mark."""
+    return content_letters(stem_of(path), stop_words), not has_copy_mark(stem_of(path))
 
 
-def best_placed(replicas: Iterable[Replica[Any]], keeper: Replica[Any], scoring: Scoring) -> Replica[Any]:
-    """The replica whose folder says most; at equal scores the keeper."""
-    return max(replicas, key=lambda each: (folder_score(each, scoring), each is keeper))
+def folder_score(path: str, scoring: Scoring) -> int:
+    """How much the folders between the library and the file tell a person, in letters."""
+    folders = relative(os.path.dirname(path), scoring.root).split(os.sep)
+    return sum(content_letters(each, scoring.stop_words) for each in folders if not CAMERA_FOLDER.fullmatch(each))
 
 
-def name_rank(replica: Replica[Any], scoring: Scoring) -> tuple[int, bool]:
-    """Orders names: by what they say, then those without a copy mark higher."""
-    stem = stem_of(replica)
-    return telling_letters(stem, scoring.ignored), not has_copy_mark(stem)
+def stem_of(path: str) -> str:
+    """The file's name without its suffix."""
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def has_copy_mark(stem: str) -> bool:
     """Whether the name ends like that of a copy: `beach copy`, `beach (1)`, `beach_2`; not `2021-07-05`."""
     counted = re.fullmatch(r"(.+)[_~ -]\d{1,2}", stem)
-    counts = counted and (telling_letters(counted[1], frozenset()) or re.search(r"\d{3}$", counted[1]))
+    counts = counted and (content_letters(counted[1]) or re.search(r"\d{3}$", counted[1]))
     return bool(COPY_MARK.search(stem) or counts)
 
 
-def folder_score(replica: Replica[Any], scoring: Scoring) -> int:
-    """How much the folders between the library and the file say to a person, in letters."""
-    folders = relative(os.path.dirname(replica.file.path), scoring.root).split(os.sep)
-    return sum(telling_letters(name, scoring.ignored) for name in folders if not CAMERA_FOLDER.fullmatch(name))
-
-
-def stem_of(replica: Replica[Any]) -> str:
-    """The file's name without its suffix."""
-    return os.path.splitext(os.path.basename(replica.file.path))[0]
-
-
-def telling_letters(name: str, ignored: frozenset[str]) -> int:
-    """How many letters of the name are in words that say something to a person."""
+@functools.lru_cache(maxsize=1 << 14)  # names; folders come up again with every file in them
+def content_letters(name: str, stop_words: frozenset[str] = STOP_WORDS) -> int:
+    """How many letters of a name are in content words: not in stop words, dates, hashes, identifiers and the like."""
     tokens = re.findall(r"[^\W_]+", UUID.sub(" ", unicodedata.normalize("NFC", name)))
-    total = 0
-    for position, token in enumerate(tokens):
-        neighbours = tokens[max(0, position - 1) : position] + tokens[position + 1 : position + 2]
-        if token.casefold() in MONTHS and any(each.isdecimal() for each in neighbours):
-            continue  # part of a date
-        total += sum(weight_of(word, ignored) for word in words_in(token, ignored))
-    return total
+    letters = 0
+    for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
+        is_month = token.casefold() in MONTHS and (before.isdecimal() or after.isdecimal())
+        is_hash = bool(re.fullmatch(r"[0-9a-fA-F]{10,}", token)) or len(re.findall(r"\d+|\D+", token)) >= 4
+        if is_month or is_hash or token.casefold() in stop_words:
+            continue
+        for run in re.findall(r"[^\W\d_]+", token):
+            if run.casefold() not in stop_words:
+                letters += sum(word_letters(word) for word in words_in(run) if word.casefold() not in stop_words)
+    return letters
 
 
-def words_in(token: str, ignored: frozenset[str]) -> list[str]:
-    """The runs of letters in a token of letters and digits, split where a new word begins in CamelCase.
-
-    None where letters and digits take turns, as in hashes and identifiers.
-    """
-    if says_nothing(token, ignored) or is_machine_made(token):
-        return []
-    runs = [run for run in re.findall(r"[^\W\d_]+", token) if not says_nothing(run, ignored)]
-    return [word for run in runs for word in split_at_capitals(run)]
-
-
-def is_machine_made(token: str) -> bool:
-    """Whether a token looks like a hash or an identifier: letters and digits in turns, or long and hexadecimal."""
-    turns = len(re.findall(r"\d+|\D+", token))
-    return turns >= 4 or (len(token) >= 10 and bool(re.fullmatch(r"[0-9a-fA-F]+", token)))
-
-
-def split_at_capitals(run: str) -> list[str]:
+def words_in(run: str) -> list[str]:
     """`NewYorkTrip` in three words, `HDRPano` in two."""
-    borders = [0]
-    for place in range(1, len(run)):
-        after_small = run[place].isupper() and run[place - 1].islower()
-        before_small = run[place].isupper() and run[place + 1 : place + 2].islower() and run[place - 1].isupper()
-        if after_small or before_small:
-            borders.append(place)
-    return [run[begin:end] for begin, end in pairwise([*borders, len(run)])]
+    cases = "".join("U" if each.isupper() else "l" if each.islower() else "-" for each in run)
+    borders = [0, *(each.start() for each in re.finditer("(?<=l)U|(?<=U)U(?=l)", cases)), len(run)]
+    return [run[begin:end] for begin, end in pairwise(borders)]
 
 
-def says_nothing(word: str, ignored: frozenset[str]) -> bool:
-    """Whether this is one of the words that count nothing."""
-    folded = word.casefold()
-    return folded in EMPTY_WORDS or folded in ignored
-
-
-def weight_of(word: str, ignored: frozenset[str]) -> int:
-    """The letters a word counts for: none if it says nothing, is too short to, or cannot be pronounced."""
-    if says_nothing(word, ignored):
-        return 0
+def word_letters(word: str) -> int:
+    """The letters a word counts for: none if it is too short, or nobody could pronounce it."""
     if word.upper() == word.lower():  # a script without case: Chinese, Arabic, Thai...
         return IDEOGRAPH * len(word)
-    return len(word) if len(word) >= SHORTEST_WORD and is_pronounceable(word) else 0
-
-
-def is_pronounceable(word: str) -> bool:
-    """Whether a word in Latin letters has the vowels that a word has; True for other alphabets."""
     plain = "".join(each for each in unicodedata.normalize("NFD", word.casefold()) if each.isalpha())
-    if not plain.isascii():
-        return True
+    if len(word) < SHORTEST_WORD or not plain:  # Roman numerals have two cases, but are no letters
+        return 0
     vowels = sum(each in "aeiouy" for each in plain) / len(plain)
     rare = sum(each in "jkqvwxz" for each in plain) / len(plain)
-    return vowels >= 0.12 and not (vowels < 0.25 and rare > 0.5)
+    is_noise = plain.isascii() and (vowels < 0.12 or (vowels < 0.25 and rare > 0.5))  # in Latin letters alone
+    return 0 if is_noise else len(word)
 
 
 def with_counter(name: str, number: int, reserve: int = 0) -> str:
@@ -3305,7 +3238,7 @@ def find(run: Run) -> Findings:
         copies = [FINDERS[name](run, scanned, pool) for name in MODES[run.mode]]
     groups = [group for each in copies for group in each.groups]
     shown = chosen_groups(groups, run.delta, run.limit)
-    taken = frozenset(os.path.normcase(file.path) for file in scanned.files)
+    taken = Counter(os.path.normcase(file.path) for file in scanned.files)
     unreadable = [*scanned.unreadable, *(problem for each in copies for problem in each.unreadable)]
     return Findings(
         root=run.root,
@@ -3313,7 +3246,7 @@ def find(run: Run) -> Findings:
         threshold=run.threshold,
         found=len(groups),
         groups=shown,
-        decisions=decisions_for(shown, Scoring(run.root, run.ignored, taken)),
+        decisions=decisions_for(shown, Scoring(run.root, STOP_WORDS | run.ignored, taken)),
         unreadable=tuple(sorted(unreadable, key=lambda problem: problem.path)),
         application_libraries=scanned.application_libraries,
         tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
@@ -4008,7 +3941,7 @@ class Mover:
     def moved_together(self, file: MediaFile, target: str, *, kept: bool = False) -> list[Moved]:
         """The file and its companions, moved; all of them or none. A counter is added where a name is taken."""
         check_still(file)
-        together = [file, *companions_of(file.path, Either(self.members, self.kept))]
+        together = [file, *companions_of(file.path, lambda path: path in self.members or path in self.kept)]
         for targets in self.names_for(file, together, target):
             if kept and targets[0] != target:
                 self.keep(file.path, targets[0])
@@ -4065,7 +3998,7 @@ class Kept(Container[str]):
         return self.by_folder[folder]
 
 
-def companions_of(path: str, members: Container[str]) -> list[MediaFile]:
+def companions_of(path: str, is_member: Callable[[str], bool]) -> list[MediaFile]:
     """The files beside this one that are nothing without it: edits, metadata and the video of a Live Photo.
 
     Those named after its stem belong to every file with that stem: they are not companions while another is there.
@@ -4084,7 +4017,7 @@ def companions_of(path: str, members: Container[str]) -> list[MediaFile]:
             live = suffix.lower() in LIVE_PHOTOS and kind in LIVE_VIDEOS
             belongs = shared = os.path.splitext(each)[0] == stem and (kind in SIDECARS or live)
             alone &= belongs or os.path.splitext(each)[0] != stem
-        if belongs and os.path.join(folder, each) not in members:
+        if belongs and not is_member(os.path.join(folder, each)):
             found.append((os.path.join(folder, each), shared))
     chosen = [each for each, shared in found if alone or not shared]
     return [as_it_is(each) for each in chosen if stat.S_ISREG(os.lstat(each).st_mode)]
@@ -4243,53 +4176,72 @@ def text_report(findings: Findings) -> str:
     if not findings.groups:
         return "No duplicates found.\n"
     files = sum(len(group.replicas) for group in findings.groups)
-    recoverable = readable_size(sum(map(recoverable_bytes, findings.groups)))
-    head = (
-        f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {recoverable} potentially recoverable"
-    )
-    blocks = [
-        group_text(number, group, findings) + f"\n{'':9}  → {decision_text(decision, findings.root)}"
-        for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True), 1)
-    ]
-    return "\n\n".join([head, RULE, *blocks]) + "\n"
-
-
-def group_text(number: int, group: AnyGroup, findings: Findings) -> str:
-    lines = [f"Group {number} · {len(group.replicas):,} files"]
-    for position, replica in enumerate(group.replicas):
-        note = "  ← largest" if position == 0 and findings.mode != "exact" else ""
-        name = printable(relative(replica.file.path, findings.root))
-        lines.append(f"{readable_size(replica.file.size):>9}  {name}{note}")
-        lines.append(f"{'':9}  {printable(replica.file.path)}")
-    return "\n".join(lines)
+    size = readable_size(sum(map(recoverable_bytes, findings.groups)))
+    found = f"Found {len(findings.groups):,} duplicate group(s) · {files:,} files · {size} potentially recoverable"
+    blocks = [found, RULE]
+    for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True), 1):
+        lines = [f"Group {number} · {len(group.replicas):,} files"]
+        for place, replica in enumerate(group.replicas):
+            note = "  ← largest" if place == 0 and findings.mode != "exact" else ""
+            lines.append(f"{readable_size(replica.file.size):>9}  {path_text(replica.file.path, findings.root)}{note}")
+            lines.append(f"{'':9}  {printable(replica.file.path)}")
+        lines.append(f"{'':9}  → {decision_text(decision, findings.root)}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
 
 
 def decision_text(decision: Decision, root: str) -> str:
     """What is to happen to a group, in one line."""
-    keeper = decision.keeper.file.path
-    renamed = f" as {printable(relative(decision.target, root))}" if decision.target != keeper else ""
-    reasons = printable("; ".join(decision.reasons))
-    return f"keep {printable(relative(keeper, root))}{renamed}, trash {len(decision.trash):,} ({reasons})"
+    keeper = path_text(decision.keeper.file.path, root)
+    renamed = f" as {path_text(decision.target, root)}" if decision.is_renamed else ""
+    return f"keep {keeper}{renamed}, trash {len(decision.trash):,} ({printable('; '.join(decision.reasons))})"
+
+
+def path_text(path: str, root: str) -> str:
+    """The path from the library on, printable; empty for the library itself."""
+    return printable(relative(path, root))
 
 
 def json_report(findings: Findings) -> str:
     """What is printed for programs; the README documents the fields. ASCII, so that every name survives."""
+    groups = []
+    for group, decision in zip(findings.groups, findings.decisions, strict=True):
+        files = []
+        for replica, distance in zip(group.replicas, group.distances, strict=True):
+            width, height, seconds = dimensions(replica)
+            files.append(
+                {
+                    "path": replica.file.path,
+                    "relative": relative(replica.file.path, findings.root),
+                    "bytes": replica.file.size,
+                    "width": width or None,
+                    "height": height or None,
+                    **({"duration": seconds} if seconds else {}),
+                    "modified": utc_time(replica.file.mtime_ns),
+                    "distance": distance,
+                }
+            )
+        decided = {
+            "keep": decision.keeper.file.path,
+            "target": decision.target,
+            "trash": [replica.file.path for replica in decision.trash],
+            "reasons": decision.reasons,
+        }
+        size = recoverable_bytes(group)
+        groups.append({"kind": group.kind, "recoverable_bytes": size, "files": files, "decision": decided})
     return json.dumps(
         {
             "version": 1,
             "directory": findings.root,
             "mode": findings.mode,
             "threshold": findings.threshold,
-            "groups": [
-                group_json(group, findings.root) | {"decision": decision_json(decision)}
-                for group, decision in zip(findings.groups, findings.decisions, strict=True)
-            ],
+            "groups": groups,
             "unreadable": [{"path": item.path, "reason": item.reason} for item in findings.unreadable],
             "totals": {
                 "files": findings.tally.found,
                 "new": findings.tally.new,
                 "cached": findings.tally.cached,
-                "groups": len(findings.groups),
+                "groups": len(groups),
                 "recoverable_bytes": sum(map(recoverable_bytes, findings.groups)),
             },
         },
@@ -4297,46 +4249,20 @@ def json_report(findings: Findings) -> str:
     )
 
 
-def group_json(group: AnyGroup, root: str) -> dict[str, Any]:
-    return {
-        "kind": group.kind,
-        "recoverable_bytes": recoverable_bytes(group),
-        "files": [
-            replica_json(replica, bits, root) for replica, bits in zip(group.replicas, group.distances, strict=True)
-        ],
-    }
-
-
-def decision_json(decision: Decision) -> dict[str, Any]:
-    return {
-        "keep": decision.keeper.file.path,
-        "target": decision.target,
-        "trash": [replica.file.path for replica in decision.trash],
-        "reasons": list(decision.reasons),
-    }
-
-
-def replica_json(replica: Replica[Any], bits: int, root: str) -> dict[str, Any]:
-    """What is known of one file; dimensions are null in groups of equal files, which nobody has decoded."""
-    duration = {"duration": replica.fingerprint.seconds} if replica.fingerprint.seconds else {}
-    return {
-        "path": replica.file.path,
-        "relative": relative(replica.file.path, root),
-        "bytes": replica.file.size,
-        "width": replica.fingerprint.width or None,
-        "height": replica.fingerprint.height or None,
-        **duration,
-        "modified": time_text(replica.file.mtime_ns),
-        "distance": bits,
-    }
-
-
-def time_text(nanoseconds: int) -> str | None:
+def utc_time(nanoseconds: int) -> str | None:
     """A time since the epoch as ISO 8601 in UTC; None when no calendar has it."""
     try:
         return (datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=nanoseconds // 1000)).isoformat()
     except OverflowError:
         return None
+
+
+def local_time(nanoseconds: int) -> str:
+    """A time since the epoch as people here write it, to the minute; empty when no calendar has it."""
+    try:
+        return datetime.fromtimestamp(nanoseconds // 10**9).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, OSError, ValueError):
+        return ""
 
 
 def say_what_was_scanned(findings: Findings) -> None:
@@ -4354,178 +4280,9 @@ def say_what_was_scanned(findings: Findings) -> None:
         say(f"Showing {len(findings.groups):,} of {findings.found:,} groups, as --delta and --limit ask")
 
 
-# ── questions in the terminal ──
-
-ANSWERS = "kusx"  # keep, undo, skip, stop: these letters name no folder
-
-
-class Sitting:
-    """A library while somebody decides about its groups: what is where, and what has been done so far."""
-
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str]) -> None:
-        self.taken = taken  # paths of files, kept up as they move
-        self.scoring = Scoring(findings.root, ignored, taken)
-        self.groups = list(findings.groups)
-        self.members = {replica.file.path for group in self.groups for replica in group.replicas}
-        self.history: list[Outcome] = []  # of all that was done and undone
-
-    def remember(self, outcome: Outcome) -> None:
-        """Keep what was moved, and which names that took and left free."""
-        self.history.append(outcome)
-        self.taken -= {os.path.normcase(each.before.path) for each in outcome.moved}
-        self.taken |= {os.path.normcase(each.after.path) for each in outcome.moved}
-
-    def take_back(self, position: int, outcome: Outcome) -> None:
-        """See the files of a group as they are now that they were put back."""
-        back = {each.after.path: each.after for each in outcome.returned}
-        group = self.groups[position]
-        replicas = tuple(replace(each, file=back.get(each.file.path, each.file)) for each in group.replicas)
-        self.groups[position] = replace(group, replicas=replicas)
-
-
-class Session(Sitting):
-    """Groups shown one after the other, and what was answered to each."""
-
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str]) -> None:
-        super().__init__(findings, ignored, taken)
-        self.done: list[tuple[int, Outcome]] = []  # which group was acted on, and what became of it
-        self.skipped: set[int] = set()
-        self.answered = False
-
-    def run(self) -> None:
-        """Ask about every group until there is none left or the user stops."""
-        position = 0
-        while position < len(self.groups):
-            print(self.question(position))
-            answer = self.answer_to(position)
-            if answer == "x":
-                break
-            if answer == "u":
-                position = self.undo_last(position)
-            elif answer == "s":
-                self.skipped.add(position)
-                position += 1
-            else:
-                self.act(position, answer)
-                position += 1
-
-    def answer_to(self, position: int) -> str:
-        """One of ANSWERS or the name of a folder. IdemError when there is nobody to answer."""
-        named = folder_labels(self.groups[position])
-        allowed = {*named, *ANSWERS} - ({*named} if len(named) == 1 else set())
-        while True:
-            try:
-                answer = input("> ").strip().lower()
-                self.answered = True
-            except EOFError:
-                if not self.answered and not sys.stdin.isatty():
-                    raise IdemError("cannot ask: standard input is not a terminal and holds no answers") from None
-                print()
-                return "x"
-            if answer in allowed:
-                return answer
-            print(f"That is no answer here: {self.hint(named)}")
-
-    def question(self, position: int) -> str:
-        """The group, its files and folders, and what can be answered."""
-        group = self.groups[position]
-        decision = decide(group, self.scoring)
-        lines = [RULE, f"Group {position + 1} of {len(self.groups):,} · {len(group.replicas):,} files", ""]
-        for replica in group.replicas:
-            note = "  ← keep" if replica is decision.keeper else ""
-            lines.append(f"{described(replica)}  {printable(relative(replica.file.path, self.scoring.root))}{note}")
-        lines.append("")
-        named = folder_labels(group)
-        for label, folder in named.items() if len(named) > 1 else ():
-            note = "  ← suggested" if folder == os.path.dirname(decision.target) else ""
-            lines.append(f"{label:>4}) {printable(relative(folder, self.scoring.root)) or '.'}{note}")
-        return "\n".join([*lines, "", f"Suggestion: {decision_text(decision, self.scoring.root)}", self.hint(named)])
-
-    def hint(self, named: dict[str, str]) -> str:
-        """What can be answered."""
-        letter = "" if len(named) == 1 else "a folder's letters keep the best copy there, "
-        return f"{letter}k keep as suggested, s skip, u undo the last group, x stop"
-
-    def act(self, position: int, answer: str) -> None:
-        """Keep the best copy in the chosen folder or as suggested, under the best name, and trash the others."""
-        group = self.groups[position]
-        if answer == "k":
-            decision = decide(group, self.scoring)
-        else:
-            decision = kept_in(group, folder_labels(group)[answer], self.scoring)
-
-        def tell(outcome: Outcome) -> None:
-            self.done.append((position, outcome))
-            self.remember(outcome)
-
-        carry_out([decision], self.scoring.root, self.members, tell)
-        for line in outcome_lines(self.done[-1][1], self.scoring.root):
-            print(line)
-
-    def undo_last(self, position: int) -> int:
-        """Put back the files of the last group that was acted on; the group to ask about next."""
-        if not self.done:
-            print("There is nothing to undo yet.")
-            return position
-        position, acted = self.done.pop()
-        outcome = (undo(self.scoring.root, acted.batch) if acted.moved else None) or Outcome()
-        self.remember(outcome)
-        self.skipped -= set(range(position, len(self.groups)))
-        self.take_back(position, outcome)
-        for line in outcome_lines(outcome, self.scoring.root):
-            print(line)
-        return position
-
-    def total(self) -> Outcome:
-        """All that was done and not undone."""
-        return functools.reduce(Outcome.__add__, (outcome for _, outcome in self.done), Outcome())
-
-
-def kept_in(group: AnyGroup, folder: str, scoring: Scoring) -> Decision:
-    """The decision that keeps the best copy in this folder of the group, under the best name."""
-    there = [replica for replica in group.replicas if os.path.dirname(replica.file.path) == folder]
-    keeper = group.replicas[0]
-    if isinstance(keeper.fingerprint, Checksum):
-        keeper = max(there, key=lambda each: name_rank(each, scoring))
-    placed = keeper if keeper in there else there[0]
-    return arranged(group, keeper, best_named(group.replicas, keeper, scoring), placed, scoring)
-
-
-def folder_labels(group: AnyGroup) -> dict[str, str]:
-    """The folders of the group, best replica first, each under the letters that choose it."""
-    folders = dict.fromkeys(os.path.dirname(replica.file.path) for replica in group.replicas)
-    return dict(zip(labels(), folders, strict=False))
-
-
-def labels() -> Iterator[str]:
-    """a, b, ... without those of ANSWERS, then aa, ab and so on."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    yield from (letter for letter in letters if letter not in ANSWERS)
-    for length in count(2):
-        yield from map("".join, product(letters, repeat=length))
-
-
-def described(replica: Replica[Any]) -> str:
-    """Size, dimensions and date of a file, in columns."""
-    each = replica.fingerprint
-    dimensions = f"{each.width} x {each.height}" if each.width else ""
-    return f"{readable_size(replica.file.size):>9}  {dimensions:>13}  {local_time(replica.file.mtime_ns):16}"
-
-
-def local_time(nanoseconds: int) -> str:
-    """A time as people here write it, to the minute; empty when no calendar has it."""
-    try:
-        return datetime.fromtimestamp(nanoseconds // 10**9).strftime("%Y-%m-%d %H:%M")
-    except (OverflowError, OSError, ValueError):
-        return ""
-
-
 def outcome_lines(outcome: Outcome, root: str) -> list[str]:
     """What was moved and what was not, a line each."""
-
-    def shown(path: str) -> str:
-        return printable(relative(path, root))
-
+    shown = functools.partial(path_text, root=root)
     lines = [f"trashed   {shown(each.before.path)}" for each in outcome.trashed]
     lines += [f"renamed   {shown(each.before.path)} to {shown(each.after.path)}" for each in outcome.renamed]
     lines += [f"with it   {shown(each.before.path)} to {shown(each.after.path)}" for each in outcome.companions]
@@ -4534,7 +4291,7 @@ def outcome_lines(outcome: Outcome, root: str) -> list[str]:
 
 
 def summary(outcome: Outcome, skipped: int, root: str, batch: str = "group") -> str:
-    """What a sitting came to, where the files are, and how to get them back, by `batch`."""
+    """What a session came to, where the files are, and how to get them back, by `batch`."""
     counts = [f"{len(outcome.trashed):,} trashed", f"{len(outcome.renamed):,} renamed", f"{skipped:,} skipped"]
     counts += [f"{len(outcome.refused):,} failed", f"{readable_size(outcome.freed)} freed once the trash is emptied"]
     lines = [RULE, ", ".join(counts)]
@@ -4547,6 +4304,204 @@ def summary(outcome: Outcome, skipped: int, root: str, batch: str = "group") -> 
 def shell_word(path: str) -> str:
     """The path as it can be typed."""
     return f'"{printable(path)}"' if os.name == "nt" else printable(shlex.quote(path))
+
+
+# ── a session: groups while somebody decides about them, here or in the browser ──
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Groups that were acted on together, and what became of them."""
+
+    number: int  # of the journal
+    groups: tuple[int, ...]
+    outcome: Outcome  # without what was put back since
+    error: str = ""  # that ended it before its time
+    tried: bool = False  # to undo it, and not all could go back
+
+
+class Session:
+    """The groups of a library, what was done with them, and how to undo that."""
+
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str]) -> None:
+        self.scoring = Scoring(findings.root, STOP_WORDS | ignored, Counter(taken))
+        self.groups = list(findings.groups)
+        self.members = {replica.file.path for group in self.groups for replica in group.replicas}
+        self.skipped: set[int] = set()
+        self.done: set[int] = set()
+        self.now: dict[MediaFile, MediaFile] = {}  # files of groups that are done, as and where they are now
+        self.batches: list[Batch] = []  # that can be undone
+        self.history: list[Outcome] = []  # of all that was done and undone
+        self.progress = (0, 0)  # groups done, of how many in the batch that is under way
+        self.lock = threading.RLock()  # for all of the above: a server has many threads
+
+    def act(self, decisions: Mapping[int, Decision]) -> Batch:
+        """Carry out what is decided for these groups. A group is done when it was tried, even if an error ends it."""
+        numbers = tuple(decisions)
+        outcomes: list[Outcome] = []
+        self.progress = (0, len(numbers))
+
+        def tell(outcome: Outcome) -> None:
+            with self.lock:
+                self.note(outcome)
+                self.now |= {each.before: each.after for each in outcome.moved}
+                self.done.add(numbers[len(outcomes)])
+                outcomes.append(outcome)
+                self.progress = (len(outcomes), len(numbers))
+
+        error = ""
+        try:
+            carry_out(decisions.values(), self.scoring.root, self.members, tell)
+        except IdemError as failure:
+            error = str(failure)
+            if outcomes and not outcomes[-1].moved:
+                self.done.discard(numbers[len(outcomes) - 1])
+        finally:
+            total = functools.reduce(Outcome.__add__, outcomes, Outcome())
+            batch = Batch(total.batch, numbers[: len(outcomes)], total, error)
+            if total.moved or (outcomes and not error):
+                self.batches.append(batch)
+        return batch
+
+    def note(self, outcome: Outcome) -> None:
+        """Keep what was moved, and which names that took and left free."""
+        self.history.append(outcome)
+        self.scoring.taken.subtract(os.path.normcase(each.before.path) for each in outcome.moved)
+        self.scoring.taken.update(os.path.normcase(each.after.path) for each in outcome.moved)
+
+    def reopen(self, batch: Batch, undone: Outcome) -> None:
+        """Open the groups of the last batch, with their files as they are after its undo.
+
+        What could not go back can be tried once more: perhaps a drive was missing.
+        """
+        self.note(undone)
+        self.batches.pop()
+        if undone.refused and not batch.tried:
+            back = {each.before.path for each in undone.returned}
+            trashed, renamed, companions = (
+                tuple(each for each in moves if each.after.path not in back)
+                for moves in (batch.outcome.trashed, batch.outcome.renamed, batch.outcome.companions)
+            )
+            rest = replace(batch.outcome, trashed=trashed, renamed=renamed, companions=companions)
+            self.batches.append(replace(batch, outcome=rest, tried=True))
+        for each in batch.outcome.moved:
+            self.now.pop(each.before, None)
+        self.done -= set(batch.groups)
+        returned = {each.after.path: each.after for each in undone.returned}
+        for number in batch.groups:
+            group = self.groups[number]
+            replicas = tuple(replace(each, file=returned.get(each.file.path, each.file)) for each in group.replicas)
+            self.groups[number] = replace(group, replicas=replicas)
+
+    def total(self) -> Outcome:
+        """All that was done and not undone."""
+        return functools.reduce(Outcome.__add__, (batch.outcome for batch in self.batches), Outcome())
+
+
+# ── questions in the terminal ──
+
+ANSWERS = frozenset("kusx")  # keep, undo, skip, stop: these letters name no folder
+
+
+class Terminal(Session):
+    """Asks about one group after the other."""
+
+    answered = False
+
+    def run(self) -> None:
+        """Ask about every group, and do what is answered, until there is none left or the user stops."""
+        position = 0
+        while position < len(self.groups):
+            group, suggestion = self.groups[position], decide(self.groups[position], self.scoring)
+            folders = folder_labels(group)
+            hint = "k keep as suggested, s skip, u undo the last group, x stop"
+            if folders:
+                hint = f"a folder's letters keep the best copy there, {hint}"
+            print(self.question(position, suggestion, folders), hint, sep="\n")
+            answer = self.answer({*ANSWERS, *folders}, hint)
+            if answer == "x":
+                return
+            if answer == "u":
+                position = self.undo_last(position)
+                continue
+            if answer == "s":
+                self.skipped.add(position)
+            elif answer == "k":
+                self.act_and_tell(position, suggestion)
+            else:
+                choice = choice_of_folder(group, folders[answer], self.scoring)
+                self.act_and_tell(position, decide(group, self.scoring, choice))
+            position += 1
+
+    def question(self, position: int, suggestion: Decision, folders: Mapping[str, str]) -> str:
+        """The group, its files and folders, and what is suggested."""
+        group, root = self.groups[position], self.scoring.root
+        lines = [RULE, f"Group {position + 1} of {len(self.groups):,} · {len(group.replicas):,} files", ""]
+        for replica in group.replicas:
+            file, (width, height, _) = replica.file, dimensions(replica)
+            sides = f"{width} x {height}" if width else ""
+            note = "  ← keep" if replica is suggestion.keeper else ""
+            columns = f"{readable_size(file.size):>9}  {sides:>13}  {local_time(file.mtime_ns):16}"
+            lines.append(f"{columns}  {path_text(file.path, root)}{note}")
+        lines.append("")
+        for label, folder in folders.items():
+            note = "  ← suggested" if folder == os.path.dirname(suggestion.target) else ""
+            lines.append(f"{label:>4}) {path_text(folder, root) or '.'}{note}")
+        return "\n".join([*lines, "", f"Suggestion: {decision_text(suggestion, root)}"])
+
+    def answer(self, allowed: AbstractSet[str], hint: str) -> str:
+        """One of the allowed answers. IdemError when there is nobody to answer."""
+        while True:
+            try:
+                answer = input("> ").strip().lower()
+                self.answered = True
+            except EOFError:
+                if not self.answered and not sys.stdin.isatty():
+                    raise IdemError("cannot ask: standard input is not a terminal and holds no answers") from None
+                print()
+                return "x"
+            if answer in allowed:
+                return answer
+            print(f"That is no answer here: {hint}")
+
+    def act_and_tell(self, position: int, decision: Decision) -> None:
+        """Do what is decided for a group. IdemError when the journal cannot be written."""
+        batch = self.act({position: decision})
+        for line in outcome_lines(batch.outcome, self.scoring.root):
+            print(line)
+        if batch.error:
+            raise IdemError(batch.error)
+
+    def undo_last(self, position: int) -> int:
+        """Put back the files of the last group that was acted on; the group to ask about next."""
+        if not self.batches:
+            print("There is nothing to undo yet.")
+            return position
+        batch = self.batches[-1]
+        outcome = undo(self.scoring.root, batch.number) or Outcome()
+        self.reopen(batch, outcome)
+        for line in outcome_lines(outcome, self.scoring.root):
+            print(line)
+        (position,) = batch.groups
+        self.skipped -= set(range(position, len(self.groups)))
+        return position
+
+
+def folder_labels(group: AnyGroup) -> dict[str, str]:
+    """The folders of a group that has several, best replica first, each under its letters: a, b ... z, aa, ab ..."""
+    folders = dict.fromkeys(os.path.dirname(replica.file.path) for replica in group.replicas)
+    letters = (product("abcdefghijklmnopqrstuvwxyz", repeat=length) for length in count(1))
+    labels = (label for each in letters for label in map("".join, each) if label not in ANSWERS)
+    return dict(zip(labels, folders, strict=False)) if len(folders) > 1 else {}
+
+
+def choice_of_folder(group: AnyGroup, folder: str, scoring: Scoring) -> Choice:
+    """Keep the best copy, in this folder of the group, under the best name; of equal files the best named there."""
+    there = [n for n, each in enumerate(group.replicas) if os.path.dirname(each.file.path) == folder]
+    best = 0
+    if isinstance(group.replicas[0].fingerprint, Checksum):
+        best = max(there, key=lambda n: name_score(group.replicas[n].file.path, scoring.stop_words))
+    return Choice(frozenset({best}), placed=there[0])
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -4750,7 +4705,7 @@ def playable_video(file: MediaFile, folder: str) -> str:
     return target
 
 
-# ── the sitting: what is on the page, and what a person has chosen ──
+# ── the review: what is on the page, and what a person has chosen ──
 
 # What the page can ask for, the first of each by default. Sorts and kinds with their words on the page.
 SORTS: dict[str, tuple[str, Callable[[AnyGroup], Any]]] = {
@@ -4765,115 +4720,58 @@ MOST_ON_PAGE = 500
 
 
 class Rejected(Exception):  # noqa: N818 (it is an answer)
-    """What the browser asked for and does not get: an HTTP status and the reason."""
+    """A request that is invalid or comes too late, as an HTTP status and the reason."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Groups that were acted on together."""
-
-    number: int  # of the journal
-    groups: tuple[int, ...]
-    outcome: Outcome
-    tried: bool = False  # to undo it, and not all could go back
-
-    def without(self, returned: Iterable[Moved]) -> Batch:
-        """What is left of it after some files were put back."""
-        back = {each.before.path for each in returned}
-
-        def left(moves: tuple[Moved, ...]) -> tuple[Moved, ...]:
-            return tuple(each for each in moves if each.after.path not in back)
-
-        done = self.outcome
-        rest = replace(done, trashed=left(done.trashed), renamed=left(done.renamed), companions=left(done.companions))
-        return replace(self, outcome=rest, tried=True)
-
-
-class Review(Sitting):
-    """Groups, what was chosen for each, and what was done. All numbers, paths and words are made here.
+class Review(Session):
+    """Groups, and what was chosen for each. All numbers, paths and words of the page are made here.
 
     Any thread may call it. Only one at a time moves files; others that want to are told so.
     """
 
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: set[str], page_size: int) -> None:
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str], page_size: int) -> None:
         super().__init__(findings, ignored, taken)
         self.page_size = page_size
-        self.decisions = list(findings.decisions)
         if findings.mode == "exact":  # where all are equal, the suggested one is the best
-            self.groups = [
-                replace(group, replicas=tuple(sorted(group.replicas, key=lambda each: each is not decision.keeper)))
-                for group, decision in zip(self.groups, self.decisions, strict=True)
-            ]
-        self.choices = [
-            Choice(frozenset({group.replicas.index(decision.keeper)}))
-            for group, decision in zip(self.groups, self.decisions, strict=True)
-        ]
-        numbers = range(len(self.groups))
-        self.orders = {name: sorted(numbers, key=lambda n: key(self.groups[n])) for name, (_, key) in SORTS.items()}
-        self.places = {name: {n: place for place, n in enumerate(order)} for name, order in self.orders.items()}
-        self.skipped: set[int] = set()
-        self.done: set[int] = set()
+            for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True)):
+                others = (each for each in group.replicas if each is not decision.keeper)
+                self.groups[number] = replace(group, replicas=(decision.keeper, *others))
+        self.choices = [Choice(frozenset({0})) for _ in self.groups]
+        self.decisions = list(decisions_for(self.groups, self.scoring))  # each has a claim to its target
+        self.orders: dict[str, dict[int, int]] = {}  # the groups from first to last, and the place of each
+        for name, (_, key) in SORTS.items():
+            order = sorted(range(len(self.groups)), key=lambda number: key(self.groups[number]))
+            self.orders[name] = {number: place for place, number in enumerate(order)}
         self.revisions = [0 for _ in self.groups]  # raised when something else would happen than the page says
         self.shown: set[int] = set()  # on a page, so far: only these can be acted on
-        self.moved: dict[MediaFile, MediaFile] = {}  # files of groups that are done, and where they are now
-        self.batches: list[Batch] = []
-        self.result: dict[str, Any] | None = None  # of the last confirmation or undo
-        self.failed = False  # something has, so that it is not all as the page said
         self.under_way: frozenset[int] = frozenset()  # groups whose files are being moved
-        self.progress = (0, 0)  # groups done, of how many
-        self.lock = threading.RLock()  # for all of the above, but for `result`, which is only ever replaced
+        self.result: dict[str, Any] | None = None  # of the last confirmation or undo; only ever replaced
+        self.failed = False  # something has, so that it is not all as the page said
         self.moving = threading.Lock()  # held while files move, and from the end on
         self.stopped = False
-
-    def claims(self) -> Counter[str]:
-        """Where keepers of groups that are not done yet would go, and how many of them."""
-        return Counter(os.path.normcase(self.decisions[n].target) for n in self.open_groups() if self.is_renamed(n))
-
-    def open_groups(self) -> Iterator[int]:
-        """The groups that are not done."""
-        return (number for number in range(len(self.groups)) if number not in self.done)
-
-    def is_renamed(self, number: int) -> bool:
-        """Whether the keeper of the group would get another name or folder."""
-        return self.decisions[number].target != self.decisions[number].keeper.file.path
-
-    def choose(self, number: int, choice: Choice, claims: Counter[str] | None = None) -> None:
-        """Take a choice, and see what comes of it, as things are now; `claims` are kept up."""
-        claims = self.claims() if claims is None else claims
-        own = os.path.normcase(self.decisions[number].target)
-        if self.is_renamed(number):  # no group is in its own way
-            claims[own] -= 1
-            if not claims[own]:
-                del claims[own]
-        scoring = replace(self.scoring, taken=Either(self.taken, claims))
-        decision = decided(self.groups[number], choice, scoring)
-        if (choice, decision) != (self.choices[number], self.decisions[number]):
-            self.choices[number], self.decisions[number] = choice, decision
-            self.revisions[number] += 1
-        if self.is_renamed(number):
-            claims[os.path.normcase(decision.target)] += 1
 
     # ── what the browser asks ──
 
     def page(self, sort: str, kind: str, view: str, at: int | None, step: str) -> dict[str, Any]:
         """The groups from, after or before the one with this number, in this order, and where in all that is."""
         with self.lock:
-            place, places = self.places[sort].get(-1 if at is None else at, -1), self.places[sort]
-            listed = [n for n in self.orders[sort] if self.is_listed(n, kind, view)]
-            ahead = sum(places[n] < place + (step == "after") for n in listed)
+            places = self.orders[sort]
+            place = places.get(-1 if at is None else at, -1)
+            listed = self.listed(kind, view, sort)
+            ahead = sum(places[number] < place + (step == "after") for number in listed)
             start = max(0, ahead - self.page_size) if step == "before" else ahead
             if start >= len(listed):
                 start = max(0, len(listed) - self.page_size)
             numbers = listed[start : start + self.page_size]
             self.shown |= set(numbers)
-            self.look_again(numbers)
+            self.decide_again(numbers)
             page = -(-start // self.page_size) + 1
             return {
-                "groups": [self.group_view(n) for n in numbers],
+                "groups": [self.group_view(number) for number in numbers],
                 "page": page,
                 "pages": page - 1 + max(1, -(-(len(listed) - start) // self.page_size)),
                 "first": start + 1 if numbers else 0,
@@ -4882,28 +4780,46 @@ class Review(Sitting):
                 "moving": self.progress if self.moving.locked() else None,
             }
 
-    def is_listed(self, number: int, kind: str, view: str) -> bool:
-        """Whether a group belongs to what is asked for."""
-        wanted = kind in ("both", self.groups[number].kind)
-        return wanted and number not in self.done and (number in self.skipped) == (view == "skipped")
+    def listed(self, kind: str, view: str, sort: str = "space") -> list[int]:
+        """The groups that are asked for, in this order: not those that are done."""
+        return [
+            number
+            for number in self.orders[sort]
+            if kind in ("both", self.groups[number].kind)
+            and number not in self.done
+            and (number in self.skipped) == (view == "skipped")
+        ]
 
     def totals(self, kind: str, view: str) -> dict[str, Any]:
-        """What is left of what is asked for, and how much is skipped and done."""
+        """What is left of what is asked for, how much is skipped, and whether anything can be undone."""
         with self.lock:
-            listed = [n for n in self.open_groups() if self.is_listed(n, kind, view)]
-            frees = sum(each.file.size for n in listed for each in self.decisions[n].trash)
-            files = sum(len(self.groups[n].replicas) for n in listed)
+            listed = self.listed(kind, view)
+            frees = sum(each.file.size for number in listed for each in self.decisions[number].trash)
+            files = sum(len(self.groups[number].replicas) for number in listed)
             return {
                 "left": {"groups": len(listed), "files": files, "bytes": frees},
-                "skipped": sum(n not in self.done for n in self.skipped),
+                "skipped": len(self.skipped),
                 "undo": bool(self.batches),
             }
 
     def group_view(self, number: int) -> dict[str, Any]:
-        """What the page shows of a group. All names are printable."""
+        """What the page shows of a group before anybody has opened its files. All names are printable."""
         group, choice, decision = self.groups[number], self.choices[number], self.decisions[number]
-        named, placed = named_and_placed(group, choice, self.scoring)
-        keeper = decision.keeper.file.path
+        root, replicas = self.scoring.root, []
+        for replica in group.replicas:
+            folder, name = os.path.split(replica.file.path)
+            width, height, seconds = dimensions(replica)
+            replicas.append(
+                {
+                    "name": printable(name),
+                    "folder": path_text(folder, root),
+                    "bytes": replica.file.size,
+                    "width": width,
+                    "height": height,
+                    "seconds": seconds,
+                    "modified": local_time(replica.file.mtime_ns),
+                }
+            )
         return {
             "number": number,
             "revision": self.revisions[number],
@@ -4912,41 +4828,31 @@ class Review(Sitting):
             "keep": sorted(choice.keep),
             "name": choice.named,
             "folder": choice.placed,
-            "named": named,
-            "placed": placed,
+            "named": decision.named,
+            "placed": decision.placed,
             "skipped": number in self.skipped,
-            "replicas": [self.replica_view(each) for each in group.replicas],
-            "keeps": self.shown_path(keeper),
-            "target": self.shown_path(decision.target) if decision.target != keeper else "",
-            "stays": [self.shown_path(each.file.path) for each in decision.stays],
-            "trash": [self.shown_path(each.file.path) for each in decision.trash],
+            "replicas": replicas,
+            "keeps": path_text(decision.keeper.file.path, root),
+            "target": path_text(decision.target, root) if decision.is_renamed else "",
+            "stays": [path_text(each.file.path, root) for each in decision.stays],
+            "trash": [path_text(each.file.path, root) for each in decision.trash],
             "bytes": sum(each.file.size for each in decision.trash),
         }
 
-    def shown_path(self, path: str) -> str:
-        return printable(relative(path, self.scoring.root))
+    def choose(self, number: int, choice: Choice) -> bool:
+        """Take a choice as things are now; whether something else than before comes of it."""
+        self.scoring.taken[os.path.normcase(self.decisions[number].target)] -= 1  # no group is in its own way
+        decision = decide(self.groups[number], self.scoring, choice)
+        self.scoring.taken[os.path.normcase(decision.target)] += 1
+        changed = (choice, decision) != (self.choices[number], self.decisions[number])
+        self.choices[number], self.decisions[number] = choice, decision
+        self.revisions[number] += changed
+        return changed
 
-    def replica_view(self, replica: Replica[Any]) -> dict[str, Any]:
-        """What the page shows of a file before anybody has opened it."""
-        file, fingerprint = replica.file, replica.fingerprint
-        folder, name = os.path.split(file.path)
-        return {
-            "name": printable(name),
-            "folder": self.shown_path(folder),
-            "bytes": file.size,
-            "width": fingerprint.width,
-            "height": fingerprint.height,
-            "seconds": fingerprint.seconds,
-            "modified": local_time(file.mtime_ns),
-        }
-
-    def look_again(self, numbers: Iterable[int]) -> list[int]:
+    def decide_again(self, numbers: Iterable[int]) -> list[int]:
         """Which of these groups now come to something else, as a name has been taken or become free."""
-        before = {number: self.revisions[number] for number in numbers if number not in self.done | self.under_way}
-        claims = self.claims()
-        for number in before:
-            self.choose(number, self.choices[number], claims)
-        return [number for number, revision in before.items() if self.revisions[number] != revision]
+        still_open = [number for number in numbers if number not in self.done | self.under_way]
+        return [number for number in still_open if self.choose(number, self.choices[number])]
 
     def set_choice(self, number: int, choice: Choice, skipped: bool, revision: int | None = None) -> dict[str, Any]:
         """Take what was chosen for a group on the page, when that was this revision; the group as it is then.
@@ -4960,12 +4866,14 @@ class Review(Sitting):
             if skipped != (number in self.skipped):
                 self.skipped ^= {number}
                 self.revisions[number] += 1
-            renamed = {each for each in self.shown if each != number and self.is_renamed(each)}
-            others = self.look_again(renamed if self.decisions[number].target != target else ())
+            others: list[int] = []
+            if self.decisions[number].target != target:
+                renamed = (each for each in self.shown if each != number and self.decisions[each].is_renamed)
+                others = self.decide_again(renamed)
             return self.group_view(number) | {"others": [self.group_view(other) for other in others]}
 
     def check_open(self, revisions: Mapping[int, int | None]) -> None:
-        """Rejected unless these groups were on a page, in this revision, and nothing has been done with them."""
+        """Rejected if one of these groups was on no page, is done, or was on the page in another revision."""
         for number, revision in revisions.items():
             if number not in self.shown:
                 raise Rejected(400, f"group {number} has not been on a page")
@@ -4978,7 +4886,7 @@ class Review(Sitting):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Move files, if nobody else does."""
+        """Move files. Rejected if somebody else does."""
         if not self.moving.acquire(blocking=False):
             raise Rejected(409, "files are being moved already, or idem is stopping")
         try:
@@ -4995,42 +4903,18 @@ class Review(Sitting):
                     if choice != self.choices[number]:
                         self.choose(number, choice)
                     self.skipped.discard(number)
-                self.under_way = frozenset(choices)
-                self.progress = (0, len(choices))
                 decisions = {number: self.decisions[number] for number in choices}
-            self.result = self.act_on(decisions)
+                self.under_way = frozenset(choices)
+            try:
+                batch = self.act(decisions)
+            finally:
+                self.under_way = frozenset()
+            self.failed |= bool(batch.error)
+            self.result = self.result_view(batch.outcome, batch.error)
             return self.result
 
-    def act_on(self, decisions: dict[int, Decision]) -> dict[str, Any]:
-        """Carry out what is decided for these groups; `done` is what has been tried, even if an error ends it."""
-        numbers = tuple(decisions)
-        outcomes: list[Outcome] = []
-
-        def tell(outcome: Outcome) -> None:
-            with self.lock:
-                self.remember(outcome)
-                self.moved |= {each.before: each.after for each in outcome.moved}
-                self.done.add(numbers[len(outcomes)])
-                outcomes.append(outcome)
-                self.progress = (len(outcomes), len(numbers))
-
-        error = ""
-        try:
-            carry_out(decisions.values(), self.scoring.root, self.members, tell)
-        except IdemError as failure:
-            error, self.failed = str(failure), True
-            if outcomes and not outcomes[-1].moved:
-                self.done.discard(numbers[len(outcomes) - 1])
-        finally:
-            with self.lock:
-                self.under_way = frozenset()
-                total = functools.reduce(Outcome.__add__, outcomes, Outcome())
-                if total.moved or not error:
-                    self.batches.append(Batch(total.batch, numbers[: len(outcomes)], total))
-        return self.result_view(total, error)
-
     def undo(self) -> dict[str, Any]:
-        """Put back the last batch; what became of it."""
+        """Put the last batch back; what became of it."""
         with self.alone():
             with self.lock:
                 if not self.batches:
@@ -5044,36 +4928,26 @@ class Review(Sitting):
                 self.result = self.result_view(Outcome(), str(failure))
                 return self.result
             with self.lock:
-                self.batches.pop()
-                if outcome.refused and not batch.tried:  # perhaps a drive is missing
-                    self.batches.append(batch.without(outcome.returned))
-                self.remember(outcome)
-                self.done -= set(batch.groups)
-                for each in batch.outcome.moved:
-                    self.moved.pop(each.before, None)
+                self.reopen(batch, outcome)
                 for number in batch.groups:
-                    self.take_back(number, outcome)
                     self.choose(number, self.choices[number])
                 self.result = self.result_view(outcome, "") | {"groups": batch.groups}
             return self.result
 
     def result_view(self, outcome: Outcome, error: str) -> dict[str, Any]:
         """What was done, in numbers and in words."""
+        root = self.scoring.root
         return {
             "trashed": len(outcome.trashed),
             "renamed": len(outcome.renamed),
             "companions": len(outcome.companions),
             "returned": len(outcome.returned),
             "freed": outcome.freed,
-            "refused": [{"path": self.shown_path(each.path), "reason": each.reason} for each in outcome.refused],
-            "lines": outcome_lines(replace(outcome, refused=()), self.scoring.root),
+            "refused": [{"path": path_text(each.path, root), "reason": each.reason} for each in outcome.refused],
+            "lines": outcome_lines(replace(outcome, refused=()), root),
             "error": error,
             "undo": bool(self.batches),
         }
-
-    def total(self) -> Outcome:
-        """All that was done and not undone."""
-        return functools.reduce(Outcome.__add__, (batch.outcome for batch in self.batches), Outcome())
 
     def stop(self) -> None:
         """Wait for moves that are under way; after that nothing is moved any more."""
@@ -5084,12 +4958,12 @@ class Review(Sitting):
     # ── which file ──
 
     def file(self, group: int, replica: int) -> MediaFile:
-        """The file with these numbers, where it is now. Rejected when there is none."""
+        """The file with these numbers, where it is now. Rejected if there is none."""
         with self.lock:
             if group not in self.shown or not 0 <= replica < len(self.groups[group].replicas):
                 raise Rejected(404, "there is no such picture")
             file = self.groups[group].replicas[replica].file
-            return self.moved.get(file, file)
+            return self.now.get(file, file)
 
     def wait_for_moves(self) -> None:
         """Wait until the moves that are under way are over, but not for ever."""
@@ -5099,38 +4973,38 @@ class Review(Sitting):
 
 
 def parsed_choice(value: Any, review: Review, also: AbstractSet[str] = frozenset()) -> tuple[int, Choice, int]:
-    """The group, the choice and the revision that the browser sends. Rejected, with the reason, unless it fits."""
-    fields, needed = {"group", "revision", "keep", "name", "folder"}, {"group", "revision", "keep"}
-    if not isinstance(value, dict) or value.keys() - fields - also or not needed <= value.keys():
+    """The group, the choice and the revision that the browser sends. Rejected if one is missing or invalid."""
+
+    def is_number(number: Any, below: int) -> bool:
+        return type(number) is int and 0 <= number < below
+
+    needed = {"group", "revision", "keep"}
+    if not isinstance(value, dict) or not needed <= value.keys() <= needed | {"name", "folder"} | also:
         raise Rejected(400, "a choice has a group, its revision, a list of replicas to keep, and whose name and folder")
-    if type(value["revision"]) is not int:
+    group, revision, keep = (value[each] for each in ("group", "revision", "keep"))
+    if type(revision) is not int:
         raise Rejected(400, "a revision is a number")
-    group, keep = value["group"], value["keep"]
-    if type(group) is not int or not 0 <= group < len(review.groups):
+    if not is_number(group, len(review.groups)):
         raise Rejected(400, "there is no such group")
-    allowed = range(len(review.groups[group].replicas))
-
-    def is_replica(number: Any) -> bool:
-        return type(number) is int and number in allowed
-
-    if not isinstance(keep, list) or not keep or not all(map(is_replica, keep)) or len(set(keep)) < len(keep):
+    copies = len(review.groups[group].replicas)
+    valid = isinstance(keep, list) and all(is_number(each, copies) for each in keep)
+    if not valid or not keep or len(set(keep)) < len(keep):
         raise Rejected(400, f"the list of what to keep of group {group} must name at least one of its replicas, once")
     named, placed = value.get("name"), value.get("folder")
-    if not all(number is None or is_replica(number) for number in (named, placed)):
+    if not all(each is None or is_number(each, copies) for each in (named, placed)):
         raise Rejected(400, f"name and folder of group {group} must be those of one of its replicas")
-    return group, Choice(frozenset(keep), named, placed), value["revision"]
+    return group, Choice(frozenset(keep), named, placed), revision
 
 
 def parsed_choices(body: dict[str, Any], review: Review) -> tuple[dict[int, Choice], dict[int, int]]:
-    """The choices of a confirmed page, and its revisions. Rejected when they are not just that."""
+    """The choices and the revisions of a confirmed page, by group. Rejected if one is missing or invalid."""
     listed = body.get("groups")
     if body.keys() != {"groups"} or not isinstance(listed, list) or not 0 < len(listed) <= review.page_size:
         raise Rejected(400, f"a page has 1 to {review.page_size} groups")
     parsed = [parsed_choice(each, review) for each in listed]
-    choices = {group: choice for group, choice, _ in parsed}
-    if len(choices) < len(listed):
+    if len({group for group, _, _ in parsed}) < len(parsed):
         raise Rejected(400, "a group was named twice")
-    return choices, {group: revision for group, _, revision in parsed}
+    return {group: choice for group, choice, _ in parsed}, {group: revision for group, _, revision in parsed}
 
 
 # ── the server ──
@@ -5860,7 +5734,7 @@ def run_interactive(run: Run) -> int:
         if not findings.groups:
             print(text_report(findings), end="")
             return 0
-        session = Session(findings, run.ignored, taken_names(run.root))
+        session = Terminal(findings, run.ignored, taken_names(run.root))
         status = 0
         try:
             session.run()
