@@ -2130,6 +2130,26 @@ def test_sides_must_be_in_proportion_within_the_rounding_of_the_smaller(
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 
+LIB = os.path.join(os.sep, "lib")
+
+
+def made_group(*names: str, exact: bool = False) -> idem.AnyGroup:
+    """A group of files below LIB, the first being the best."""
+    base = random_fingerprint(np.random.default_rng(1))
+    made: list[Any] = [replace(base, width=4000 - 100 * place, height=3000) for place in range(len(names))]
+    if exact:
+        made = [idem.Checksum("0" * 64)] * len(names)
+    paths = [os.path.join(LIB, *name.split("/")) for name in names]
+    files = [MediaFile(path, 1000 if exact else 1000 - place, 0, 0, 1, place) for place, path in enumerate(paths)]
+    replicas = tuple(Replica(file, each) for file, each in zip(files, made, strict=True))
+    return idem.Group("image", replicas, (0,) * len(names))
+
+
+def place_of(decision: idem.Decision) -> str:
+    """Where its keeper is to be below LIB."""
+    return os.path.relpath(decision.target, LIB).replace(os.sep, "/")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -2139,45 +2159,22 @@ def test_sides_must_be_in_proportion_within_the_rounding_of_the_smaller(
         *("Screenshot_20210705-101112", "Screen Shot 2021-07-05 at 10.11.12", "signal-2021-07-05-101112"),
         *("Snapchat-1234567890", "received_1234567890", "IMG_1234_burst_01", "IMG_1234-edited", "IMG_0001_HDR"),
         *("PANO_20210705", "2021-07-05 10.11.12", "20210705T101112", "5 July 2021", "Jul-05-2021", "12345", "100_1234"),
-        *("a8f3c9e1b2", "E3F1A2-77", "xkqjzw", "d41d8cd98f00b204e9800998ecf8427e", "dQw4w9WgXcQ"),
+        *("a8f3c9e1b2", "E3F1A2-77", "xkqjzw", "d41d8cd98f00b204e9800998ecf8427e", "dQw4w9WgXcQ", "ab", "ⅧⅧⅧ"),
         *("3F2504E0-4F89-11D3-9A0C-0305E82C3301", "image", "Photo (1)", "picture_2", "backup", "Untitled", "new final"),
-        *(
-            "copy",
-            "- Kopie",
-            "Copy of IMG_1234",
-            "",
-            "___",
-            "MVIMG_20210705_101112",
-            "PXL_20210705.PORTRAIT",
-            "ab",
-            "IMG",
-            "ⅧⅧⅧ",
-        ),
+        *("copy", "- Kopie", "Copy of IMG_1234", "", "___", "MVIMG_20210705_101112", "PXL_20210705.PORTRAIT", "IMG"),
     ],
 )
-def test_names_that_cameras_apps_and_machines_give_say_nothing(name: str) -> None:
+def test_names_by_cameras_apps_and_machines_say_nothing(name: str) -> None:
     assert idem.content_letters(name) == 0
 
 
 @pytest.mark.parametrize(
     ("name", "letters"),
     [
-        ("beach", 5),
-        ("new_york_5", 4),
-        ("New York 2021-07-05", 4),
-        ("NewYorkTrip", 8),
-        ("Zürich", 6),
-        ("Zu\u0308rich", 6),
-        ("Łódź", 4),
-        ("Москва", 6),
-        ("東京", 4),
-        ("Angstschweiß", 12),
-        ("Schwarzwald", 11),
-        ("beach - Kopie (2)", 5),
-        ("beach2", 5),
-        ("IMG_1234 Oma Geburtstag", 13),
-        ("20210705_wedding", 7),
-        ("May at the lake", 7),
+        *(("beach", 5), ("new_york_5", 4), ("New York 2021-07-05", 4), ("NewYorkTrip", 8), ("HDRBeach", 5)),
+        *(("Zürich", 6), ("Zu\u0308rich", 6), ("Łódź", 4), ("Москва", 6), ("東京", 4), ("Angstschweiß", 12)),
+        *(("Schwarzwald", 11), ("beach - Kopie (2)", 5), ("beach2", 5), ("IMG_1234 Oma Geburtstag", 13)),
+        *(("20210705_wedding", 7), ("May at the lake", 7)),
     ],
 )
 def test_words_count_by_their_letters_in_any_script(name: str, letters: int) -> None:
@@ -2193,11 +2190,11 @@ def test_words_count_by_their_letters_in_any_script(name: str, letters: int) -> 
     ],
 )
 def test_folders_for_any_pictures_say_nothing(folder: str) -> None:
-    assert idem.folder_score(f"/lib/{folder}/a.jpg".replace("/", os.sep), idem.Scoring(f"{os.sep}lib")) == 0
+    assert idem.folder_score(os.path.join(LIB, folder, "a.jpg"), idem.Scoring(LIB)) == 0
 
 
 def test_the_words_of_the_librarys_own_path_do_not_count() -> None:
-    root = os.sep + os.path.join("home", "margaret", "wedding")
+    root = os.path.join(os.sep, "home", "margaret", "wedding")
     paths = [os.path.join(root, "a.jpg"), os.path.join(root, "lake", "a.jpg")]
     assert [idem.folder_score(path, idem.Scoring(root)) for path in paths] == [0, 4]
 
@@ -2213,87 +2210,87 @@ def test_copy_marks_are_told_from_dates_and_numbers(name: str, marked: bool) -> 
     assert idem.has_copy_mark(name) == marked
 
 
-def made_group(*names: str, exact: bool = False) -> idem.AnyGroup:
-    """A group of files below /lib, the first being the best."""
-    base = random_fingerprint(np.random.default_rng(1))
-    made: list[Any] = [replace(base, width=4000 - 100 * place, height=3000) for place in range(len(names))]
-    if exact:
-        made = [idem.Checksum("0" * 64)] * len(names)
-    paths = [os.path.join(os.sep, "lib", *name.split("/")) for name in names]
-    files = [MediaFile(path, 1000 if exact else 1000 - place, 0, 0, 1, place) for place, path in enumerate(paths)]
-    replicas = tuple(Replica(file, each) for file, each in zip(files, made, strict=True))
-    return idem.Group("image", replicas, (0,) * len(names))
-
-
 @pytest.mark.parametrize(
-    ("names", "target", "reasons"),
+    ("names", "target", "named", "placed", "reasons"),
     [
         (
             ["IMG_20210705.jpg", "vacation/IMG_20210705.jpg", "new_york_5.jpg"],
-            "vacation/new_york_5.jpg",
-            ["largest: 12.0 MP", "name from new_york_5.jpg", "folder vacation"],
+            *("vacation/new_york_5.jpg", 2, 1, ["name from new_york_5.jpg", "folder vacation"]),
         ),
-        (["beach.jpg", "copies/IMG_1.png"], "beach.jpg", ["largest: 12.0 MP"]),
-        (["IMG_1.HEIC", "beach.jpg"], "beach.HEIC", ["largest: 12.0 MP", "name from beach.jpg"]),
-        (["beach (1).jpg", "beach.jpg"], "beach.jpg", ["largest: 12.0 MP", "name from beach.jpg"]),
-        (["beach.jpg", "shore.jpg"], "beach.jpg", ["largest: 12.0 MP"]),
-        (["IMG_1.jpg", "DSC_0001.jpg"], "IMG_1.jpg", ["largest: 12.0 MP"]),
-        (["lake/a.jpg", "hill/b.jpg"], "lake/a.jpg", ["largest: 12.0 MP"]),
-        (["lake/a.jpg", "Backup/lake trip/2021/b.jpg"], "Backup/lake trip/2021/a.jpg", None),
+        (["beach.jpg", "copies/IMG_1.png"], "beach.jpg", 0, 0, []),
+        (["IMG_1.HEIC", "beach.jpg"], "beach.HEIC", 1, 0, ["name from beach.jpg"]),
+        (["beach (1).jpg", "beach.jpg"], "beach.jpg", 1, 0, ["name from beach.jpg"]),
+        (["beach.jpg", "shore.jpg"], "beach.jpg", 0, 0, []),
+        (["IMG_1.jpg", "DSC_0001.jpg"], "IMG_1.jpg", 0, 0, []),
+        (["lake/a.jpg", "hill/b.jpg"], "lake/a.jpg", 0, 0, []),
+        (["lake/a.jpg", "Backup/lake trip/b.jpg"], "Backup/lake trip/a.jpg", 0, 1, ["folder Backup/lake trip"]),
     ],
 )
-def test_the_best_copy_stays_under_the_best_name_in_the_best_folder(
-    names: list[str], target: str, reasons: list[str] | None
+def test_the_best_copy_gets_the_best_name_in_the_best_folder(
+    names: list[str], target: str, named: int, placed: int, reasons: list[str]
 ) -> None:
-    group = made_group(*names)
-    decision = idem.decide(group, idem.Scoring(os.path.join(os.sep, "lib")))
-    assert decision.keeper is group.replicas[0]
-    assert decision.target == os.path.join(os.sep, "lib", *target.split("/"))
-    assert decision.trash == group.replicas[1:]
-    assert reasons is None or list(decision.reasons) == reasons
+    (best, *others) = (group := made_group(*names)).replicas
+    told = ["largest: 12.0 MP", *(each.replace("/", os.sep) for each in reasons)]
+    place = os.path.join(LIB, *target.split("/"))
+    expected = idem.Decision(best, place, tuple(others), tuple(told), named=named, placed=placed)
+    assert idem.decide(group, idem.Scoring(LIB)) == expected
 
 
-def test_among_equal_files_the_one_in_the_best_folder_then_with_the_best_name_stays() -> None:
+def test_of_equal_files_the_best_placed_then_best_named_stays() -> None:
     group = made_group("beach.jpg", "lake/IMG_1.jpg", "lake/IMG_2 boat.jpg", exact=True)
-    decision = idem.decide(group, idem.Scoring(os.path.join(os.sep, "lib")))
-    assert decision.keeper is group.replicas[2]
-    assert decision.target == os.path.join(os.sep, "lib", "lake", "beach.jpg")
-    assert decision.reasons == ("all files are equal", "name from beach.jpg")
+    target = os.path.join(LIB, "lake", "beach.jpg")
+    reasons = "all files are equal", "name from beach.jpg"
+    expected = idem.Decision(group.replicas[2], target, group.replicas[:2], reasons, named=0, placed=2)
+    assert idem.decide(group, idem.Scoring(LIB)) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "exact", "expected"),
+    [
+        (idem.Choice(frozenset({2})), False, (2, "lake/beach.png", [], [0, 1])),
+        (idem.Choice(frozenset({2}), 0, 2), False, (2, "IMG_1.png", [], [0, 1])),
+        (idem.Choice(frozenset({0, 2})), False, (0, "lake/IMG_1.jpg", [2], [1])),
+        (idem.Choice(frozenset({0, 2})), True, (2, "lake/beach.png", [0], [1])),
+        (idem.Choice(frozenset({0, 1, 2}), 2, 0), False, (0, "beach.jpg", [1, 2], [])),
+        (idem.Choice(frozenset({0, 1, 2}), 2, 0), True, (1, "beach.jpg", [0, 2], [])),
+    ],
+)
+def test_the_best_of_what_is_chosen_is_the_keeper(
+    choice: idem.Choice, exact: bool, expected: tuple[int, str, list[int], list[int]]
+) -> None:
+    group = made_group("IMG_1.jpg", "lake/IMG_2.jpg", "beach.png", exact=exact)
+    decision = idem.decide(group, idem.Scoring(LIB), choice)
+    stays, trash = ([group.replicas.index(each) for each in some] for some in (decision.stays, decision.trash))
+    assert (group.replicas.index(decision.keeper), place_of(decision), stays, trash) == expected
 
 
 def test_ignored_words_count_nothing_in_names_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(photo(), tmp_path / "Hochzeit" / "IMG_1.jpg", quality=95)
-    save(photo(), tmp_path / "lake" / "anna.jpg", quality=60)
+    large = save(photo(), tmp_path / "Hochzeit" / "IMG_1.jpg", quality=95)
+    small = save(photo(), tmp_path / "lake" / "anna.jpg", quality=60)
     (found,) = report(tmp_path, "--ignore", "ANNA", "--ignore", "hochzeit", capsys=capsys)["groups"]
     assert found["decision"] == {
-        "keep": str(tmp_path / "Hochzeit" / "IMG_1.jpg"),
+        "keep": str(large),
         "target": str(tmp_path / "lake" / "IMG_1.jpg"),
-        "trash": [str(tmp_path / "lake" / "anna.jpg")],
-        "reasons": [
-            f"largest file: {idem.readable_size((tmp_path / 'Hochzeit' / 'IMG_1.jpg').stat().st_size)}",
-            "folder lake",
-        ],
+        "trash": [str(small)],
+        "reasons": [f"largest file: {idem.readable_size(large.stat().st_size)}", "folder lake"],
     }
 
 
-def test_no_two_keepers_are_sent_to_one_place_nor_to_that_of_another_picture() -> None:
-    root = os.path.join(os.sep, "lib")
+def test_no_two_keepers_nor_another_picture_share_a_place() -> None:
     groups = [made_group(f"{n}/IMG_1.jpg", "lake/beach.jpg" if n == 1 else f"lake/boat {n}/beach.jpg") for n in (1, 2)]
     groups += [made_group("3/IMG_1.jpg", "3/DSC_2.jpg", "lake/boat 2/IMG_3.jpg", "4/beach.png")]
-    taken = Counter([os.path.normcase(os.path.join(root, "lake", "boat 2", "beach.jpg"))])
-    decisions = idem.decisions_for(groups, idem.Scoring(root, taken=taken))
-    assert [os.path.relpath(each.target, root).replace(os.sep, "/") for each in decisions] == [
-        *("lake/beach.jpg", "lake/boat 2/beach.jpg", "lake/boat 2/beach (2).jpg"),
-    ]
+    taken = Counter([os.path.normcase(os.path.join(LIB, "lake", "boat 2", "beach.jpg"))])
+    decisions = idem.decisions_for(groups, idem.Scoring(LIB, taken=taken))
+    expected = ["lake/beach.jpg", "lake/boat 2/beach.jpg", "lake/boat 2/beach (2).jpg"]
+    assert [place_of(each) for each in decisions] == expected
 
 
 def test_the_report_says_what_it_suggests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(photo(1, (1600, 1200)), tmp_path / "IMG_1.jpg")
     save(photo(1, (800, 600)), tmp_path / "lake" / "beach.jpg")
     assert main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "           → keep IMG_1.jpg as lake/beach.jpg, trash 1 (largest: 1.9 MP; name from beach.jpg; folder lake)"
-    ).replace("/", os.sep)
+    suggested = "keep IMG_1.jpg as lake/beach.jpg, trash 1 (largest: 1.9 MP; name from beach.jpg; folder lake)"
+    assert capsys.readouterr().out.splitlines()[-1] == f"           → {suggested}".replace("/", os.sep)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
