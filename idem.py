@@ -4409,7 +4409,10 @@ class Terminal(Session):
     answered = False
 
     def run(self) -> None:
-        """Ask about every group, and do what is answered, until there is none left or the user stops."""
+        """Ask about every group, and do what is answered, until there is none left or the user stops.
+
+        IdemError when the journal cannot be written.
+        """
         position = 0
         while position < len(self.groups):
             group, suggestion = self.groups[position], decide(self.groups[position], self.scoring)
@@ -4426,11 +4429,13 @@ class Terminal(Session):
                 continue
             if answer == "s":
                 self.skipped.add(position)
-            elif answer == "k":
-                self.act_and_tell(position, suggestion)
             else:
-                choice = choice_of_folder(group, folders[answer], self.scoring)
-                self.act_and_tell(position, decide(group, self.scoring, choice))
+                chosen = choice_of_folder(group, folders[answer], self.scoring) if answer in folders else None
+                decision = decide(group, self.scoring, chosen) if chosen else suggestion
+                batch = self.act({position: decision})
+                self.tell(batch.outcome)
+                if batch.error:
+                    raise IdemError(batch.error)
             position += 1
 
     def question(self, position: int, suggestion: Decision, folders: Mapping[str, str]) -> str:
@@ -4464,14 +4469,6 @@ class Terminal(Session):
                 return answer
             print(f"That is no answer here: {hint}")
 
-    def act_and_tell(self, position: int, decision: Decision) -> None:
-        """Do what is decided for a group. IdemError when the journal cannot be written."""
-        batch = self.act({position: decision})
-        for line in outcome_lines(batch.outcome, self.scoring.root):
-            print(line)
-        if batch.error:
-            raise IdemError(batch.error)
-
     def undo_last(self, position: int) -> int:
         """Put back the files of the last group that was acted on; the group to ask about next."""
         if not self.batches:
@@ -4480,11 +4477,15 @@ class Terminal(Session):
         batch = self.batches[-1]
         outcome = undo(self.scoring.root, batch.number) or Outcome()
         self.reopen(batch, outcome)
-        for line in outcome_lines(outcome, self.scoring.root):
-            print(line)
+        self.tell(outcome)
         (position,) = batch.groups
         self.skipped -= set(range(position, len(self.groups)))
         return position
+
+    def tell(self, outcome: Outcome) -> None:
+        """Print what was moved and what was not."""
+        for line in outcome_lines(outcome, self.scoring.root):
+            print(line)
 
 
 def folder_labels(group: AnyGroup) -> dict[str, str]:
