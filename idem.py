@@ -1429,8 +1429,18 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
 
 
 def has_frames(picture: Image.Image) -> bool:
-    """Whether there are further frames or pages. Those of an MPO are previews and gain maps, no pictures."""
-    return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
+    """Whether there is a second frame or page. To count them can take minutes.
+
+    Those of an MPO are previews and gain maps, no pictures.
+    """
+    if picture.format == "MPO":
+        return False
+    try:
+        picture.seek(1)
+    except EOFError:
+        return False
+    picture.seek(0)
+    return True
 
 
 def load_reduced(picture: Image.Image) -> None:
@@ -4615,25 +4625,13 @@ def metadata_of(file: MediaFile) -> Metadata:
         name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
         taken, camera = taken_by(picture)
         parts = [name, "16-bit" if picture.mode.startswith("I;16") else "CMYK" if picture.mode == "CMYK" else ""]
-        parts.append("several pages" if has_second_frame(picture) else "")
+        parts.append("several pages" if has_frames(picture) else "")
         if picture.format == "TIFF":
             picture.load()  # which turns it upright
         width, height = picture.size
         if TURNS[orientation_of(picture)][0]:
             width, height = height, width
     return Metadata(" · ".join(filter(None, parts)), width, height, taken, camera)
-
-
-def has_second_frame(picture: Image.Image) -> bool:
-    """`has_frames`, without counting them: that can take minutes."""
-    if picture.format == "MPO":
-        return False
-    try:
-        picture.seek(1)
-    except EOFError:
-        return False
-    picture.seek(0)
-    return True
 
 
 def taken_by(picture: Image.Image) -> tuple[str, str]:
@@ -5153,7 +5151,9 @@ def add_page(app: Flask, server: Server) -> None:
 
     @app.get(f"/{server.token}/")
     def page() -> Any:
-        library, mixed = printable(from_home(review.scoring.root)), len(review_kinds(review)) > 1
+        root, home = review.scoring.root, os.path.realpath(os.path.expanduser("~"))
+        library = printable(os.path.join("~", relative(root, home)) if is_inside(root, home) else root)
+        mixed = len({group.kind for group in review.groups}) > 1
         return render_template("review.html", library=library, sorts=SORTS, kinds=KINDS, mixed=mixed)
 
     @app.get(f"/{server.token}/static/<name>")
@@ -5174,23 +5174,12 @@ def add_page(app: Flask, server: Server) -> None:
 ASKED = {"sort": tuple(SORTS), "kind": tuple(KINDS), "view": VIEWS, "step": STEPS}
 
 
-def from_home(path: str) -> str:
-    """The path as people write it: `~/Photos`, if it is in their own folder."""
-    home = os.path.realpath(os.path.expanduser("~"))
-    return os.path.join("~", relative(path, home)) if is_inside(path, home) else path
-
-
 def asked_for(request: Request, name: str) -> str:
     """The value of this part of the address, by default the first of those that are known. Rejected for others."""
     value = request.args.get(name, ASKED[name][0])
     if value not in ASKED[name]:
         raise Rejected(400, f"{name} is one of {', '.join(ASKED[name])}")
     return value
-
-
-def review_kinds(review: Review) -> set[str]:
-    """The kinds of groups there are."""
-    return {group.kind for group in review.groups}
 
 
 def add_actions(app: Flask, server: Server) -> None:
