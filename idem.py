@@ -108,7 +108,6 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
-    Protocol,
     TextIO,
     TypeVar,
 )
@@ -1688,7 +1687,7 @@ STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
 SAME_DURATION = 0.2, 0.002  # the same for copies: containers round, and audio may end later than the pictures
 PIXELS_AT_ONCE = 17_000_000  # of frames decoded by one ffmpeg, which holds some ten pictures for each of them
 # How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells:
-CELL_SLACK = 2.5  # levels, for rounding in every conversion
+CELL_TOLERANCE = 2.5  # levels, for rounding in every conversion
 
 
 @dataclass(frozen=True, slots=True)
@@ -2039,7 +2038,7 @@ def cell_means(planes: np.ndarray, cells: int) -> np.ndarray:
 
 def following(signatures: np.ndarray) -> np.ndarray:
     """The first signature that shows something else than the one before them all; else the last."""
-    differs = np.abs(signatures.astype(int) - signatures[0]).max(axis=1) > CELL_SLACK
+    differs = np.abs(signatures.astype(int) - signatures[0]).max(axis=1) > CELL_TOLERANCE
     return signatures[int(differs.argmax())] if differs.any() else signatures[-1]
 
 
@@ -2078,10 +2077,6 @@ class Checksum:
     """SHA-256 in hex: of a file's size and windows, or of all its bytes."""
 
     digest: str
-
-    width: ClassVar[int] = 0
-    height: ClassVar[int] = 0
-    seconds: ClassVar[float] = 0.0
 
 
 def checksum_cache(name: str, column: str) -> CacheFormat[Checksum]:
@@ -2163,31 +2158,8 @@ class Group(Generic[F]):
 
 
 AnyGroup = Group[Any]
-HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
-STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
-RANGE_SLACK = 1 / 8  # of the picture's own range of luma at most: a faint drawing must not fall within the slack
-CONTRAST_SLACK = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
-EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
-# The same when one of the two has a palette: 256 colours shift whole areas, single cells twice as far as four.
-PALETTE_SLACK = 8.0  # levels, of four cells together
-PALETTE_CONTRAST_SLACK = 0.1
 MAX_THRESHOLD = 64  # bits in a hash
-NEVER = MAX_THRESHOLD + 1  # the distance of pictures that no threshold may group
-FRAME_HASH_RADIUS = (
-    16  # bits, on average over the frames; re-encoding flips far fewer, a frame more or less at a cut some
-)
-DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
-# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
-STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
-STRETCH_SLACK = 0.01
-AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
-BLURRED = 2  # times the slack at most
-FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
-QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
-GAMMA_SLACK = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
-PAIR_BLOCK = 1 << 18  # candidate pairs handled at once: bounds memory at about 100 MB
-COMPARE_BLOCK = 1 << 10  # signature pairs compared at once: some megabytes for each step
-TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
+NEVER = MAX_THRESHOLD + 1  # the distance of what no threshold may group
 
 
 # ── search: all pairs of hashes within a radius ──
@@ -2199,7 +2171,17 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     Exactly the set that comparing every hash with every other gives, in no particular order; `hashes` is uint64.
     Many equal hashes make as many pairs as their number squared: pass each once where that is enough.
     """
-    return (near_pairs_by_tree if len(hashes) <= TREE_LIMIT else near_pairs_by_sweep)(hashes, radius)
+    parts = radius + 1
+    shared = len(hashes) / 2 ** (64 // parts)  # expected hashes that share one of so many parts with a given one
+    if len(hashes) <= TREE_LIMIT:
+        return near_pairs_by_tree(hashes, radius)
+    if parts <= 64 and parts * shared * PART_COST < len(hashes):
+        return near_pairs_by_parts(hashes, radius)
+    return near_pairs_by_sweep(hashes, radius)
+
+
+TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
+PART_COST = 10  # comparing a pair that shares a part costs about so many times one of the sweep
 
 
 def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
@@ -2219,16 +2201,7 @@ def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
 
 
 def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` by comparing all of them, or, at small radii, all that agree somewhere.
-
-    Two hashes that differ in at most r bits agree on one of any r+1 parts of them (the pigeonhole principle), so
-    it is enough to compare those that share a part. Worth it while parts are long enough to set hashes apart.
-    """
-    parts = radius + 1
-    shared = len(hashes) / 2 ** (64 // parts)  # expected hashes that share a part with a given one
-    if parts <= 64 and parts * shared * BUCKET_COST < len(hashes):
-        yield from near_pairs_by_parts(hashes, radius)
-        return
+    """`near_pairs` by comparing every hash with every other: best for many hashes and a large radius."""
     rows, columns = SWEEP_TILE
     difference, bits = np.empty(SWEEP_TILE, np.uint64), np.empty(SWEEP_TILE, np.uint8)
     for top in range(0, len(hashes), rows):
@@ -2244,183 +2217,269 @@ def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
 
 
 SWEEP_TILE = 16, 8192  # rows and columns of hashes compared at once: stays inside the processor's cache
-BUCKET_COST = 10  # comparing a pair out of a bucket costs about so many times one of a tile
 
 
 def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` of the hashes that share one of radius + 1 parts of their bits."""
+    """`near_pairs` by comparing those that share a part of their bits: best for many hashes and a small radius.
+
+    Two hashes that differ in at most r bits agree on at least one of any r + 1 parts (the pigeonhole principle).
+    """
     borders = [64 * part // (radius + 1) for part in range(radius + 2)]
     masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
     for number, mask in enumerate(masks):
-        keys = hashes & mask
-        order = np.argsort(keys, kind="stable")
-        borders_of_runs = np.flatnonzero(np.diff(keys[order])) + 1
-        for pairs in pairs_of_runs(order, np.concatenate([[0], borders_of_runs, [len(order)]])):
+        parts = hashes & mask
+        order = np.argsort(parts, kind="stable")
+        ends = np.searchsorted(parts[order], parts[order], side="right")  # of the runs that share this part
+        totals = np.concatenate([[0], np.cumsum(ends - np.arange(len(order)) - 1)])  # pairs with a later one of the run
+        start = 0
+        while start < len(order):
+            stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
+            ones = np.repeat(np.arange(start, stop), np.diff(totals[start : stop + 1]))
+            others = ones + 1 + np.arange(len(ones)) - (totals[ones] - totals[start])
+            pairs = np.sort(np.stack([order[ones], order[others]], axis=1), axis=1)
             difference = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
             near = np.bitwise_count(difference) <= radius
             for earlier in masks[:number]:  # found before, by an earlier part
                 near &= difference & earlier != 0
             yield pairs[near]
+            start = stop
 
 
-def pairs_of_runs(order: np.ndarray, borders: np.ndarray) -> Iterator[np.ndarray]:
-    """All pairs of members of the same run of `order`, smaller first, in blocks of bounded size."""
-    ends = np.repeat(borders[1:], np.diff(borders))  # where the run of each position ends
-    partners = ends - np.arange(len(order)) - 1  # later members of the same run
-    totals = np.concatenate([[0], np.cumsum(partners)])
-    start = 0
-    while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
-        counts = partners[start:stop]
-        ones = np.repeat(np.arange(start, stop), counts)
-        steps = np.arange(len(ones)) - np.repeat(totals[start:stop] - totals[start], counts)
-        yield np.sort(np.stack([order[ones], order[ones + 1 + steps]], axis=1), axis=1)
-        start = stop
+PAIR_BLOCK = 1 << 18  # pairs compared at once: bounds memory at about 100 MB
 
 
-# ── comparison: the distance of two fingerprints ──
+# ── comparison: the distances of fingerprints, many pairs at once ──
 
 
-class Table(Protocol):
-    """Fingerprints as arrays, one row each, to compare many pairs at once."""
+def dimensions_of(replica: Replica[Any]) -> tuple[int, int, float]:
+    """Width and height in pixels and length in seconds; 0 for what the fingerprint does not say."""
+    each = replica.fingerprint
+    if isinstance(each, Checksum):
+        return 0, 0, 0.0
+    return each.width, each.height, each.seconds if isinstance(each, VideoFingerprint) else 0.0
+
+
+def best_first(replica: Replica[Any]) -> tuple[int, float, int, str]:
+    """Sorts replicas best first: most pixels, then (videos) highest bit rate, then most bytes, then path."""
+    width, height, seconds = dimensions_of(replica)
+    bit_rate = 8 * replica.file.size / seconds if seconds else 0.0
+    return -width * height, -bit_rate, -replica.file.size, replica.file.path
+
+
+def match_key(replica: Replica[Any]) -> object:
+    """Equal for replicas that are at distance 0 of each other, and of any other replica at one distance."""
+    each = replica.fingerprint
+    if isinstance(each, Checksum):
+        return replica.file.size, each.digest
+    if each.file_digest:
+        return each.file_digest
+    if isinstance(each, VideoFingerprint):
+        return each
+    traits = each.palette, each.luma_step, each.chroma_step
+    return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
+
+
+# Of n pictures: luma (n, 1, side, side) and chroma (n, 2, side / 2, side / 2), in levels of 0-255.
+Planes = tuple[np.ndarray, np.ndarray]
+# One way to compare n pairs: for which it may be done, the rows to convert, how, and the rows to compare these with.
+Conversion = tuple[np.ndarray, np.ndarray, Any, np.ndarray]
+
+
+class Table(Generic[F]):
+    """Replicas as rows of arrays, best first, to compare many pairs at once; those with one `match_key` share a row.
+
+    This class is for checksums: its rows are no copies of each other. Images and videos have subclasses. In all, `i`
+    and `j` are the rows of n pairs, shape (n,) each, and what is said of the pairs has shape (n,), too.
+    """
+
+    side = 0  # cells, of a signature
+    pictures = 1  # whose signatures a fingerprint holds
+    level_type: type[np.number[Any]] = np.int16  # to compare them with
+
+    def __init__(self, replicas: Iterable[Replica[F]]) -> None:
+        rows: dict[object, list[Replica[F]]] = defaultdict(list)
+        for replica in sorted(replicas, key=best_first):
+            rows[match_key(replica)].append(replica)
+        self.members = list(rows.values())
+        self.fingerprints: list[Any] = [each[0].fingerprint for each in self.members]
+        dimensions = [dimensions_of(each[0]) for each in self.members]
+        self.width, self.height, self.seconds = np.array(dimensions, np.float64).reshape(-1, 3).T
+        # Of the others only an equal file is a copy, and that is in the same row already.
+        self.comparable = np.array([not getattr(each, "file_digest", "") for each in self.fingerprints], bool)
+
+    def column(self, name: str, dtype: type) -> np.ndarray:
+        """This attribute of the fingerprint of every row."""
+        return np.array([getattr(each, name) for each in self.fingerprints], dtype)
+
+    def components(self, threshold: int) -> np.ndarray:
+        """The first row of the connected component of each row, shape (rows,).
+
+        Rows within the threshold of each other are in one component; those of a component need not be.
+        """
+        return np.arange(len(self.members))
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
-        """The distance of each pair of rows, pairs being of shape (n, 2): shape (n,)."""
+        """The distance of each pair of different rows, pairs being of shape (n, 2): shape (n,), int64.
 
-    def clusters(self, threshold: int) -> np.ndarray:
-        """For each row the first of those it is linked to, directly or over others, by hashes that are near enough.
-
-        Rows within the threshold of each other are in the same cluster; those of a cluster need not be.
+        0 for copies, else what the hashes say but at least 1. NEVER for what no threshold may group: checksums, videos
+        of other lengths, and where one of the two shows so little that only an equal file is a copy.
         """
+        i, j = pairs.T
+        distances, near = self.hash_distances(i, j)
+        comparable = self.comparable[i] & self.comparable[j]
+        distances[~comparable] = NEVER
+        near = np.flatnonzero(near & comparable)
+        for possible, one, how, other in self.conversions(i[near], j[near]):
+            left = np.flatnonzero(possible & (distances[near] > 0))
+            for start in range(0, len(left), COMPARE_BLOCK // self.pictures):
+                part = left[start : start + COMPARE_BLOCK // self.pictures]
+                distances[near[part[self.agree(one[part], how, other[part])]]] = 0
+        return distances
+
+    def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distance of each pair by hashes alone, int64, and whether it is so small that they may be copies."""
+        return np.full(len(i), NEVER), np.zeros(len(i), bool)
+
+    def conversions(self, i: np.ndarray, j: np.ndarray) -> Iterable[Conversion]:
+        """The ways to compare pairs: they are copies if their signatures agree in one of them."""
+        return ()
+
+    def agree(self, i: np.ndarray, how: Any, j: np.ndarray) -> np.ndarray:
+        """Whether the signatures of each i, so converted, agree with those of its j in every cell."""
+        raise NotImplementedError
+
+    def shortest(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """The shortest side of each pair, in pixels."""
+        return np.minimum(np.minimum(self.width[i], self.height[i]), np.minimum(self.width[j], self.height[j]))
+
+    def planes(self, rows: np.ndarray, which: str) -> Planes:
+        """All pictures of the rows; `which` is the attribute of the fingerprint that holds their signatures."""
+        side, half = self.side, self.side // 2
+        levels = [signature_levels(getattr(self.fingerprints[row], which)) for row in rows.tolist()]
+        cells = np.array(levels, self.level_type).reshape(-1, side**2 + 2 * half**2)
+        return cells[:, : side**2].reshape(-1, 1, side, side), cells[:, side**2 :].reshape(-1, 2, half, half)
 
 
-class ImageTable:
+COMPARE_BLOCK = 1 << 10  # pairs whose signatures are compared at once: some megabytes for each step
+
+
+@functools.lru_cache(maxsize=1 << 14)  # 25 MB: one picture is often compared with many
+def signature_levels(signature: bytes) -> np.ndarray:
+    """The cells of a signature as it is stored, uint8."""
+    return np.frombuffer(base64.b64decode(signature), np.uint8)
+
+
+class ImageTable(Table[ImageFingerprint]):
     """A Table of images."""
 
-    def __init__(self, fingerprints: Sequence[ImageFingerprint]) -> None:
+    side = LUMA_CELLS
 
-        self.fingerprints = fingerprints
-        self.phash = np.array([each.phash for each in fingerprints], np.uint64)
-        self.dhash = np.array([each.dhash for each in fingerprints], np.uint64)
-        self.width = np.array([each.width for each in fingerprints], np.float64)
-        self.height = np.array([each.height for each in fingerprints], np.float64)
-        self.luma_step = np.array([each.luma_step for each in fingerprints], np.float32)
-        self.chroma_step = np.array([each.chroma_step for each in fingerprints], np.float32)
-        self.palette = np.array([each.palette for each in fingerprints], bool)
-        self.profiled = np.array([bool(each.stored_signature) for each in fingerprints], bool)
-        self.by_content = np.array([bool(each.file_digest) for each in fingerprints], bool)
-        self.content = np.unique([each.file_digest for each in fingerprints], return_inverse=True)[1]
+    def __init__(self, replicas: Iterable[Replica[ImageFingerprint]]) -> None:
+        super().__init__(replicas)
+        self.phash, self.dhash = self.column("phash", np.uint64), self.column("dhash", np.uint64)
+        self.luma_step, self.chroma_step = self.column("luma_step", np.float32), self.column("chroma_step", np.float32)
+        self.palette, self.profiled = self.column("palette", bool), self.column("stored_signature", bool)
 
-    def distances(self, pairs: np.ndarray) -> np.ndarray:
-        """The distance of each pair, shape (n,): see `distance`."""
-        i, j = pairs.T
-        hash_bits = [np.bitwise_count(each[i] ^ each[j]) for each in (self.phash, self.dhash)]
-        result = np.maximum(1, np.maximum(*hash_bits)).astype(np.int64)
-        result[self.by_content[i] | self.by_content[j]] = NEVER
-        candidates = np.flatnonzero((np.minimum(*hash_bits) <= HASH_RADIUS) & (result < NEVER) & self.same_shape(i, j))
-        for start in range(0, len(candidates), COMPARE_BLOCK):
-            part = candidates[start : start + COMPARE_BLOCK]
-            result[part[self.same_signature(i[part], j[part])]] = 0
-        result[self.by_content[i] & (self.content[i] == self.content[j])] = 0
-        return result
-
-    def clusters(self, threshold: int) -> np.ndarray:
+    def components(self, threshold: int) -> np.ndarray:
         """See Table."""
-        first = np.arange(len(self.fingerprints))
-        telling = np.flatnonzero(~self.by_content)
-        phash, dhash = self.phash[telling], self.dhash[telling]
+        component = super().components(threshold)
+        rows = np.flatnonzero(self.comparable)
+        phash, dhash = self.phash[rows], self.dhash[rows]
         for hashes in (phash, dhash):
             distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
-            link(first, telling[np.stack([position[back], np.arange(len(hashes))], axis=1)])
+            connect(component, rows[np.stack([position[back], np.arange(len(hashes))], axis=1)])
             for pairs in near_pairs(distinct, HASH_RADIUS):
-                link(first, telling[position[pairs]])
+                connect(component, rows[position[pairs]])
         if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
             _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
             for pairs in near_pairs(phash[both], threshold):
                 one, other = both[pairs].T
                 near = np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold
-                link(first, telling[both[pairs[near]]])
-        return first
+                connect(component, rows[both[pairs[near]]])
+        return component
 
-    def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Whether one is the other scaled, the sides of the smaller rounded either way."""
+    def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The larger of the Hamming distances of pHash and dHash: see Table."""
+        bits = [np.bitwise_count(each[i] ^ each[j]) for each in (self.phash, self.dhash)]
+        return np.maximum(1, np.maximum(*bits)).astype(np.int64), np.minimum(*bits) <= HASH_RADIUS
+
+    def conversions(self, i: np.ndarray, j: np.ndarray) -> Iterable[Conversion]:
+        """As seen, or with the profile of one of the two stripped.
+
+        One must be the other scaled, the sides of the smaller one rounded up or down.
+        """
         swap = self.width[i] * self.height[i] < self.width[j] * self.height[j]
         large, small = np.where(swap, j, i), np.where(swap, i, j)
         across, down = self.width[small], self.height[small]
         lowest = np.maximum((across - 1) / self.width[large], (down - 1) / self.height[large])
         highest = np.minimum((across + 1) / self.width[large], (down + 1) / self.height[large])
-        return lowest < highest
+        scaled = lowest < highest
+        yield scaled, i, "signature", j
+        yield scaled & self.profiled[i] & ~self.profiled[j], i, "stored_signature", j
+        yield scaled & self.profiled[j] & ~self.profiled[i], j, "stored_signature", i
 
-    def same_signature(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Whether the signatures agree in every cell: as seen, or with the profile of one of the two stripped."""
-        same = self.agreeing(i, j)
-        for one, other in ((i, j), (j, i)):
-            stripped = np.flatnonzero(~same & self.profiled[one] & ~self.profiled[other])
-            same[stripped] = self.agreeing(one[stripped], other[stripped], stored=True)
-        return same
-
-    def agreeing(self, i: np.ndarray, j: np.ndarray, stored: bool = False) -> np.ndarray:
-        """Whether each i agrees with its j in every cell; `stored` takes the stored signature of each i."""
-        ones, others = self.planes(i, stored), self.planes(j)
-        shorter = np.minimum(self.width, self.height)
-        share = CONTRAST_SLACK + EDGE_SHIFT * LUMA_CELLS / np.minimum(shorter[i], shorter[j])
-        drawn = np.minimum(*(np.ptp(luma.reshape(len(i), LUMA_BYTES), axis=1) for luma in (ones[0], others[0])))
-        most = np.maximum(CELL_SLACK, RANGE_SLACK * drawn)
+    def agree(self, i: np.ndarray, how: str, j: np.ndarray) -> np.ndarray:
+        """See Table. `how` names the signature of each i to take."""
+        ones, others = self.planes(i, how), self.planes(j, "signature")
+        share = CONTRAST_SHARE + EDGE_SHIFT * self.side / self.shortest(i, j)
+        levels = [CELL_TOLERANCE + STEP_SHARE * (steps[i] + steps[j]) for steps in (self.luma_step, self.chroma_step)]
         mixed = self.palette[i] != self.palette[j]
-        same = np.ones(len(i), bool)
-        for plane, other_plane, step in zip(ones, others, (self.luma_step, self.chroma_step), strict=True):
-            steps = CELL_SLACK + STEP_SHARE * (step[i] + step[j])
-            for chosen, form, most_levels, most_share in (
-                (~mixed, in_full, steps, share),
-                (mixed, in_full, 2 * PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
-                (mixed, halved, PALETTE_SLACK, PALETTE_CONTRAST_SLACK),
-            ):
-                left = np.flatnonzero(same & chosen)
-                if len(left):
-                    slack = np.minimum(most, most_levels)[left]
-                    part = np.broadcast_to(most_share, len(i))[left]
-                    same[left] &= within_slack(form(plane[left]), form(other_plane[left]), slack, part)
-        return same
-
-    def planes(self, rows: np.ndarray, stored: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The luma and chroma of the rows' signatures, as seen or as stored: see `planes_of`."""
-        chosen = [self.fingerprints[row] for row in rows.tolist()]
-        levels = [signature_levels(each.stored_signature if stored else each.signature) for each in chosen]
-        return planes_of(np.array(levels, np.int16).reshape(-1, SIGNATURE_BYTES), LUMA_CELLS)
+        agree = cells_agree(ones, others, levels, share, ~mixed)
+        if mixed.any():
+            share = np.full(len(i), PALETTE_CONTRAST_SHARE)
+            mixed = cells_agree(ones, others, [2 * PALETTE_TOLERANCE] * 2, share, mixed)
+            agree |= cells_agree(ones, others, [PALETTE_TOLERANCE] * 2, share, mixed, halved=True)
+        return agree
 
 
-class VideoTable:
+HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
+# When one of two pictures has a palette: 256 colours shift whole areas, single cells twice as far as four together.
+PALETTE_TOLERANCE = 8.0  # levels, for the mean of two by two cells
+PALETTE_CONTRAST_SHARE = 0.1  # see CONTRAST_SHARE
+
+
+class VideoTable(Table[VideoFingerprint]):
     """A Table of videos."""
 
-    def __init__(self, fingerprints: Sequence[VideoFingerprint]) -> None:
+    side = FRAME_CELLS
+    pictures = FRAMES
+    level_type = np.float32
 
-        self.fingerprints = fingerprints
-        self.hashes = np.array([each.hashes for each in fingerprints], np.uint64).reshape(-1, FRAMES)
-        self.flat = np.array([each.flat for each in fingerprints], bool).reshape(-1, FRAMES)
-        self.seconds = np.array([each.seconds for each in fingerprints], np.float64)
-        self.width = np.array([each.width for each in fingerprints], np.float64)
-        self.height = np.array([each.height for each in fingerprints], np.float64)
-        self.quicktime_rgb = np.array([each.quicktime_rgb for each in fingerprints], bool)
-        self.by_content = np.array([bool(each.file_digest) for each in fingerprints], bool)
-        self.content = np.unique([each.file_digest for each in fingerprints], return_inverse=True)[1]
+    def __init__(self, replicas: Iterable[Replica[VideoFingerprint]]) -> None:
+        super().__init__(replicas)
+        self.hashes = self.column("hashes", np.uint64).reshape(-1, FRAMES)
+        self.flat = self.column("flat", bool).reshape(-1, FRAMES)
+        self.quicktime_rgb = self.column("quicktime_rgb", bool)
 
-    def distances(self, pairs: np.ndarray) -> np.ndarray:
-        """The distance of each pair, shape (n,): see `video_distance`."""
-        i, j = pairs.T
-        bits = self.mean_bits(i, j)
-        comparable = self.last_within(DURATION_WINDOW, i, j) & ~self.by_content[i] & ~self.by_content[j]
-        result = np.where(comparable & (bits <= MAX_THRESHOLD), np.maximum(1, np.ceil(bits)), NEVER).astype(np.int64)
-        candidates = np.flatnonzero(
-            (result <= FRAME_HASH_RADIUS) & self.last_within(SAME_DURATION, i, j) & self.same_shape(i, j)
-        )
-        for start in range(0, len(candidates), COMPARE_BLOCK // FRAMES):
-            part = candidates[start : start + COMPARE_BLOCK // FRAMES]
-            result[part[self.same_frames(i[part], j[part])]] = 0
-        result[self.by_content[i] & (self.content[i] == self.content[j])] = 0
-        return result
+    def components(self, threshold: int) -> np.ndarray:
+        """See Table. In order of length, so that each is compared only with those that last about as long."""
+        component = super().components(threshold)
+        radius = max(threshold, FRAME_HASH_RADIUS)
+        seconds, share = DURATION_WINDOW if threshold else SAME_DURATION
+        order = np.flatnonzero(self.comparable)
+        order = order[np.argsort(self.seconds[order], kind="stable")]
+        lengths = self.seconds[order]
+        longest = np.maximum(lengths + seconds, lengths / (1 - share)) + 1e-6  # s; for rounding
+        near: list[np.ndarray] = []
+        for place, end in enumerate(np.searchsorted(lengths, longest, side="right").tolist()):
+            others = order[place + 1 : end]
+            others = others[self.mean_bits(order[place : place + 1], others) <= radius]
+            others = others[component[others] != component[order[place]]]
+            if len(others):
+                near.append(np.stack([np.full(len(others), order[place]), others], axis=1))
+            if near and (len(near) == COMPARE_BLOCK or place + 1 == len(order)):
+                connect(component, np.concatenate(near))
+                near.clear()
+        return component
+
+    def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean Hamming distance of the frames, rounded up; NEVER for other lengths or too few frames: see Table."""
+        bits = np.maximum(1, np.ceil(self.mean_bits(i, j)))
+        bits[(bits > MAX_THRESHOLD) | ~self.last_within(DURATION_WINDOW, i, j)] = NEVER
+        return bits.astype(np.int64), (bits <= FRAME_HASH_RADIUS) & self.last_within(SAME_DURATION, i, j)
 
     def mean_bits(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """The mean Hamming distance of the frames that tell something; infinite where they are too few."""
+        """The mean Hamming distance of the frames that are not flat in both; infinite where they are too few."""
         telling = ~(self.flat[i] & self.flat[j])
         bits = (np.bitwise_count(self.hashes[i] ^ self.hashes[j]) * telling).sum(axis=-1, dtype=np.float64)
         count = telling.sum(axis=-1)
@@ -2429,122 +2488,90 @@ class VideoTable:
     def last_within(self, window: tuple[float, float], i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Whether both last as long, but for that many seconds or that share of the longer one."""
         longest = np.maximum(self.seconds[i], self.seconds[j])
-        return np.abs(self.seconds[i] - self.seconds[j]) <= longest_gap(window, longest)
+        return np.abs(self.seconds[i] - self.seconds[j]) <= np.maximum(window[0], window[1] * longest)
 
-    def same_shape(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Whether one is the other scaled, or stretched as happens when a sample aspect ratio is lost.
+    def conversions(self, i: np.ndarray, j: np.ndarray) -> Iterable[Conversion]:
+        """As they are, or with the luma of one as QuickTime converts RGB."""
+        stretch = np.log((self.width[i] / self.height[i]) / (self.width[j] / self.height[j]))
+        error = np.abs(np.abs(stretch)[:, None] - np.log(STRETCHES)).min(axis=1)
+        same_shape = error <= np.maximum(STRETCH_TOLERANCE, STRETCH_PIXELS / self.shortest(i, j))
+        yield same_shape, i, 1.0, j
+        convertible = same_shape & (self.quicktime_rgb[i] != self.quicktime_rgb[j])
+        yield convertible, i, QUICKTIME_GAMMA, j
+        yield convertible, j, QUICKTIME_GAMMA, i
 
-        Encoders want even sides, and some multiples of 16 or none but such: 2 px either way, or half a percent.
-        """
-        shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
-        quotient = (self.width[i] / self.height[i]) / (self.width[j] / self.height[j])
-        stretch = np.abs(np.log(quotient))[:, None] - np.log(STRETCHES)
-        return np.abs(stretch).min(axis=1) <= np.maximum(STRETCH_SLACK, 4 / shorter)
+    def agree(self, i: np.ndarray, how: float, j: np.ndarray) -> np.ndarray:
+        """See Table. `how` is the power to which the luma of each i is raised.
 
-    def same_frames(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Whether all frames agree: with the same luma, or one that stores RGB converted as QuickTime did."""
-        same = self.agreeing(i, j)
-        for one, other in ((i, j), (j, i)):
-            converted = np.flatnonzero(~same & (self.quicktime_rgb[i] != self.quicktime_rgb[j]))
-            if len(converted):
-                same[converted] = self.agreeing(one[converted], other[converted], QUICKTIME_GAMMA)
-        return same
-
-    def agreeing(self, i: np.ndarray, j: np.ndarray, gamma: float = 1.0) -> np.ndarray:
-        """Whether the telling frames of each i, its luma raised to this power, agree with those of its j.
-
-        Most must agree within the slack, the others within BLURRED times that. A frame of one may agree with the one
-        that follows that of the other, where a copy is off by one.
+        Of the frames that are not flat in both most must agree within the tolerance, the others within BLURRED times
+        that. A frame of one may agree with the one that follows that of the other: a copy may be off by one.
         """
         telling = ~(self.flat[i] & self.flat[j])
         agree, blurred = np.zeros(telling.shape, bool), np.zeros(telling.shape, bool)
-        for which in (("signatures", "signatures"), ("following", "signatures"), ("signatures", "following")):
+        share = CONTRAST_SHARE + EDGE_SHIFT * self.side / self.shortest(i, j) + (GAMMA_SHARE if how != 1 else 0)
+        share = np.repeat(share[:, None].astype(np.float32), FRAMES, axis=1)
+        for which, other_which in (("signatures",) * 2, ("following", "signatures"), ("signatures", "following")):
             left = np.flatnonzero((telling & ~agree).any(axis=1))
-            if len(left):
-                agree[left] |= self.agreeing_frames(i[left], j[left], gamma, which, 1)
-                blurred[left] |= self.agreeing_frames(i[left], j[left], gamma, which, BLURRED)
-        enough = (agree & telling).sum(axis=1) >= AGREEING_SHARE * telling.sum(axis=1)
-        return enough & (blurred | ~telling).all(axis=1)
-
-    def agreeing_frames(
-        self, i: np.ndarray, j: np.ndarray, gamma: float, which: tuple[str, str], times: float
-    ) -> np.ndarray:
-        """Whether each frame agrees with its counterpart within so many times the slack, shape (n, FRAMES)."""
-        ones, others = self.planes(i, which[0], gamma), self.planes(j, which[1])
-        shorter = np.minimum.reduce([self.width[i], self.height[i], self.width[j], self.height[j]])
-        share = CONTRAST_SLACK + EDGE_SHIFT * FRAME_CELLS / shorter + (GAMMA_SLACK if gamma != 1 else 0)
-        share = np.repeat(share, FRAMES).astype(np.float32)
-        drawn = np.minimum(*(np.ptp(luma.reshape(len(luma), -1), axis=1) for luma in (ones[0], others[0])))
-        most = np.maximum(CELL_SLACK, RANGE_SLACK * drawn)
-        agree = np.ones(len(share), bool)
-        for plane, other, steps in zip(ones, others, FRAME_STEPS, strict=True):
-            slack = np.minimum(times * (CELL_SLACK + STEP_SHARE * steps), most)
-            left = np.flatnonzero(agree)
-            if len(left):
-                agree[left] = within_slack(plane[left], other[left], slack[left], share[left])
-        return agree.reshape(-1, FRAMES)
-
-    def planes(self, rows: np.ndarray, which: str, gamma: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """The luma and chroma of all frames of the rows, or of those following them: see `planes_of`."""
-        levels = [signature_levels(getattr(self.fingerprints[row], which)) for row in rows.tolist()]
-        luma, chroma = planes_of(np.array(levels, np.float32).reshape(-1, FRAME_BYTES), FRAME_CELLS)
-        return (luma if gamma == 1 else 255 * (luma / 255) ** np.float32(gamma)), chroma
-
-    def clusters(self, threshold: int) -> np.ndarray:
-        """See Table. In order of duration, so that each is compared with those within its window only."""
-        first = np.arange(len(self.fingerprints))
-        radius = max(threshold, FRAME_HASH_RADIUS)
-        window = DURATION_WINDOW if threshold else SAME_DURATION
-        order = np.flatnonzero(~self.by_content)
-        order = order[np.argsort(self.seconds[order], kind="stable")]
-        seconds = self.seconds[order]
-        # The longest that may be compared with each: by whichever part of the window reaches further.
-        ends = np.searchsorted(seconds, np.maximum(seconds + window[0], seconds / (1 - window[1])) + 1e-6, side="right")
-        near: list[np.ndarray] = []
-        for place, end in enumerate(ends.tolist()):
-            others = order[place + 1 : end]
-            others = others[self.mean_bits(order[place : place + 1], others) <= radius]
-            others = others[first[others] != first[order[place]]]
-            if len(others):
-                near.append(np.stack([np.full(len(others), order[place]), others], axis=1))
-            if len(near) >= COMPARE_BLOCK:
-                link(first, np.concatenate(near))
-                near.clear()
-        if near:
-            link(first, np.concatenate(near))
-        return first
+            if not len(left):
+                break
+            ones, others = self.planes(i[left], which), self.planes(j[left], other_which)
+            if how != 1:
+                ones = 255 * (ones[0] / 255) ** np.float32(how), ones[1]
+            for found, times in ((agree, 1), (blurred, BLURRED)):
+                levels = [times * (CELL_TOLERANCE + STEP_SHARE * step) for step in FRAME_STEPS]
+                wanted = (telling & ~found)[left].ravel()
+                found[left] |= cells_agree(ones, others, levels, share[left].ravel(), wanted).reshape(-1, FRAMES)
+        return (agree.sum(axis=1) >= AGREEING_SHARE * telling.sum(axis=1)) & (blurred | ~telling).all(axis=1)
 
 
-def longest_gap(window: tuple[float, float], longest: np.ndarray) -> np.ndarray:
-    """By how many seconds two videos may differ of which the longer one lasts so long."""
-    return np.maximum(window[0], window[1] * longest)
+FRAME_HASH_RADIUS = 16  # bits, on average; re-encoding flips far fewer, a frame more or less at a cut some
+DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
+# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
+STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
+STRETCH_TOLERANCE = 0.01  # of the proportion: half a percent either way, or
+STRETCH_PIXELS = 4  # 2 px either way: encoders want even sides, some multiples of 16
+FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
+AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
+BLURRED = 2  # times the tolerance at most
+QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
+GAMMA_SHARE = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
 
 
-@functools.lru_cache(maxsize=1 << 14)  # 25 MB: one picture is often compared with many
-def signature_levels(signature: bytes) -> np.ndarray:
-    """The cells of a signature as it is stored, shape (SIGNATURE_BYTES,), uint8."""
-    return np.frombuffer(base64.b64decode(signature), np.uint8)
+# ── comparison: cell by cell ──
+
+# How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells;
+# the first is CELL_TOLERANCE.
+STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
+CONTRAST_SHARE = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
+EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
+RANGE_SHARE = 1 / 8  # of the picture's own range of luma at most: a faint drawing must not fall within the tolerance
 
 
-def planes_of(signatures: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """The luma (n, 1, cells, cells) and chroma (n, 2, cells / 2, cells / 2) of signatures with so many cells, views."""
-    luma, chroma = signatures[:, : cells**2], signatures[:, cells**2 :]
-    return luma.reshape(-1, 1, cells, cells), chroma.reshape(-1, 2, cells // 2, cells // 2)
+def cells_agree(
+    ones: Planes, others: Planes, levels: Sequence[Any], share: np.ndarray, wanted: np.ndarray, *, halved: bool = False
+) -> np.ndarray:
+    """Whether a pair is wanted and no cells differ by more than the tolerance and a share of the contrast, (n,).
+
+    The tolerance is these levels, a number or (n,) for luma and for chroma, and what RANGE_SHARE allows, whichever is
+    less. The contrast is that of a cell and its eight neighbours, in the one or the other picture. `halved` compares
+    the means of two by two cells.
+    """
+    drawn = np.minimum(*(np.ptp(planes[0].reshape(len(share), -1), axis=1) for planes in (ones, others)))
+    agree = wanted.copy()
+    for plane, other, level in zip(ones, others, levels, strict=True):
+        left = np.flatnonzero(agree)
+        if len(left):
+            pair = plane[left], other[left]
+            if halved:
+                shape = len(left), plane.shape[1], plane.shape[2] // 2, 2, plane.shape[3] // 2, 2
+                pair = pair[0].reshape(shape).mean(axis=(3, 5)), pair[1].reshape(shape).mean(axis=(3, 5))
+            tolerance = np.minimum(level, np.maximum(CELL_TOLERANCE, RANGE_SHARE * drawn))[left]
+            agree[left] = plane_agrees(*pair, tolerance, share[left])
+    return agree
 
 
-def in_full(planes: np.ndarray) -> np.ndarray:
-    """The planes as they are."""
-    return planes
-
-
-def halved(planes: np.ndarray) -> np.ndarray:
-    """The planes with the mean of two by two cells in place of each."""
-    count, channels, rows, columns = planes.shape
-    return planes.reshape(count, channels, rows // 2, 2, columns // 2, 2).mean(axis=(3, 5))
-
-
-def within_slack(ones: np.ndarray, others: np.ndarray, slack: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Whether planes differ in no cell by more than the slack plus that share of the contrast around it."""
+def plane_agrees(ones: np.ndarray, others: np.ndarray, tolerance: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """`cells_agree` for either luma or chroma of at least one pair."""
     difference = np.abs(ones - others)
     # The cell that differs most settles nearly all pairs at a small part of the cost.
     channel, row, column = np.unravel_index(difference.reshape(len(ones), -1).argmax(axis=1), ones.shape[1:])
@@ -2554,171 +2581,109 @@ def within_slack(ones: np.ndarray, others: np.ndarray, slack: np.ndarray, share:
     cells = pair, channel, rows[:, None], columns[None]
     contrast = np.maximum(*(np.ptp(planes[cells].reshape(9, -1), axis=0) for planes in (ones, others)))
     largest = difference[pair, channel, row, column]
-    within = largest <= slack + share * contrast
-    left = np.flatnonzero(within & (largest > slack))
+    agree = largest <= tolerance + share * contrast
+    left = np.flatnonzero(agree & (largest > tolerance))
     contrast = np.maximum(contrast_around(ones[left]), contrast_around(others[left]))
     excess = difference[left] - share[left].reshape(-1, 1, 1, 1).astype(np.float32) * contrast
-    within[left] = excess.max(axis=(1, 2, 3), initial=0) <= slack[left]
-    return within
+    agree[left] = excess.max(axis=(1, 2, 3), initial=0) <= tolerance[left]
+    return agree
 
 
 def contrast_around(planes: np.ndarray) -> np.ndarray:
     """For every cell the difference between the brightest and the darkest of it and its eight neighbours."""
     padded = np.pad(planes, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]
-    high, low = (np.maximum(np.maximum(*rows[:2]), rows[2]), np.minimum(np.minimum(*rows[:2]), rows[2]))
-    high = np.maximum(np.maximum(high[..., :-2], high[..., 1:-1]), high[..., 2:])
-    low = np.minimum(np.minimum(low[..., :-2], low[..., 1:-1]), low[..., 2:])
-    return high - low
-
-
-def distance(one: ImageFingerprint, other: ImageFingerprint) -> int:
-    """0 for the same picture, else the larger Hamming distance of the two hashes but at least 1; NEVER for others.
-
-    The same picture: one of the hashes within HASH_RADIUS, the sides in the same proportion within the rounding
-    of the smaller picture, and the signatures agreeing in every cell. NEVER: one of the two is a picture of which
-    only an equal file is a copy (several frames, transparent, flat), and their files are not equal.
-    """
-    return int(ImageTable([one, other]).distances(np.array([[0, 1]]))[0])
-
-
-def video_distance(one: VideoFingerprint, other: VideoFingerprint) -> int:
-    """0 for the same video, else the mean Hamming distance of its frames, rounded up; NEVER for others.
-
-    The same video: as long, of the same shape, and nearly all pairs of frames the same picture. Frames that are
-    flat in both count for nothing. NEVER: too few frames say anything, the durations are too far apart, or one of
-    the two shows so little that only an equal file is a copy.
-    """
-    return int(VideoTable([one, other]).distances(np.array([[0, 1]]))[0])
+    extremes = []
+    for pick in (np.maximum, np.minimum):
+        rows = pick(pick(padded[:, :, :-2], padded[:, :, 1:-1]), padded[:, :, 2:])
+        extremes.append(pick(pick(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:]))
+    return extremes[0] - extremes[1]
 
 
 # ── groups: stars around the best replica ──
 
 
-def best_first(replica: Replica[Any]) -> tuple[int, float, int, str]:
-    """Sorts replicas best first: most pixels, then (videos) highest bit rate, then most bytes, then path."""
-    each = replica.fingerprint
-    bit_rate = 8 * replica.file.size / each.seconds if each.seconds else 0.0
-    return -each.width * each.height, -bit_rate, -replica.file.size, replica.file.path
+def table_of(replicas: Iterable[Replica[F]]) -> Table[F]:
+    """The Table that fits the fingerprints, which are all of one kind."""
+    listed = list(replicas)
+    tables: dict[type, Any] = {ImageFingerprint: ImageTable, VideoFingerprint: VideoTable, Checksum: Table}
+    chosen: Table[F] = (tables[type(listed[0].fingerprint)] if listed else Table)(listed)
+    return chosen
 
 
-def alike_for_sure(fingerprint: Any) -> object:
-    """Equal for fingerprints at distance 0 of each other, and of all others at one distance; so one will do."""
-    each = fingerprint
-    if each.file_digest:
-        return each.file_digest
-    if isinstance(each, VideoFingerprint):
-        return each
-    traits = each.palette, each.luma_step, each.chroma_step
-    return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
-
-
-def image_groups(replicas: Iterable[Replica[ImageFingerprint]], threshold: int) -> list[Group[ImageFingerprint]]:
-    """The groups of images: see `groups_of`."""
-    return groups_of("image", replicas, ImageTable, threshold)
-
-
-def video_groups(replicas: Iterable[Replica[VideoFingerprint]], threshold: int) -> list[Group[VideoFingerprint]]:
-    """The groups of videos: see `groups_of`."""
-    return groups_of("video", replicas, VideoTable, threshold)
-
-
-def groups_of(
-    kind: str, replicas: Iterable[Replica[F]], table_of: Callable[[Sequence[Any]], Table], threshold: int
-) -> list[Group[F]]:
+def groups_of(replicas: Iterable[Replica[F]], threshold: int) -> list[Group[F]]:
     """The groups of replicas within the threshold of the best of their group, in order of the best.
 
     Taken best first: a replica that no group has yet becomes the centre of one and takes every other such replica
-    within the threshold of it. The order of the input does not matter.
+    within the threshold of it. The order of the input does not matter. All fingerprints are of one kind.
     """
-    classes: dict[object, list[Replica[Any]]] = defaultdict(list)
-    for replica in sorted(replicas, key=best_first):
-        classes[alike_for_sure(replica.fingerprint)].append(replica)
-    members = list(classes.values())  # in order of their best
-    table = table_of([each[0].fingerprint for each in members])
-    found = {centre: [(replica, 0) for replica in own] for centre, own in enumerate(members) if len(own) > 1}
-    taken = np.zeros(len(members), bool)
-    for centre, other, bits in stars(table, table.clusters(threshold), threshold):
-        taken[other] = True
-        found.setdefault(centre, [(members[centre][0], 0)]).extend((replica, bits) for replica in members[other])
+    table = table_of(replicas)
+    found = {row: {row: 0} for row, members in enumerate(table.members) if len(members) > 1}
+    for centre, row, bits in stars(table, threshold):
+        found.pop(row, None)
+        found.setdefault(centre, {centre: 0})[row] = bits
     groups = []
     for centre in sorted(found):
-        if not taken[centre]:
-            pairs = sorted(found[centre], key=lambda pair: best_first(pair[0]))
-            groups.append(Group(kind, tuple(each for each, _ in pairs), tuple(bits for _, bits in pairs)))
+        pairs = [(replica, bits) for row, bits in found[centre].items() for replica in table.members[row]]
+        replicas, distances = zip(*sorted(pairs, key=lambda pair: best_first(pair[0])), strict=True)
+        groups.append(Group(kind_of(replicas[0].file), replicas, distances))
     return groups
 
 
-def without_match(
-    replicas: Iterable[Replica[F]], trash: str, table_of: Callable[[Sequence[Any]], Table], threshold: int
-) -> list[Problem]:
-    """The replicas inside the trash folder that are within the threshold of none outside of it."""
-    classes: dict[object, list[Replica[F]]] = defaultdict(list)
-    for replica in replicas:
-        classes[alike_for_sure(replica.fingerprint)].append(replica)
-    members = list(classes.values())
-    table = table_of([each[0].fingerprint for each in members])
-    trashed = np.array([any(is_inside(each.file.path, trash) for each in own) for own in members], bool)
-    live = np.array([any(not is_inside(each.file.path, trash) for each in own) for own in members], bool)
-    first = table.clusters(threshold)
-    found = live.copy()
-    for row in np.flatnonzero(trashed & ~live).tolist():
-        others = np.flatnonzero(live & (first == first[row]))
-        pairs = np.stack([np.full(len(others), row), others], axis=1)
-        found[row] = bool((table.distances(pairs) <= threshold).any())
-    return [
-        Problem(each.file.path, NO_MATCH)
-        for own, matched in zip(members, found.tolist(), strict=True)
-        for each in own
-        if not matched and is_inside(each.file.path, trash)
-    ]
+def stars(table: Table[F], threshold: int) -> Iterator[tuple[int, int, int]]:
+    """Centre, other row and distance, for every row that a centre takes.
+
+    In rounds: in each, the best row that is left of every connected component becomes a centre and takes those near
+    it. So a row is compared with the centres of its component only, all components at once.
+    """
+    component = table.components(threshold)
+    waiting = np.argsort(component, kind="stable")
+    while len(waiting):
+        starts = np.flatnonzero(np.diff(component[waiting], prepend=-1))
+        centres = np.repeat(waiting[starts], np.diff(starts, append=len(waiting)))
+        pairs = np.stack([centres, waiting], axis=1)[centres != waiting]
+        distances = table.distances(pairs)
+        near = distances <= threshold
+        yield from zip(*pairs[near].T.tolist(), distances[near].tolist(), strict=True)
+        waiting = pairs[~near, 1]
 
 
-NO_MATCH = "there is no copy of it in the library"
+def verified_in_trash(replicas: Iterable[Replica[F]], trash: str, threshold: int) -> set[str]:
+    """The paths of those replicas inside the trash folder that are within the threshold of any outside of it.
+
+    All fingerprints are of one kind. The live ones are the centres, in rounds as in `stars`, and stay so all along:
+    a live one near another still stands for what is only near itself.
+    """
+    table = table_of(replicas)
+    verified = np.array([not all(is_inside(each.file.path, trash) for each in own) for own in table.members], bool)
+    component = table.components(threshold)
+    live = np.flatnonzero(verified)
+    live = live[np.argsort(component[live], kind="stable")]
+    trashed = np.flatnonzero(~verified)
+    first = np.searchsorted(component[live], component[trashed], side="left")  # of those in the same component
+    after = np.searchsorted(component[live], component[trashed], side="right")
+    waiting = np.stack([trashed, first, after])
+    while (waiting := waiting[:, waiting[1] < waiting[2]]).size:
+        rows, places, _ = waiting
+        near = table.distances(np.stack([live[places], rows], axis=1)) <= threshold
+        verified[rows[near]] = True
+        waiting = waiting[:, ~near]
+        waiting[1] += 1
+    paths = (each.file.path for own, found in zip(table.members, verified, strict=True) if found for each in own)
+    return {path for path in paths if is_inside(path, trash)}
 
 
-def exact_groups(replicas: Iterable[Replica[Checksum]]) -> list[Group[Checksum]]:
-    """The groups of replicas with the same size and checksum, each in order of path."""
-    alike: dict[tuple[int, str], list[Replica[Checksum]]] = defaultdict(list)
-    for replica in sorted(replicas, key=best_first):
-        alike[replica.file.size, replica.fingerprint.digest].append(replica)
-    return [
-        Group(kind_of(group[0].file), tuple(group), (0,) * len(group)) for group in alike.values() if len(group) > 1
-    ]
+def connect(component: np.ndarray, pairs: np.ndarray) -> None:
+    """Unite the connected components of both rows of each pair: union-find over arrays.
 
-
-def link(first: np.ndarray, pairs: np.ndarray) -> None:
-    """Join the clusters of both rows of each pair: a union-find over arrays, pointing every row at its first."""
+    `component` holds for every row the first one of its component, before and after.
+    """
     while len(pairs):
-        one, other = first[pairs[:, 0]], first[pairs[:, 1]]
+        one, other = component[pairs[:, 0]], component[pairs[:, 1]]
         pairs = pairs[one != other]
         low, high = np.minimum(one, other), np.maximum(one, other)
-        np.minimum.at(first, high, low)
-        while (shorter := first[first]).tobytes() != first.tobytes():
-            first[:] = shorter
-
-
-def stars(table: Table, first: np.ndarray, threshold: int) -> Iterator[tuple[int, int, int]]:
-    """Centre, other row and distance, for every row that a centre takes; rows are in order best first.
-
-    In rounds: in each, the best row that is left of every cluster becomes a centre and takes those near it. So a
-    row is compared with the centres of its cluster only, all clusters at once.
-    """
-    waiting = np.argsort(first, kind="stable")
-    while len(waiting):
-        cluster = first[waiting]
-        starts = np.flatnonzero(np.diff(cluster, prepend=-1))
-        sizes = np.diff(starts, append=len(waiting))
-        centres = np.repeat(waiting[starts], sizes)
-        others = np.flatnonzero(centres != waiting)
-        pairs = np.stack([centres[others], waiting[others]], axis=1)
-        bits = np.concatenate(
-            [table.distances(pairs[start : start + PAIR_BLOCK]) for start in range(0, len(pairs), PAIR_BLOCK)]
-            or [np.empty(0, np.int64)]
-        )
-        near = bits <= threshold
-        yield from zip(*pairs[near].T.tolist(), bits[near].tolist(), strict=True)
-        waiting = pairs[~near, 1]
+        np.minimum.at(component, high, low)
+        while (shorter := component[component]).tobytes() != component.tobytes():
+            component[:] = shorter
 
 
 # ── which groups are shown, and in which order ──
@@ -2729,18 +2694,16 @@ def recoverable_bytes(group: AnyGroup) -> int:
     return sum(replica.file.size for replica in group.replicas[1:])
 
 
-def size_spread(group: AnyGroup) -> int:
-    """Bytes between the largest and the smallest file of the group."""
-    sizes = [replica.file.size for replica in group.replicas]
-    return max(sizes) - min(sizes)
-
-
 def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> tuple[AnyGroup, ...]:
-    """The `limit` groups with most recoverable bytes whose sizes differ by `delta` bytes or more.
+    """The `limit` groups with most recoverable bytes whose largest and smallest file differ by `delta` bytes or more.
 
     Images before videos, each in order of their recoverable bytes.
     """
-    wanted = [group for group in groups if size_spread(group) >= delta]
+    wanted = []
+    for group in groups:
+        sizes = [replica.file.size for replica in group.replicas]
+        if max(sizes) - min(sizes) >= delta:
+            wanted.append(group)
     wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
     return tuple(sorted(wanted[:limit], key=lambda group: group.kind))
 
@@ -3097,19 +3060,13 @@ def why_best(group: AnyGroup, keeper: Replica[Any]) -> str:
     if isinstance(keeper.fingerprint, Checksum):
         return "all files are equal"
     others = [each for each in group.replicas if each is not keeper]
-    width, height, _ = dimensions(keeper)
+    width, height, _ = dimensions_of(keeper)
     pixels = width * height
-    if all(w * h < pixels for w, h, _ in map(dimensions, others)):
+    if all(w * h < pixels for w, h, _ in map(dimensions_of, others)):
         return f"largest: {pixels / 1e6:.1f} MP" if pixels >= 50_000 else f"largest: {width} x {height}"
     if any(other.file.size < keeper.file.size for other in others):
         return f"largest file: {readable_size(keeper.file.size)}"
     return "as good as any"
-
-
-def dimensions(replica: Replica[Any]) -> tuple[int, int, float]:
-    """Width and height in pixels, and seconds. 0 where it has none; equal files, which nobody decodes, have none."""
-    each = replica.fingerprint
-    return (0, 0, 0.0) if isinstance(each, Checksum) else (each.width, each.height, each.seconds)
 
 
 # ── names ──
@@ -3268,7 +3225,7 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     scanned = only(scanned, "image")
     with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool)
-        grouped = functools.partial(image_groups, threshold=run.threshold)
+        grouped = functools.partial(groups_of, threshold=run.threshold)
         looks = made_anew(cache, IMAGE_WORK), *IMAGE_LOOKS
         groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
@@ -3281,9 +3238,8 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
         return Copies()
     scanned = only(scanned, "video")
     with closing(FingerprintCache(VIDEO_CACHE, run.cache, scanned)) as cache:
-        work = video_work([file for file in scanned.files if cache.lookup(file) is None], pool)
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, work, pool)
-        grouped = functools.partial(video_groups, threshold=run.threshold)
+        replicas, unreadable, cached = video_fingerprints(scanned, cache, pool)
+        grouped = functools.partial(groups_of, threshold=run.threshold)
         replicas = ended(replicas, {each.file.path for each in wanting_end(grouped(replicas))}, cache, pool)
         seconds = {each.file: each.fingerprint.seconds for each in replicas}
         look: CloserLook[VideoFingerprint] = CloserLook(
@@ -3291,7 +3247,7 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
             Work(breaks_off, "video", more=lambda file: (seconds[file],)),
             lambda fingerprint, _: replace(fingerprint, whole=True),
         )
-        groups, rejected = proven_groups(replicas, grouped, [made_anew(cache, work), look], cache, pool)
+        groups, rejected = proven_groups(replicas, grouped, [made_anew(cache, VIDEO_WORK), look], cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
@@ -3303,7 +3259,7 @@ def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     with closing(FingerprintCache(CHECKSUM_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, pool)
         looks = [made_anew(cache, CHECKSUM_WORK)]
-        groups, changed = proven_groups(replicas, exact_groups, looks, cache, pool)
+        groups, changed = proven_groups(replicas, functools.partial(groups_of, threshold=0), looks, cache, pool)
         large = [each.file for group in groups for each in group.replicas if each.file.size > 3 * CHECKSUM_WINDOW]
         compared, failed = compared_whole(run, replace(scanned, files=tuple(large)), pool)
         equal = [each for each in groups if each.replicas[0].file.size <= 3 * CHECKSUM_WINDOW]
@@ -3318,7 +3274,9 @@ def compared_whole(run: Run, scanned: Scan, pool: Pool) -> tuple[list[Group[Chec
         return [], []
     with closing(FingerprintCache(WHOLE_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, _ = fingerprints_of(scanned.files, cache, WHOLE_WORK, pool)
-        groups, changed = proven_groups(replicas, exact_groups, [made_anew(cache, WHOLE_WORK)], cache, pool)
+        groups, changed = proven_groups(
+            replicas, functools.partial(groups_of, threshold=0), [made_anew(cache, WHOLE_WORK)], cache, pool
+        )
     return groups, unreadable + changed
 
 
@@ -3329,6 +3287,7 @@ MODES = {"images": ("images",), "videos": ("images", "videos"), "exact": ("exact
 # ── the steps that these share ──
 
 IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
+VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
 CHECKSUM_WORK: Work[Checksum] = Work(checksum_of, "file", bytes_read=summed_bytes)
 WHOLE_WORK: Work[Checksum] = Work(whole_checksum_of, "file", bytes_read=lambda file: file.size)
 
@@ -3364,13 +3323,17 @@ def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
     return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
 
 
-def video_work(files: Sequence[MediaFile], pool: Pool) -> Work[VideoFingerprint]:
-    """Fingerprinting videos. ffmpeg is asked about these ahead, many at once."""
-    plain = [file for file in files if printable(file.path) == file.path]  # others could look like ffmpeg's words
+def video_fingerprints(
+    scanned: Scan, cache: FingerprintCache[VideoFingerprint], pool: Pool
+) -> tuple[list[Replica[VideoFingerprint]], list[Problem], int]:
+    """`fingerprints_of` videos. ffmpeg is asked about new ones ahead, many at once."""
+    new = [file for file in scanned.files if cache.lookup(file) is None]
+    plain = [file for file in new if printable(file.path) == file.path]  # others could look like ffmpeg's words
     probed: dict[str, VideoStream] = {}
     for _, future in pool.map(video_streams, batched(plain)):
         probed |= {} if future.exception() else future.result()  # whichever file it was will fail again by itself
-    return Work(fingerprint_video, "video", load_decoders, more=lambda file: (probed.get(file.path),))
+    work = replace(VIDEO_WORK, more=lambda file: (probed.get(file.path),))
+    return fingerprints_of(scanned.files, cache, work, pool)
 
 
 def ended(
@@ -3405,42 +3368,33 @@ def taken_names(root: str) -> set[str]:
 
 # ── was anything trashed by mistake? ──
 
+NO_MATCH = "there is no copy of it in the library"
+
 
 def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
-    """The files in the trash that have no match outside of it, and those that cannot be read."""
+    """The files in the trash that have no match outside of it, and those that cannot be read, in order of path."""
+    images, videos = only(both, "image"), only(both, "video")
+    matched: set[str] = set()
+    problems: list[Problem] = []
     with closing(Pool(run.jobs)) as pool:
-        if run.mode == "exact":
-            return unverified_exactly(run, both, trash, pool)
-        images, videos = only(both, "image"), only(both, "video")
-        with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
-            replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool)
-        missing = without_match(replicas, trash, ImageTable, run.threshold)
-        if ffmpeg_path() is None:
-            missing += unverified_exactly(run, videos, trash, pool)
+        if run.mode != "exact":
+            with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
+                replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool)
+            matched |= verified_in_trash(replicas, trash, run.threshold)
+            problems += unreadable
+        if run.mode != "exact" and ffmpeg_path():
+            with closing(FingerprintCache(VIDEO_CACHE, run.cache, videos)) as video_cache:
+                clips, unreadable, _ = video_fingerprints(videos, video_cache, pool)
+            matched |= verified_in_trash(clips, trash, run.threshold)
+            problems += unreadable
         else:
-            with closing(FingerprintCache(VIDEO_CACHE, run.cache, videos)) as cache_of_videos:
-                work = video_work([file for file in videos.files if cache_of_videos.lookup(file) is None], pool)
-                moving, broken, _ = fingerprints_of(videos.files, cache_of_videos, work, pool)
-            missing += without_match(moving, trash, VideoTable, run.threshold)
-            unreadable += broken
-    return [*(item for item in unreadable if is_inside(item.path, trash)), *missing]
-
-
-def unverified_exactly(run: Run, both: Scan, trash: str, pool: Pool) -> list[Problem]:
-    """`unverified`, by checksums."""
-    copies = exact_copies(run, both, pool)
-    matched = {
-        replica.file.path
-        for group in copies.groups
-        if any(not is_inside(replica.file.path, trash) for replica in group.replicas)
-        for replica in group.replicas
-    }
-    unreadable = {item.path: item for item in copies.unreadable}
-    return [
-        unreadable.get(file.path, Problem(file.path, NO_MATCH))
-        for file in both.files
-        if is_inside(file.path, trash) and file.path not in matched
-    ]
+            copies = exact_copies(run, both if run.mode == "exact" else videos, pool)
+            equal = [replica for group in copies.groups for replica in group.replicas]  # in all bytes, also if large
+            matched |= verified_in_trash(equal, trash, 0)
+            problems += copies.unreadable
+    reasons = {problem.path: problem for problem in problems}
+    trashed = [file.path for file in both.files if is_inside(file.path, trash)]
+    return [reasons.get(path, Problem(path, NO_MATCH)) for path in trashed if path not in matched]
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -4218,7 +4172,7 @@ def json_report(findings: Findings) -> str:
     for group, decision in zip(findings.groups, findings.decisions, strict=True):
         files = []
         for replica, distance in zip(group.replicas, group.distances, strict=True):
-            width, height, seconds = dimensions(replica)
+            width, height, seconds = dimensions_of(replica)
             files.append(
                 {
                     "path": replica.file.path,
@@ -4453,7 +4407,7 @@ class Terminal(Session):
         group, root = self.groups[position], self.scoring.root
         lines = [RULE, f"Group {position + 1} of {len(self.groups):,} · {len(group.replicas):,} files", ""]
         for replica in group.replicas:
-            file, (width, height, _) = replica.file, dimensions(replica)
+            file, (width, height, _) = replica.file, dimensions_of(replica)
             sides = f"{width} x {height}" if width else ""
             note = "  ← keep" if replica is suggestion.keeper else ""
             columns = f"{readable_size(file.size):>9}  {sides:>13}  {local_time(file.mtime_ns):16}"
@@ -4807,7 +4761,7 @@ class Review(Session):
         root, replicas = self.scoring.root, []
         for replica in group.replicas:
             folder, name = os.path.split(replica.file.path)
-            width, height, seconds = dimensions(replica)
+            width, height, seconds = dimensions_of(replica)
             replicas.append(
                 {
                     "name": printable(name),

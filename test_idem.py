@@ -111,6 +111,23 @@ def fingerprint(path: Path) -> ImageFingerprint:
     return result
 
 
+def as_replicas(fingerprints: Sequence[F]) -> list[Replica[F]]:
+    return [
+        Replica(MediaFile(f"/lib/{number:03}.jpg", 1000 - number % 5, 0, 0, 1, number), each)
+        for number, each in enumerate(fingerprints)
+    ]
+
+
+def distance(one: F, other: F) -> int:
+    """The distance that idem has two fingerprints at, whichever comes first."""
+    table = idem.table_of(as_replicas([one, other]))
+    if len(table.members) == 1:
+        return 0
+    forth, back = table.distances(np.array([[0, 1], [1, 0]])).tolist()
+    assert forth == back
+    return int(forth)
+
+
 def idem_process(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
     """idem as a user starts it."""
     command = [sys.executable, str(HERE / "idem.py"), *map(str, arguments)]
@@ -913,7 +930,7 @@ def test_every_exif_orientation_is_seen_upright(
         path = save(stored, tmp_path / f"{orientation}{suffix}", exif=exif)
         found = fingerprint(path)
         assert (found.width, found.height) == (640, 480)
-        assert idem.distance(fingerprint(original), found) == 0, orientation
+        assert distance(fingerprint(original), found) == 0, orientation
     assert [len(group) for group in groups(tmp_path, capsys=capsys)] == [8]
 
 
@@ -1311,7 +1328,7 @@ def test_a_video_is_found_in_other_containers_codecs_sizes_bit_rates_and_frame_r
 def test_an_edited_video_is_not_a_copy(tmp_path: Path, name: str) -> None:
     original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12")
     ffmpeg("-i", original, *EDITS_OF_A_VIDEO[name], "-c:v", "libx264", "-crf", "12", tmp_path / name)
-    assert idem.video_distance(video_fingerprint(original), video_fingerprint(tmp_path / name)) > 0
+    assert distance(video_fingerprint(original), video_fingerprint(tmp_path / name)) > 0
 
 
 @pytest.mark.parametrize("shared", ["black", "a title"])
@@ -1321,7 +1338,7 @@ def test_videos_that_share_their_beginning_are_not_copies(tmp_path: Path, shared
         video_fingerprint(clip(tmp_path / f"{seed}.mp4", frames=begin + moving_frames(seed, 1.5, 12, (192, 144))))
         for seed in (1, 2)
     )
-    assert idem.video_distance(one, other) > 10
+    assert distance(one, other) > 10
 
 
 def test_black_frames_count_neither_for_nor_against(tmp_path: Path) -> None:
@@ -1330,7 +1347,7 @@ def test_black_frames_count_neither_for_nor_against(tmp_path: Path) -> None:
     one = video_fingerprint(clip(tmp_path / "a.mp4", frames=frames))
     other = video_fingerprint(clip(tmp_path / "b.webm", "-c:v", "libvpx-vp9", "-b:v", "300k", frames=frames))
     assert one.flat == other.flat == (True, True, True, False, False, False, False, False)
-    assert idem.video_distance(one, other) == 0
+    assert distance(one, other) == 0
 
 
 @pytest.mark.parametrize("shown", ["black", "a still"])
@@ -1356,7 +1373,7 @@ def test_a_video_is_seen_upright_and_in_square_pixels(tmp_path: Path) -> None:
     ffmpeg("-i", plain, "-vf", "scale=144:144,setsar=4/3", "-c:v", "libx264", "-crf", "18", wide)
     seen = [video_fingerprint(path) for path in (plain, turned, wide)]
     assert [(each.width, each.height) for each in seen] == [(192, 144)] * 3
-    assert [idem.video_distance(seen[0], each) for each in seen] == [0, 0, 0]
+    assert [distance(seen[0], each) for each in seen] == [0, 0, 0]
 
 
 def test_frames_are_those_at_the_midpoints_of_eight_equal_parts(tmp_path: Path) -> None:
@@ -1391,7 +1408,7 @@ def test_a_video_whose_frames_come_at_odd_times_is_found_at_a_regular_rate(tmp_p
     ffmpeg(*made, rate, "vfr", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15", tmp_path / "odd.mkv")
     ffmpeg("-i", tmp_path / "odd.mkv", "-r", "60", "-c:v", "libx264", "-crf", "20", tmp_path / "even.mp4")
     seen = [video_fingerprint(tmp_path / name) for name in ("odd.mkv", "even.mp4")]
-    assert idem.video_distance(*seen) == 0
+    assert distance(*seen) == 0
 
 
 def test_a_clip_of_one_second_or_of_few_frames_has_its_eight_frames(tmp_path: Path) -> None:
@@ -1425,7 +1442,7 @@ def test_sound_that_goes_on_after_the_pictures_or_is_missing_makes_no_difference
     ffmpeg("-i", silent, *tone, "-c:v", "copy", "-c:a", "aac", tmp_path / "longer.mp4")
     ffmpeg("-i", silent, *tone, "-c:v", "copy", "-c:a", "aac", "-t", "4", tmp_path / "sound.mp4")
     seen = [video_fingerprint(tmp_path / name) for name in ("silent.mp4", "sound.mp4", "longer.mp4")]
-    assert [idem.video_distance(seen[0], each) for each in seen] == [0, 0, 0]
+    assert [distance(seen[0], each) for each in seen] == [0, 0, 0]
 
 
 def test_a_video_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path: Path) -> None:
@@ -1438,7 +1455,7 @@ def test_a_video_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path: P
             check=True,
         )
     assert idem.video_stream(str(live)).seconds is None
-    assert idem.video_distance(video_fingerprint(plain), video_fingerprint(live)) == 0
+    assert distance(video_fingerprint(plain), video_fingerprint(live)) == 0
 
 
 def test_what_is_no_video_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -1496,7 +1513,7 @@ def test_videos_that_differ_for_a_moment_that_is_looked_at_are_not_copies(tmp_pa
             video_fingerprint(clip(tmp_path / f"{name}{place}.mp4", frames=frames))
             for place, frames in enumerate((before, after))
         ]
-        assert idem.video_distance(*seen) > 0, name
+        assert distance(*seen) > 0, name
 
 
 @pytest.mark.parametrize("change", ["none", "fade", "cards", "lamp"])
@@ -1515,7 +1532,7 @@ def test_two_recordings_by_a_fixed_camera_are_not_copies(tmp_path: Path, change:
             frames.append(frame)
         clip(tmp_path / f"{take}.mp4", frames=frames, rate=12)
     seen = [video_fingerprint(tmp_path / f"{take}.mp4") for take in (1, 2)]
-    assert idem.video_distance(*seen) > 0
+    assert distance(*seen) > 0
 
 
 def test_a_start_time_is_no_part_of_the_duration(tmp_path: Path) -> None:
@@ -1523,7 +1540,7 @@ def test_a_start_time_is_no_part_of_the_duration(tmp_path: Path) -> None:
     ffmpeg("-itsoffset", "1", "-i", plain, "-c", "copy", tmp_path / "late.mkv")
     ffmpeg("-i", plain, "-c", "copy", "-output_ts_offset", "7", tmp_path / "late.m2ts")
     seen = [video_fingerprint(tmp_path / name) for name in ("plain.mp4", "late.mkv", "late.m2ts")]
-    assert [idem.video_distance(seen[0], each) for each in seen] == [0, 0, 0]
+    assert [distance(seen[0], each) for each in seen] == [0, 0, 0]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
@@ -1832,31 +1849,21 @@ def clustered_hashes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([hashes, hashes[: count // 10]])
 
 
-def all_near_pairs(hashes: np.ndarray, radius: int) -> list[tuple[int, int]]:
-    values = hashes.tolist()
-    return [
-        (i, j)
-        for i, j in itertools.combinations(range(len(values)), 2)
-        if (values[i] ^ values[j]).bit_count() <= radius
-    ]
-
-
 @pytest.mark.parametrize("search", ["chosen", "tree", "sweep", "parts", "small blocks"])
 @pytest.mark.parametrize("radius", [0, 1, 4, 5, 10, 20, 63, 64])
 def test_every_search_finds_exactly_the_pairs_of_brute_force(
     search: str, radius: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idem, "TREE_LIMIT", {"tree": 10**9, "chosen": idem.TREE_LIMIT}.get(search, 0))
-    monkeypatch.setattr(idem, "BUCKET_COST", {"parts": 0, "sweep": 10**9}.get(search, idem.BUCKET_COST))
+    monkeypatch.setattr(idem, "PART_COST", {"parts": 0, "sweep": 10**9}.get(search, idem.PART_COST))
     if search == "small blocks":
         monkeypatch.setattr(idem, "PAIR_BLOCK", 7)
         monkeypatch.setattr(idem, "SWEEP_TILE", (5, 3))
     for seed, count in enumerate([0, 1, 2, 9, 70, 300]):
         hashes = clustered_hashes(np.random.default_rng(seed), count)
-        blocks = [block.tolist() for block in idem.near_pairs(hashes, radius)]
-        found = [tuple(pair) for block in blocks for pair in block]
-        assert len(found) == len(set(found))
-        assert sorted(found) == all_near_pairs(hashes, radius)
+        found = [tuple(pair) for block in idem.near_pairs(hashes, radius) for pair in block.tolist()]
+        bits = np.triu(np.bitwise_count(hashes[:, None] ^ hashes).astype(int) <= radius, k=1)
+        assert sorted(found) == [tuple(pair) for pair in np.argwhere(bits).tolist()]
 
 
 def fingerprints_of_kin(count: int) -> list[ImageFingerprint]:
@@ -1898,43 +1905,54 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
     )
 
 
-def as_replicas(fingerprints: Sequence[F]) -> list[Replica[F]]:
+def shown_groups(replicas: list[Replica[F]], threshold: int) -> list[list[tuple[str, int]]]:
+    """The groups that idem makes: path and distance of each replica."""
     return [
-        Replica(MediaFile(f"/lib/{number:03}.jpg", 1000 - number % 5, 0, 0, 1, number), each)
-        for number, each in enumerate(fingerprints)
+        [(each.file.path, bits) for each, bits in zip(group.replicas, group.distances, strict=True)]
+        for group in idem.groups_of(replicas, threshold)
     ]
 
 
-def star_groups(
-    replicas: list[Replica[F]], threshold: int, distance: Callable[[F, F], int]
-) -> list[tuple[tuple[str, int], ...]]:
-    """The definition of groups, comparing every replica with every other."""
-    waiting = sorted(replicas, key=idem.best_first)
-    found = []
+def all_distances(replicas: list[Replica[F]]) -> dict[tuple[str, str], int]:
+    """The distance of every two of the replicas, by path."""
+    table = idem.table_of(replicas)
+    rows = {each.file.path: row for row, members in enumerate(table.members) for each in members}
+    pairs = list(itertools.permutations(rows, 2))
+    found = table.distances(np.array([(rows[one], rows[other]) for one, other in pairs]).reshape(-1, 2)).tolist()
+    return {pair: 0 if rows[pair[0]] == rows[pair[1]] else bits for pair, bits in zip(pairs, found, strict=True)}
+
+
+def check_groups(replicas: list[Replica[F]], threshold: int) -> None:
+    """Groups and verified files are what comparing all with all gives, whatever the order."""
+    bits = all_distances(replicas)
+    waiting = [each.file.path for each in sorted(replicas, key=idem.best_first)]
+    expected = []
     while waiting:
-        centre = waiting.pop(0)
-        bits = {each: distance(centre.fingerprint, each.fingerprint) for each in waiting}
-        near = [each for each in waiting if bits[each] <= threshold]
-        waiting = [each for each in waiting if bits[each] > threshold]
-        if near:
-            found.append(((centre.file.path, 0), *((each.file.path, bits[each]) for each in near)))
-    return found
+        centre, *others = waiting
+        near = [(path, bits[centre, path]) for path in others if bits[centre, path] <= threshold]
+        waiting = [path for path in others if bits[centre, path] > threshold]
+        expected += [[(centre, 0), *near]] if near else []
+    trashed = {each.file.path for each in replicas if each.file.path.startswith("/lib/trash/")}
+    live = {each.file.path for each in replicas} - trashed
+    verified = {path for path in trashed if any(bits[path, other] <= threshold for other in live)}
+    for seed in (1, 2):
+        random.Random(seed).shuffle(replicas)
+        assert shown_groups(replicas, threshold) == expected
+        assert idem.verified_in_trash(replicas, "/lib/trash", threshold) == verified
+
+
+def partly_trashed(replicas: list[Replica[F]]) -> list[Replica[F]]:
+    """The replicas, every other one in the trash, and one of them twice."""
+    trash = [
+        replace(each, file=replace(each.file, path=each.file.path.replace("lib", "lib/trash"))) for each in replicas
+    ]
+    return [*replicas[::2], *trash[1::2], replace(replicas[0], file=replace(replicas[0].file, path="/lib/same.jpg"))]
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 5, 10, 64])
-def test_groups_are_stars_around_the_best_whatever_the_order(threshold: int) -> None:
+def test_images_are_matched_as_comparing_all_would(threshold: int) -> None:
     for count in (1, 2, 30, 90):
-        replicas = as_replicas(fingerprints_of_kin(count))
-        replicas += [replace(replicas[0], file=replace(replicas[0].file, path="/lib/same.jpg"))]
-        expected = star_groups(replicas, threshold, idem.distance)
-        for seed in (1, 2):
-            random.Random(seed).shuffle(replicas)
-            found = idem.image_groups(replicas, threshold)
-            shown = [
-                tuple((each.file.path, bits) for each, bits in zip(group.replicas, group.distances, strict=True))
-                for group in found
-            ]
-            assert shown == expected
+        check_groups(partly_trashed(as_replicas(fingerprints_of_kin(count))), threshold)
 
 
 def fingerprints_of_video_kin(count: int) -> list[VideoFingerprint]:
@@ -1969,31 +1987,41 @@ def fingerprints_of_video_kin(count: int) -> list[VideoFingerprint]:
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 10, 64])
-def test_groups_of_videos_are_those_that_comparing_all_of_them_gives(threshold: int) -> None:
+def test_videos_are_matched_as_comparing_all_would(threshold: int) -> None:
     for count in (1, 2, 80):
-        replicas = as_replicas(fingerprints_of_video_kin(count))
-        expected = star_groups(replicas, threshold, idem.video_distance)
-        random.Random(count).shuffle(replicas)
-        found = idem.video_groups(replicas, threshold)
-        shown = [
-            tuple((each.file.path, bits) for each, bits in zip(group.replicas, group.distances, strict=True))
-            for group in found
-        ]
-        assert shown == expected
-        assert count < 80 or shown
+        check_groups(partly_trashed(as_replicas(fingerprints_of_video_kin(count))), threshold)
+    assert shown_groups(as_replicas(fingerprints_of_video_kin(80)), threshold)
+
+
+def test_checksums_match_only_at_equal_size_and_digest() -> None:
+    made = [(10, "a"), (10, "a"), (11, "a"), (10, "b"), (11, "a"), (12, "a"), (10, "a")]
+    replicas = [
+        Replica(MediaFile(f"/lib/{folder}{number}.mp4", size, 0, 0, 1, number), idem.Checksum(letter * 64))
+        for number, ((size, letter), folder) in enumerate(zip(made, itertools.cycle(["", "trash/"]), strict=False))
+    ]
+    assert shown_groups(replicas, 0) == [
+        [("/lib/2.mp4", 0), ("/lib/4.mp4", 0)],
+        [("/lib/0.mp4", 0), ("/lib/6.mp4", 0), ("/lib/trash/1.mp4", 0)],
+    ]
+    assert idem.verified_in_trash(replicas, "/lib/trash", idem.MAX_THRESHOLD) == {"/lib/trash/1.mp4"}
+
+
+def test_nothing_to_match_makes_no_groups() -> None:
+    assert idem.groups_of([], 5) == []
+    assert idem.verified_in_trash([], "/lib/trash", 5) == set()
 
 
 @pytest.mark.parametrize(
     ("one", "other", "comparable"),
     [(5.0, 14.9, True), (5.0, 15.1, False), (1000.0, 1052.0, True), (1000.0, 1053.0, False)],
 )
-def test_videos_are_compared_only_if_they_last_about_as_long(one: float, other: float, comparable: bool) -> None:
+def test_videos_are_compared_if_they_last_about_as_long(one: float, other: float, comparable: bool) -> None:
     base = fingerprints_of_video_kin(1)[0]
     pair = [replace(base, flat=(False,) * 8, milliseconds=round(seconds * 1000)) for seconds in (one, other)]
-    assert (idem.video_distance(pair[0], pair[1]) < idem.NEVER) == comparable
+    assert (distance(*pair) < idem.NEVER) == comparable
 
 
-def test_the_best_video_has_most_pixels_then_the_highest_bit_rate_then_most_bytes() -> None:
+def test_the_best_video_has_most_pixels_bit_rate_then_bytes() -> None:
     base = replace(fingerprints_of_video_kin(1)[0], milliseconds=10_000)
     made = {
         "large": (replace(base, width=1280, height=720), 500),
@@ -2009,25 +2037,39 @@ def test_the_best_video_has_most_pixels_then_the_highest_bit_rate_then_most_byte
     ]
 
 
-def test_a_chain_of_look_alikes_is_not_one_group() -> None:
+def chain_of_look_alikes() -> list[Replica[ImageFingerprint]]:
+    """Four pictures, best first, each within 4 bits of the next one only."""
     base = random_fingerprint(np.random.default_rng(3))
-    chain = [
-        replace(
-            base, phash=(1 << 4 * step) - 1, dhash=0, width=400 - step, signature=b"A" * (idem.SIGNATURE_BYTES // 3 * 4)
-        )
-        for step in range(4)
-    ]
-    chain = [replace(each, signature=bytes([65 + i]) * (idem.SIGNATURE_BYTES // 3 * 4)) for i, each in enumerate(chain)]
-    found = idem.image_groups(as_replicas(chain), threshold=4)
-    assert [[Path(each.file.path).stem for each in group.replicas] for group in found] == [
-        ["000", "001"],
-        ["002", "003"],
+    return as_replicas(
+        [
+            replace(
+                base,
+                phash=(1 << 4 * step) - 1,
+                dhash=0,
+                width=400 - step,
+                signature=letter * (idem.SIGNATURE_BYTES // 3 * 4),
+            )
+            for step, letter in enumerate((b"A", b"B", b"C", b"D"))
+        ]
+    )
+
+
+def test_a_chain_of_look_alikes_is_not_one_group() -> None:
+    assert shown_groups(chain_of_look_alikes(), threshold=4) == [
+        [("/lib/000.jpg", 0), ("/lib/001.jpg", 4)],
+        [("/lib/002.jpg", 0), ("/lib/003.jpg", 4)],
     ]
 
 
-def test_thousands_of_near_identical_pictures_are_matched_without_comparing_all_pairs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_live_file_in_the_star_of_another_still_verifies() -> None:
+    best, near, trashed, _ = chain_of_look_alikes()
+    trashed = replace(trashed, file=replace(trashed.file, path="/lib/trash/002.jpg"))
+    assert len(idem.groups_of([best, near, trashed], 4)) == 1
+    assert idem.verified_in_trash([best, near, trashed], "/lib/trash", 4) == {"/lib/trash/002.jpg"}
+    assert idem.verified_in_trash([best, trashed], "/lib/trash", 4) == set()
+
+
+def test_thousands_of_copies_are_not_compared_all_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
     base = random_fingerprint(np.random.default_rng(1))
     cells = np.frombuffer(base64.b64decode(base.signature), np.uint8)
     rng = np.random.default_rng(2)
@@ -2038,14 +2080,14 @@ def test_thousands_of_near_identical_pictures_are_matched_without_comparing_all_
             replace(base, phash=base.phash ^ 1 << int(rng.integers(0, 60)), signature=base64.b64encode(noisy.tobytes()))
         )
     compared = []
-    original = idem.ImageTable.distances
+    original = idem.Table.distances
 
-    def counted(table: idem.ImageTable, pairs: np.ndarray) -> np.ndarray:
+    def counted(table: idem.Table[Any], pairs: np.ndarray) -> np.ndarray:
         compared.append(len(pairs))
         return original(table, pairs)
 
-    monkeypatch.setattr(idem.ImageTable, "distances", counted)
-    (found,) = idem.image_groups(as_replicas(kin), threshold=0)
+    monkeypatch.setattr(idem.Table, "distances", counted)
+    (found,) = idem.groups_of(as_replicas(kin), threshold=0)
     assert len(found.replicas) == 3000
     assert sum(compared) < 3000
 
@@ -2074,16 +2116,16 @@ def agree_slowly(one: ImageFingerprint, other: ImageFingerprint) -> bool:
     planes = [(lumas, one.luma_step + other.luma_step)]
     planes += [([each[channel] for each in chromas], one.chroma_step + other.chroma_step) for channel in (0, 1)]
     for (plane, other_plane), steps in planes:
-        slack = min(max(2.5, drawn / 8), 2.5 + steps / 16)
+        tolerance = min(max(2.5, drawn / 8), 2.5 + steps / 16)
         for row, column in itertools.product(range(len(plane)), repeat=2):
             around = slice(max(0, row - 1), row + 2), slice(max(0, column - 1), column + 2)
             contrast = max(int(np.ptp(each[around])) for each in (plane, other_plane))
-            if abs(int(plane[row, column]) - int(other_plane[row, column])) > slack + share * contrast:
+            if abs(int(plane[row, column]) - int(other_plane[row, column])) > tolerance + share * contrast:
                 return False
     return True
 
 
-def test_signatures_agree_when_every_cell_is_within_its_slack() -> None:
+def test_signatures_agree_when_every_cell_is_within_tolerance() -> None:
     rng = np.random.default_rng(5)
     outcomes = []
     for number in range(150):
@@ -2099,7 +2141,7 @@ def test_signatures_agree_when_every_cell_is_within_its_slack() -> None:
         both = [plain, (plain + noise).round().clip(0, 255)]
         one, other = (replace(one, signature=base64.b64encode(each.astype(np.uint8).tobytes())) for each in both)
         outcomes.append(agree_slowly(one, other))
-        assert (idem.distance(one, other) == 0) == outcomes[-1]
+        assert (distance(one, other) == 0) == outcomes[-1]
     assert 20 < sum(outcomes) < 130
 
 
@@ -2116,13 +2158,12 @@ def test_signatures_agree_when_every_cell_is_within_its_slack() -> None:
         ((1, 1), (1000, 999), True),
     ],
 )
-def test_sides_must_be_in_proportion_within_the_rounding_of_the_smaller(
+def test_sides_are_in_proportion_within_rounding_of_the_smaller(
     one: tuple[int, int], other: tuple[int, int], same: bool
 ) -> None:
     base = random_fingerprint(np.random.default_rng(1))
     pair = [replace(base, width=width, height=height) for width, height in (one, other)]
-    assert (idem.distance(pair[0], pair[1]) == 0) == same
-    assert idem.distance(pair[0], pair[1]) == idem.distance(pair[1], pair[0])
+    assert (distance(*pair) == 0) == same
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3740,7 +3781,7 @@ def test_an_empty_or_missing_trash_is_fine(tmp_path: Path, capsys: pytest.Captur
     assert verified(tmp_path, capsys=capsys) == (0, ["0 files in the trash verified, 0 not"])
 
 
-def test_all_that_has_a_copy_outside_of_the_trash_is_verified_and_all_else_named(
+def test_what_has_a_live_copy_is_verified_and_all_else_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(photo(1), tmp_path / "a.jpg")
@@ -3785,7 +3826,26 @@ def test_the_trash_can_be_verified_by_checksums(tmp_path: Path, capsys: pytest.C
     ]
 
 
-def test_without_ffmpeg_videos_in_the_trash_are_verified_by_checksums(
+@pytest.mark.parametrize("suffix", ["jpg", "mp4"])
+def test_large_files_in_the_trash_are_verified_by_all_bytes(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(random.Random(1).randbytes(1 << 20) * 20)
+    made_doubles(tmp_path, f"a.{suffix}", f"{TRASH}/same.{suffix}", content=bytes(content))
+    content[5 << 20] ^= 1  # between the windows that are summed
+    made_doubles(tmp_path, f"{TRASH}/other.{suffix}", content=bytes(content))
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: None)
+    status, lines = verified(tmp_path, *(["--exact"] if suffix == "jpg" else []), capsys=capsys)
+    assert (status, lines) == (
+        1,
+        [
+            f"{os.path.join(TRASH, f'other.{suffix}')}: there is no copy of it in the library",
+            "1 file in the trash verified, 1 not",
+        ],
+    )
+
+
+def test_without_ffmpeg_trashed_videos_are_verified_by_checksums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = tmp_path / "library"
@@ -5789,7 +5849,7 @@ def test_benchmark_of_matching(threshold: int) -> None:
     hashes = rng.integers(0, 2**63, (100_000, 2)).tolist()
     replicas = as_replicas([replace(base, phash=phash, dhash=dhash) for phash, dhash in hashes])
     began = time.perf_counter()
-    found = idem.image_groups(replicas, threshold)
+    found = idem.groups_of(replicas, threshold)
     print(
         f"\n100,000 fingerprints at threshold {threshold:2}: {time.perf_counter() - began:.2f} s, {len(found)} groups"
     )
@@ -5858,7 +5918,7 @@ def test_benchmark_of_videos(tmp_path: Path) -> None:
 def test_benchmark_of_matching_videos(threshold: int) -> None:
     replicas = as_replicas(fingerprints_of_video_kin(20_000))
     began = time.perf_counter()
-    found = idem.video_groups(replicas, threshold)
+    found = idem.groups_of(replicas, threshold)
     took = time.perf_counter() - began
     print(f"\n20,000 videos, threshold {threshold}: {len(found)} groups in {took:.2f} s", end="")
 
