@@ -5857,16 +5857,15 @@ def test_benchmark_of_matching(threshold: int) -> None:
 
 @pytest.mark.bench
 @pytest.mark.parametrize("count", [16, 64, 256, 1024])
-def test_benchmark_of_tree_and_sweep(count: int) -> None:
+def test_benchmark_of_searches(count: int) -> None:
     hashes = np.unique(np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64))
     for radius in (0, 4, 10):
-        times = []
-        for search in (idem.near_pairs_by_tree, idem.near_pairs_by_sweep):
+        print(f"\n{count} hashes, radius {radius:2}", end="")
+        for search in (idem.near_pairs_by_tree, idem.near_pairs_by_sweep, idem.near_pairs_by_parts):
             began = time.perf_counter()
             for _ in range(5):
                 list(search(hashes, radius))
-            times.append((time.perf_counter() - began) / 5 * 1000)
-        print(f"\n{count} hashes, radius {radius:2}: tree {times[0]:.2f} ms, sweep {times[1]:.2f} ms", end="")
+            print(f", {search.__name__[14:]} {(time.perf_counter() - began) / 5 * 1000:.2f} ms", end="")
 
 
 def bare_frames(path: str) -> None:
