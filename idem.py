@@ -93,7 +93,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from itertools import count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
@@ -3437,6 +3437,9 @@ class Outcome:
         return Outcome(**both, batch=max(self.batch, other.batch))
 
 
+# ── checks ──
+
+
 def check_still(file: MediaFile) -> None:
     """ValueError or OSError unless the file is the very one that was scanned, untouched since.
 
@@ -3449,13 +3452,42 @@ def check_still(file: MediaFile) -> None:
         raise ValueError("it has changed since it was scanned")
 
 
-def check_readable(path: str) -> None:
-    """OSError unless the file can be read."""
-    with open(path, "rb") as stream:
-        stream.read(1)
+def is_same_file(path: str, file: MediaFile) -> bool:
+    """Whether this file is at this path now. A rename changes its path and the time of its last change of status."""
+    return replace(as_it_is(path), path=file.path, ctime_ns=file.ctime_ns) == file
+
+
+def is_same_content(one: str, other: str) -> bool:
+    """Whether two files have the same bytes. Both are read whole."""
+    with open(one, "rb") as stream, open(other, "rb") as other_stream:
+        return digest_of(stream) == digest_of(other_stream)
+
+
+def folded(name: str) -> str:
+    """The name as the least exact file system compares it: whatever its capitals and the form of its accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def check_decision(decision: Decision, root: str) -> None:
+    """ValueError unless it keeps a file of its own, and all paths are inside the library and outside the trash."""
+    paths = [decision.keeper.file.path, decision.target, *(each.file.path for each in decision.trash)]
+    if decision.keeper.file.path in paths[2:] or len(set(paths[2:])) < len(paths[2:]):
+        raise ValueError("a file cannot be kept and trashed, or trashed twice")
+    for path in paths:
+        parts = os.path.relpath(path, root).split(os.sep)
+        if not is_inside(path, root) or os.path.normpath(path) != path or parts[0] in (TRASH_FOLDER, CACHE_FOLDER):
+            raise ValueError(f"{printable(path)} is not in the library")
+    if suffix_of(decision.target) != suffix_of(decision.keeper.file.path):
+        raise ValueError("a keeper keeps its own file extension")
 
 
 # ── one move: never replaces, never loses ──
+
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
+NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
+RENAME_EXCL = 4  # of renamex_np(2)
+SCRATCH_NAME = re.compile(r"\.idem-\d+-\d+")  # process and time
 
 
 def rename_without_replacing(source: str, target: str) -> None:
@@ -3493,12 +3525,6 @@ def differs_in_case_only(source: str, target: str) -> bool:
     return os.path.samestat(one, other) and one.st_nlink == 1
 
 
-NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
-NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
-RENAME_EXCL = 4  # of renamex_np(2)
-
-
 def system_rename(source: str, target: str) -> bool:
     """Rename by the system's call that does not replace; False where it or the file system has none."""
     one, other = os.fsencode(source), os.fsencode(target)
@@ -3516,20 +3542,11 @@ def system_rename(source: str, target: str) -> bool:
     raise OSError(number, os.strerror(number), source, None, target)
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """Names for a moment, of a move to another file system."""
-
-    part: str  # beside the target: the copy while it grows
-    aside: str  # beside the source: the file while it is looked at once more before it is taken away
-
-
-def move(file: MediaFile, target: str, scratch: Scratch, note_copy: Callable[[], None]) -> MediaFile:
+def move(file: MediaFile, target: str, scratch: str, note_copy: Callable[[], None]) -> MediaFile:
     """Move the file, unchanged since it was seen, to a path where nothing is; the file as it is there.
 
-    On another file system it is copied, read back, renamed, and only then taken away here; `note_copy` is called
-    before there are two of it. FileExistsError when there is something at the target; OSError or ValueError when it
-    cannot be moved. Then it is still here.
+    On another file system it is copied, see `copy_across`. FileExistsError when there is something at the target;
+    OSError or ValueError when it cannot be moved. Then it is still here, or the text says where it is.
     """
     check_still(file)
     try:
@@ -3537,95 +3554,64 @@ def move(file: MediaFile, target: str, scratch: Scratch, note_copy: Callable[[],
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        copy_verified(file, scratch.part)
-        try:
-            check_still(file)
-            note_copy()
-            rename_without_replacing(scratch.part, target)
-        except (OSError, ValueError, IdemError):
-            os.unlink(scratch.part)
-            raise
-        save_folder(os.path.dirname(target))
-        take_away(file, target, scratch.aside)
+        copy_across(file, target, scratch, note_copy)
     else:
         if not is_same_file(target, file):
-            put_exchanged_back(file, target)
+            put_back(target, file.path)
+            raise ValueError("it was exchanged while it was moved")
     save_folder(os.path.dirname(target))
     return as_it_is(target)
 
 
-def put_exchanged_back(file: MediaFile, target: str) -> NoReturn:
-    """Undo the rename of another file that had taken this one's place. ValueError that says where it is."""
+def put_back(now: str, before: str) -> None:
+    """Give a file its old name back. ValueError that says where it is when that cannot be."""
     try:
-        rename_without_replacing(target, file.path)
+        rename_without_replacing(now, before)
     except OSError as error:
-        raise ValueError(
-            f"it was exchanged while it was moved; it is {printable(target)}: {reason_of(error)}"
-        ) from None
-    raise ValueError("it was exchanged while it was moved")
+        raise ValueError(f"it is {printable(now)} now: {reason_of(error)}") from None
 
 
-def is_same_file(path: str, file: MediaFile) -> bool:
-    """Whether the file that was elsewhere is here now, but for its path and the time of its last change of status."""
-    return replace(as_it_is(path), path=file.path, ctime_ns=file.ctime_ns) == file
+def copy_across(file: MediaFile, target: str, scratch: str, note_copy: Callable[[], None]) -> None:
+    """Copy the file with its times, compare the copy with it, and only then take the file away here.
 
-
-def copy_verified(file: MediaFile, part: str) -> None:
-    """Make a copy with the file's times and read it back. OSError or ValueError when it fails; then there is none."""
-    digest = hashlib.sha256()
-    with open(file.path, "rb") as source, open(part, "xb") as copy:
-        try:
-            while block := source.read(READ_BLOCK):
-                digest.update(block)
-                copy.write(block)
-            copy.flush()
-            os.fsync(copy.fileno())
-        except OSError:
-            os.unlink(part)
-            raise
+    `note_copy` is called before there are two of it. On errors, those of `move`, the copy goes and the file stays;
+    both stay if the file was edited meanwhile.
+    """
+    part = os.path.join(os.path.dirname(target), f"{scratch}.part")  # the copy while it grows
+    aside = os.path.join(os.path.dirname(file.path), f"{scratch}.aside")  # the file, looked at again before it goes
     try:
+        shutil.copyfile(file.path, part)
+        with open(part, "rb+") as copy:
+            os.fsync(copy.fileno())
         shutil.copystat(file.path, part)
-        with open(part, "rb") as copy:
-            if digest_of(copy) != digest.hexdigest():
-                raise ValueError("the copy on the other file system came out wrong")
-    except (OSError, ValueError):
-        os.unlink(part)
+        if not is_same_content(file.path, part):
+            raise ValueError("the copy on the other file system came out wrong")
+        check_still(file)
+        note_copy()
+        rename_without_replacing(part, target)
+    except (OSError, ValueError, IdemError):
+        with suppress(OSError):
+            os.unlink(part)
         raise
-
-
-def take_away(file: MediaFile, copy: str, aside: str) -> None:
-    """Unlink the file, of which there is a verified copy, unless it has just been edited. Then both stay."""
+    save_folder(os.path.dirname(target))
     try:
         rename_without_replacing(file.path, aside)
-    except FileNotFoundError:
-        return  # somebody else has taken it away: the copy is what is left
-    except OSError:
-        check_still(file)
-        os.unlink(copy)
-        raise
-    if not is_same_file(aside, file):
-        set_back(aside, file.path)
-        raise ValueError(f"it was edited while it was moved; what it was before is in {printable(copy)}")
-    try:
+        if not is_same_file(aside, file):
+            put_back(aside, file.path)
+            raise ValueError(f"it was edited while it was moved; what it was before is in {printable(target)}")
         os.unlink(aside)
+    except FileNotFoundError:
+        pass  # somebody else has taken it away: the copy is what is left
     except OSError:
-        set_back(aside, file.path)
-        os.unlink(copy)
+        if os.path.lexists(aside):
+            put_back(aside, file.path)
+        if is_same_file(file.path, file):
+            os.unlink(target)
         raise
-
-
-def set_back(aside: str, path: str) -> None:
-    """Give a file its name back. ValueError that says where it is when that cannot be."""
-    try:
-        rename_without_replacing(aside, path)
-    except OSError as error:
-        raise ValueError(f"it is {printable(aside)} now: {reason_of(error)}") from None
 
 
 def save_folder(folder: str) -> None:
     """Have the names in the folder written to the disk, where the system can do that: the move itself is done."""
-    if os.name == "nt":
-        return
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -3636,168 +3622,188 @@ def save_folder(folder: str) -> None:
 
 # ── the journal: every move is written down before and after it happens ──
 
-
-def is_where_it_was(file: MediaFile) -> bool:
-    """Whether the file is at its path, if perhaps renamed in between."""
-    try:
-        return is_same_file(file.path, file)
-    except (OSError, ValueError):
-        return False
-
-
-class Journal:
-    """The record of all moves in a library, one JSON object per line, paths relative to the library.
-
-    A batch begins, has moves, each with a line before (`move`, or `return` of an earlier one) and one after (`moved`
-    or `failed`), and ends. Every line is on the disk before the next thing happens.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.path = os.path.join(root, CACHE_FOLDER, JOURNAL_FILE)
-        self.lines = journal_lines(self.path)
-        self.batch = max((line.batch for line in self.lines), default=0)
-        self.number = 0
-        self.stream: BinaryIO | None = None
-
-    def write(self, event: str, **values: Any) -> None:
-        """Add a line. IdemError when it cannot be written: then nothing may be moved."""
-        record = {"batch": self.batch, "event": event, **values}
-        try:
-            if self.stream is None:
-                check_folder(os.path.dirname(self.path), self.root)
-                self.stream = opened_for_lines(self.path)
-            self.stream.write(json.dumps(record).encode("ascii") + b"\n")
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-        except (OSError, ValueError) as error:
-            reason = reason_of(error)
-            raise IdemError(
-                f"cannot write the journal {printable(self.path)}: {reason}; no file is moved without it"
-            ) from None
-
-    def begin(self) -> None:
-        self.batch += 1
-        self.number = 0
-        self.write("begin", time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-
-    def move(self, file: MediaFile, target: str, returned: int = 0) -> MediaFile:
-        """`move` the file, with a line before and one after; what `move` raises. `returned` is what it puts back."""
-        self.number += 1
-        number, name = self.number, f".idem-{os.getpid()}-{time.time_ns()}"
-        scratch = Scratch(
-            os.path.join(os.path.dirname(target), f"{name}.part"),
-            os.path.join(os.path.dirname(file.path), f"{name}.aside"),
-        )
-        self.write(
-            "return" if returned else "move",
-            number=number,
-            returned=returned,
-            **{"from": self.relative(file.path), "to": self.relative(target)},
-            part=self.relative(scratch.part),
-            aside=self.relative(scratch.aside),
-            size=file.size,
-            mtime_ns=file.mtime_ns,
-        )
-        try:
-            check_folder(os.path.dirname(file.path), self.root)
-            make_folder(os.path.dirname(target), self.root)
-            after = move(file, target, scratch, lambda: self.write("copy", number=number))
-        except (OSError, ValueError):
-            if is_where_it_was(file):
-                self.write("failed", number=number)
-            raise  # else it stays open where the file is: `--undo` will see
-        self.write("moved", number=number)
-        return after
-
-    def keep(self, path: str, target: str) -> None:
-        """Write down what a decision keeps, and where that is to be."""
-        self.write("keep", **{"from": self.relative(path), "to": self.relative(target)})
-
-    def kept(self) -> set[str]:
-        """The paths of all that was ever kept."""
-        kept = [line for line in self.lines if line.event == "keep"]
-        return {os.path.join(self.root, *path.split("/")) for line in kept for path in (line.source, line.target)}
-
-    def relative(self, path: str) -> str:
-        return os.path.relpath(path, self.root).replace(os.sep, "/")
-
-    def end(self) -> None:
-        self.write("end")
-
-    def close(self) -> None:
-        if self.stream is not None:
-            with suppress(OSError):  # it tries once more to write the line that could not be written, which was told
-                self.stream.close()
-            self.stream = None
-
-
 JOURNAL_FILE = "idem_journal.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
-    """A line of the journal; moves have paths, size and time, other events none."""
+    """A line of the journal: a JSON object with these keys, without those at their default.
 
-    batch: int
-    event: str
-    number: int = 0
-    source: str = ""
-    target: str = ""
-    part: str = ""
-    aside: str = ""
+    A batch begins, has moves and ends. A move has a line before (`move`, or `return` of an earlier one), perhaps one
+    that there may be two of the file from now on (`copy`), and one after (`moved` or `failed`). A batch is `undone`,
+    or `refused` when something could not go back.
+    """
+
+    batch: int = 0
+    event: str = ""
+    time: str = ""  # of `begin`
+    number: int = 0  # of the move in its batch
     returned: int = 0  # the number of the move that this one puts back
+    from_: str = ""  # paths relative to the library, with "/"
+    to: str = ""
+    scratch: str = ""  # see `copy_across`
     size: int = 0
     mtime_ns: int = 0
+
+    def as_json(self) -> bytes:
+        values = {each.name.strip("_"): getattr(self, each.name) for each in fields(self)}
+        return json.dumps({key: value for key, value in values.items() if value}).encode("ascii") + b"\n"
+
+    @staticmethod
+    def from_json(raw: bytes) -> JournalLine | None:
+        """The line; None if it is torn or not one."""
+        try:
+            given = json.loads(raw)
+            values = {each: given.get(each.name.strip("_"), each.default) for each in fields(JournalLine)}
+            return JournalLine(**{each.name: type(each.default)(value) for each, value in values.items()})  # type: ignore[misc]
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            return None
 
 
 def journal_lines(path: str) -> list[JournalLine]:
     """The lines of a journal that are whole; none when there is no journal. IdemError when it cannot be read."""
     try:
         with open(path, "rb") as stream:
-            return [line for raw in stream for line in [parsed_journal_line(raw)] if line is not None]
+            return [line for raw in stream for line in [JournalLine.from_json(raw)] if line is not None]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise IdemError(f"cannot read the journal {printable(path)}: {reason_of(error)}") from None
 
 
-def parsed_journal_line(raw: bytes) -> JournalLine | None:
-    """The line; None if it is torn or not one."""
-    try:
-        each = json.loads(raw)
-        return JournalLine(
-            batch=int(each["batch"]),
-            event=str(each["event"]),
-            number=int(each.get("number", 0)),
-            source=str(each.get("from", "")),
-            target=str(each.get("to", "")),
-            part=str(each.get("part", "")),
-            aside=str(each.get("aside", "")),
-            returned=int(each.get("returned", 0)),
-            size=int(each.get("size", 0)),
-            mtime_ns=int(each.get("mtime_ns", 0)),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return None
+class Journal:
+    """The record of all moves in a library. Every line is on the disk before the next thing happens."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.path = os.path.join(root, CACHE_FOLDER, JOURNAL_FILE)
+        self.lines = journal_lines(self.path)
+        self.batch = max((line.batch for line in self.lines), default=0)
+        self.number = 0  # of the last move
+
+    def write(self, event: str, **values: Any) -> None:
+        """Add a line. IdemError when it cannot be written: then nothing may be moved."""
+        try:
+            check_folder(os.path.dirname(self.path), self.root)
+            with open(self.path, "a+b") as stream:
+                if stream.seek(0, os.SEEK_END):
+                    stream.seek(-1, os.SEEK_END)
+                    if stream.read(1) != b"\n":  # the last line was torn
+                        stream.write(b"\n")
+                stream.write(JournalLine(self.batch, event, **values).as_json())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (OSError, ValueError) as error:
+            reason = reason_of(error)
+            raise IdemError(
+                f"cannot write the journal {printable(self.path)}: {reason}; no file is moved without it"
+            ) from None
+
+    def move(self, file: MediaFile, target: str, returned: int = 0) -> Moved:
+        """`move` the file, with a line before and one after; what `move` raises. `returned` is what it puts back."""
+        self.number += 1
+        number, scratch = self.number, f".idem-{os.getpid()}-{time.time_ns()}"
+        names = [relative(each, self.root).replace(os.sep, "/") for each in (file.path, target)]
+        paths = {"from_": names[0], "to": names[1], "scratch": scratch}
+        event = "return" if returned else "move"
+        self.write(event, number=number, returned=returned, **paths, size=file.size, mtime_ns=file.mtime_ns)
+        try:
+            folder = os.path.dirname(target)
+            check_folder(os.path.dirname(file.path), self.root)
+            check_folder(folder, self.root)
+            if not os.path.lexists(folder):
+                os.makedirs(folder)
+            after = move(file, target, scratch, lambda: self.write("copy", number=number))
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):  # the line stays open unless the file is where it was: undo will see
+                if is_same_file(file.path, file):
+                    self.write("failed", number=number)
+            raise
+        self.write("moved", number=number)
+        return Moved(file, after)
 
 
-def make_folder(folder: str, root: str) -> None:
-    """Create the folder inside the library. ValueError when a link would lead elsewhere."""
-    missing = []
-    while not os.path.lexists(folder):
-        missing.append(folder)
-        folder = os.path.dirname(folder)
-    check_folder(folder, root)
-    for each in reversed(missing):
-        os.mkdir(each)
-
-
-# ── carrying out decisions ──
+# ── companions: none is ever only in the trash ──
 
 SIDECARS = frozenset({".xmp", ".aae", ".json", ".thm", ".dop", ".pp3", ".on1", ".cos"})  # edits and metadata
 LIVE_PHOTOS = frozenset({".heic", ".heif", ".jpg", ".jpeg"})
 LIVE_VIDEOS = frozenset({".mov", ".mp4"})
+MOVIE = "movie"
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A file that is nothing without the photo beside it: `IMG_1.xmp`, `IMG_1.jpg.xmp`, the movie of a Live Photo."""
+
+    file: MediaFile
+    kind: str  # MOVIE, or the suffix of a sidecar in small letters
+    tail: str  # what follows the name or stem of its photo: `.xmp`
+    long: bool  # it is called after the whole name of its photo, not after the stem
+
+    def beside(self, photo: str) -> str:
+        """Its path as the companion of this photo."""
+        return (photo if self.long else os.path.splitext(photo)[0]) + self.tail
+
+
+def companions_of(photo: str, members: Container[str]) -> tuple[list[Companion], bool]:
+    """The companions that are surely this photo's own, and whether another file beside it has its stem.
+
+    Those called after a stem belong to every file of that stem; the movie of a Live Photo is none of these. Members
+    of groups are no companions.
+    """
+    folder, name = os.path.split(photo)
+    stem, suffix = os.path.splitext(name)
+    found: list[Companion] = []
+    others: set[str] = set()  # folded names of files of this stem
+    for each in sorted(os.listdir(folder)):
+        head, tail = os.path.splitext(each)
+        kind = tail.lower()
+        long = folded(each).startswith(folded(name) + ".")
+        if long:
+            tail = "." + each.split(".", name.count(".") + 1)[-1]
+        elif each == name or folded(head) != folded(stem):
+            continue
+        elif kind in LIVE_VIDEOS and suffix.lower() in LIVE_PHOTOS:
+            kind = MOVIE
+        elif kind not in SIDECARS:
+            others.add(folded(each))
+        path = os.path.join(folder, each)
+        if kind in SIDECARS | {MOVIE} and path not in members:
+            with suppress(ValueError):  # it is a link or a folder
+                found.append(Companion(as_it_is(path), kind, tail, long))
+    if folded(name) in others:  # nobody can tell whose they are
+        return [], True
+    return [each for each in found if each.long or not others], bool(others)
+
+
+def parted_companions(
+    photo: str, keeper: str, members: Container[str]
+) -> tuple[list[Companion], list[tuple[MediaFile, str]]]:
+    """The companions that go to the trash with a photo, and those that move to its keeper, with their new paths.
+
+    A sidecar goes along if the keeper has one of its kind, else it moves. A movie goes along only if the keeper has the
+    same one, for it may be a film that just has the photo's name; it moves if the keeper has none, and otherwise stays,
+    with all that is called after its stem.
+    """
+    found, _ = companions_of(photo, members)
+    own, shared = companions_of(keeper, members)
+    kinds = {each.kind for each in own}
+    movies = [each.file.path for each in own if each.kind == MOVIE]
+    takes_movie = suffix_of(keeper).lower() in LIVE_PHOTOS and not shared  # else it would not be the keeper's there
+
+    def stays(movie: str) -> bool:
+        return not takes_movie or (bool(movies) and not any(is_same_content(movie, each) for each in movies))
+
+    if any(each.kind == MOVIE and stays(each.file.path) for each in found):
+        found = [each for each in found if each.long]
+    along = [each for each in found if each.kind in kinds]
+    adopted = [each for each in found if each.kind not in kinds]
+    # Called after the whole name, it cannot be taken for that of the RAW file of this stem.
+    return along, [(each.file, replace(each, long=each.long or shared).beside(keeper)) for each in adopted]
+
+
+# ── carrying out decisions ──
+
 MOST_COUNTERS = 10_000
 
 
@@ -3814,19 +3820,20 @@ def carry_out(
     is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and the rest
     goes on.
     """
-    with closing(Journal(root)) as journal:
-        journal.begin()
-        outcome = Outcome(batch=journal.batch)
-        mover = Mover(journal, members)
-        for decision in decisions:
-            with interrupts_held_back():
-                try:
-                    mover.carry_out(decision)
-                finally:
-                    one = replace(mover.outcome, batch=journal.batch)
-                    outcome += one
-                    tell(one)
-        journal.end()
+    journal = Journal(root)
+    journal.batch += 1
+    journal.write("begin", time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    outcome = Outcome(batch=journal.batch)
+    mover = Mover(journal, members)
+    for decision in decisions:
+        with interrupts_held_back():
+            try:
+                mover.carry_out(decision)
+            finally:
+                one = replace(mover.outcome, batch=journal.batch)
+                outcome += one
+                tell(one)
+    journal.write("end")
     return outcome
 
 
@@ -3836,10 +3843,7 @@ class Mover:
     def __init__(self, journal: Journal, members: AbstractSet[str]) -> None:
         self.journal = journal
         self.root = journal.root
-        # What was kept when its copies went must not follow a photo of its name, as if it were that one's Live Photo
-        # video: neither later, nor under the name that it gets now.
-        self.members = set(members)
-        self.kept = Kept()
+        self.members = members
         self.outcome = Outcome()  # of the decision at hand, as far as it has got
 
     def carry_out(self, decision: Decision) -> None:
@@ -3849,157 +3853,91 @@ class Mover:
         try:
             check_decision(decision, self.root)
             check_still(keeper)
-            check_readable(keeper.path)
+            with open(keeper.path, "rb") as stream:
+                stream.read(1)  # it can be read
         except (OSError, ValueError) as error:
             reason = f"its group stays as it is: {printable(keeper.path)}: {reason_of(error)}"
             group = decision.keeper, *decision.trash
             self.outcome = Outcome(refused=tuple(Problem(each.file.path, reason) for each in group))
             return
-        self.keep(keeper.path, decision.target)
-        for replica in decision.stays:
-            self.keep(replica.file.path, replica.file.path)
-        for replica in decision.trash:
-            self.outcome += self.trash(replica.file, keeper)
+        for file in (replica.file for replica in decision.trash):
+            try:
+                check_still(keeper)
+                check_still(file)
+                target = os.path.join(self.root, TRASH_FOLDER, relative(file.path, self.root))
+                companions, adopted = parted_companions(file.path, keeper.path, self.members)
+                *others, moved = self.move_together(file, target, companions, adopted)
+                self.outcome += Outcome(trashed=(moved,), companions=tuple(others))
+            except (OSError, ValueError) as error:
+                self.outcome += Outcome(refused=(Problem(file.path, reason_of(error)),))
         if decision.target == keeper.path:
             return
-        if self.outcome.refused:
-            why = "not renamed, as not all of its group is in the trash"
-            self.outcome += Outcome(refused=(Problem(keeper.path, why),))
-        else:
-            self.outcome += self.rename(keeper, decision.target)
-
-    def keep(self, path: str, target: str) -> None:
-        """See to it that the file is nobody's companion from now on, here or there."""
-        self.journal.keep(path, target)
-        self.members |= {path, target}
-
-    def trash(self, file: MediaFile, keeper: MediaFile) -> Outcome:
-        """The file and its companions, moved to the same place below the trash folder, while its keeper is there."""
-        target = os.path.join(self.root, TRASH_FOLDER, os.path.relpath(file.path, self.root))
         try:
-            check_still(keeper)
-            moved, *others = self.moved_together(file, target)
+            if self.outcome.refused:
+                raise ValueError("not all of its group is in the trash")
+            companions, _ = companions_of(keeper.path, self.members)
+            *others, moved = self.move_together(keeper, decision.target, companions)
+            self.outcome += Outcome(renamed=(moved,), companions=tuple(others))
         except (OSError, ValueError) as error:
-            return Outcome(refused=(Problem(file.path, reason_of(error)),))
-        return Outcome(trashed=(moved,), companions=tuple(others))
+            self.outcome += Outcome(refused=(Problem(keeper.path, f"not renamed: {reason_of(error)}"),))
 
-    def rename(self, keeper: MediaFile, target: str) -> Outcome:
-        """The keeper and its companions under their new name."""
-        try:
-            moved, *others = self.moved_together(keeper, target, kept=True)
-        except (OSError, ValueError) as error:
-            return Outcome(refused=(Problem(keeper.path, f"not renamed: {reason_of(error)}"),))
-        return Outcome(renamed=(moved,), companions=tuple(others))
+    def move_together(
+        self,
+        photo: MediaFile,
+        target: str,
+        companions: Sequence[Companion],
+        adopted: Sequence[tuple[MediaFile, str]] = (),
+    ) -> list[Moved]:
+        """Move the photo to the target with its companions, after those that the keeper adopts; all of them or none.
 
-    def names_for(self, file: MediaFile, together: Sequence[MediaFile], target: str) -> Iterator[list[str]]:
-        """Paths for a file and its companions at the target, then with counters, as far as nothing is there."""
+        The target gets a counter where a name is taken. The adopted cannot: their name is that of the keeper.
+        """
         folder, name = os.path.split(target)
-        suffix = suffix_of(name)
-        longest = max(len(os.fsencode(name_beside(each.path, file.path, "", suffix))) for each in together)
+        reserve = max([0, *(len(os.fsencode(each.beside(name))) - len(os.fsencode(name)) for each in companions)])
         for number in range(1, MOST_COUNTERS):
-            stem = os.path.splitext(with_counter(name, number, longest - len(os.fsencode(suffix))))[0]
-            paths = [os.path.join(folder, name_beside(each.path, file.path, stem, suffix)) for each in together]
-            if all(not os.path.lexists(each) or differs_in_case_only(file.path, each) for each in paths):
-                yield paths
-
-    def moved_together(self, file: MediaFile, target: str, *, kept: bool = False) -> list[Moved]:
-        """The file and its companions, moved; all of them or none. A counter is added where a name is taken."""
-        check_still(file)
-        together = [file, *companions_of(file.path, lambda path: path in self.members or path in self.kept)]
-        for targets in self.names_for(file, together, target):
-            if kept and targets[0] != target:
-                self.keep(file.path, targets[0])
-            try:
-                return self.moved_all(together, targets)
-            except FileExistsError:
-                continue  # it has appeared since
+            for file, path in adopted:
+                if os.path.lexists(path):
+                    one, other = (printable(os.path.basename(each)) for each in (file.path, path))
+                    raise ValueError(f"its companion {one} cannot go to the kept file: {other} is there already")
+            path = os.path.join(folder, with_counter(name, number, reserve))
+            together = [*((each.file, each.beside(path)) for each in companions), (photo, path)]
+            if any(os.path.lexists(path) and not differs_in_case_only(file.path, path) for file, path in together):
+                continue
+            with suppress(FileExistsError):  # it has appeared since
+                return self.move_all([*adopted, *together])
         raise OSError(errno.EEXIST, "all names are taken")
 
-    def moved_all(self, files: list[MediaFile], targets: list[str]) -> list[Moved]:
-        """The files, moved to the targets; when one cannot be, those before it go back."""
+    def move_all(self, moves: Sequence[tuple[MediaFile, str]]) -> list[Moved]:
+        """Move files to paths, in this order; when one cannot be moved, those before it go back.
+
+        What does not go back, or was moved when the journal failed, is told as companions.
+        """
         moved: list[Moved] = []
+        first = self.journal.number + 1
         try:
-            # Companions first: a file without them would have lost something, they without it have not.
-            for file, target in reversed(list(zip(files, targets, strict=True))):
-                moved.append(Moved(file, self.journal.move(file, target)))
+            for file, target in moves:
+                moved.append(self.journal.move(file, target))
         except (OSError, ValueError):
-            for each in reversed(moved):
-                self.journal.move(each.after, each.before.path)
+            try:
+                for number in reversed(range(len(moved))):
+                    with suppress(OSError, ValueError):
+                        self.journal.move(moved[number].after, moved[number].before.path, returned=first + number)
+                        del moved[number]
+            finally:
+                left = tuple(each for each in moved if os.path.lexists(each.after.path))
+                self.outcome += Outcome(companions=left)
             raise
-        except IdemError:  # the journal: what was moved, with or without its last line, is to be told all the same
-            if not os.path.lexists(file.path) and os.path.lexists(target):
+        except IdemError:
+            if not os.path.lexists(file.path) and os.path.lexists(target):  # only its last line is missing
                 moved.append(Moved(file, as_it_is(target)))
             self.outcome += Outcome(companions=tuple(moved))
             raise
-        return moved[::-1]
-
-
-def check_decision(decision: Decision, root: str) -> None:
-    """ValueError unless it keeps a file of its own, and all paths are inside the library and outside the trash."""
-    paths = [decision.keeper.file.path, decision.target, *(each.file.path for each in decision.trash)]
-    if decision.keeper.file.path in paths[2:] or len(set(paths[2:])) < len(paths[2:]):
-        raise ValueError("a file cannot be kept and trashed, or trashed twice")
-    for path in paths:
-        parts = os.path.relpath(path, root).split(os.sep)
-        if not is_inside(path, root) or os.path.normpath(path) != path or parts[0] in (TRASH_FOLDER, CACHE_FOLDER):
-            raise ValueError(f"{printable(path)} is not in the library")
-    if suffix_of(decision.target) != suffix_of(decision.keeper.file.path):
-        raise ValueError("a keeper keeps its own file extension")
-
-
-class Kept(Container[str]):
-    """What was ever kept, as the journals of all folders above it tell: of runs on the library, on a part, on more."""
-
-    def __init__(self) -> None:
-        self.by_folder: dict[str, set[str]] = {}
-
-    def __contains__(self, path: object) -> bool:
-        return any(path in self.kept_by(folder) for folder in folders_above(str(path)))
-
-    def kept_by(self, folder: str) -> set[str]:
-        if folder not in self.by_folder:
-            self.by_folder[folder] = Journal(folder).kept()
-        return self.by_folder[folder]
-
-
-def companions_of(path: str, is_member: Callable[[str], bool]) -> list[MediaFile]:
-    """The files beside this one that are nothing without it: edits, metadata and the video of a Live Photo.
-
-    Those named after its stem belong to every file with that stem: they are not companions while another is there.
-    """
-    folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    found, alone = [], True
-    for each in sorted(os.listdir(folder)):
-        if each == name or not each.startswith(stem + "."):
-            continue
-        kind = os.path.splitext(each)[1].lower()
-        if each.startswith(name + "."):
-            belongs = kind in SIDECARS
-            shared = False
-        else:
-            live = suffix.lower() in LIVE_PHOTOS and kind in LIVE_VIDEOS
-            belongs = shared = os.path.splitext(each)[0] == stem and (kind in SIDECARS or live)
-            alone &= belongs or os.path.splitext(each)[0] != stem
-        if belongs and not is_member(os.path.join(folder, each)):
-            found.append((os.path.join(folder, each), shared))
-    chosen = [each for each, shared in found if alone or not shared]
-    return [as_it_is(each) for each in chosen if stat.S_ISREG(os.lstat(each).st_mode)]
-
-
-def name_beside(path: str, main: str, stem: str, suffix: str) -> str:
-    """What a companion of `main`, or that itself, is called when main's name becomes this stem and suffix."""
-    old_stem, old_suffix = os.path.splitext(os.path.basename(main))
-    name = os.path.basename(path)
-    if name.startswith(old_stem + old_suffix):
-        return stem + suffix + name[len(old_stem + old_suffix) :]
-    return stem + name[len(old_stem) :]
+        return moved
 
 
 # ── undo ──
 
 UNDO_CLOCK = 2_000_000_000  # ns by which a file system may round the time of a file that is moved to it
-SCRATCH_NAME = re.compile(r"\.idem-\d+-\d+\.(?:part|aside)")
 
 
 def batch_to_undo(lines: Sequence[JournalLine]) -> int:
@@ -4018,85 +3956,77 @@ def undo(root: str, batch: int = 0) -> Outcome | None:
     """Put the files of this or else the last batch back, newest first; None when there is nothing to undo.
 
     What cannot go back is named, and the rest goes on. Then the batch counts as undone; if something could not go
-    back, perhaps because a drive is missing, only after the second attempt. The caller holds the run lock.
+    back, perhaps because a drive is missing, only after the second attempt. The caller holds the run lock. IdemError
+    when the journal cannot be written; a second undo goes on from there.
     """
-    with closing(Journal(root)) as journal:
-        batch = batch or batch_to_undo(journal.lines)
-        lines = [line for line in journal.lines if line.batch == batch]
-        if not batch or not lines:
-            return None
-        log = MoveLog.of(lines)
-        for line in lines:
-            if line.event == "return" and line.number not in log.done | log.over:  # an undo that was cut off
-                with suppress(OSError, ValueError):  # what is in its way will be named when it is put back
-                    settle(root, line, line.number in log.copied)
-        journal.batch, journal.number = batch, max(line.number for line in lines)
-        returned: list[Moved] = []
-        refused: list[Problem] = []
-        for line in reversed([line for line in lines if line.event == "move" and line.number not in log.over]):
-            try:
-                with interrupts_held_back():
-                    returned += put_back(journal, line, log)
-            except (OSError, ValueError) as error:
-                refused.append(Problem(os.path.join(root, line.target), f"not put back: {reason_of(error)}"))
-        tried = any(line.event == "refused" for line in lines)
-        journal.write("undone" if tried or not refused else "refused")
+    journal = Journal(root)
+    batch = batch or batch_to_undo(journal.lines)
+    lines = [line for line in journal.lines if line.batch == batch]
+    if not batch or not lines:
+        return None
+    moved, failed, copied = (
+        {line.number for line in lines if line.event == event} for event in ("moved", "failed", "copy")
+    )
+    back = {line.returned for line in lines if line.event == "return" and line.number in moved}
+    journal.batch, journal.number = batch, max(line.number for line in lines)
+    returned: list[Moved] = []
+    refused: list[Problem] = []
+    for line in reversed(lines):
+        if line.event not in ("move", "return") or line.number in failed | back:
+            continue
+        try:
+            with interrupts_held_back():
+                if line.number not in moved:
+                    end_move(root, line, line.number in copied)
+                if line.event == "move":
+                    returned += undo_move(journal, line)
+        except (OSError, ValueError) as error:
+            if line.event == "move":  # what is in the way of a return is named when its move is undone
+                refused.append(Problem(os.path.join(root, line.to), f"not put back: {reason_of(error)}"))
+    tried = any(line.event == "refused" for line in lines)
+    journal.write("undone" if tried or not refused else "refused")
     return Outcome(returned=tuple(returned), refused=tuple(refused), batch=batch)
 
 
-@dataclass(frozen=True, slots=True)
-class MoveLog:
-    """What the journal says of the moves of a batch, by number."""
+def end_move(root: str, line: JournalLine, copied: bool) -> None:
+    """Bring a move that was cut off to one of its two ends: the file is at its source or at its target.
 
-    done: frozenset[int]
-    copied: frozenset[int]  # there may be two of the file
-    over: frozenset[int]  # failed, or put back
-
-    @staticmethod
-    def of(lines: Sequence[JournalLine]) -> MoveLog:
-        done = frozenset(line.number for line in lines if line.event == "moved")
-        back = {line.returned for line in lines if line.event == "return" and line.number in done}
-        failed = {line.number for line in lines if line.event == "failed"}
-        return MoveLog(done, frozenset(line.number for line in lines if line.event == "copy"), frozenset(back | failed))
-
-
-def put_back(journal: Journal, line: JournalLine, log: MoveLog) -> list[Moved]:
-    """The file that this move took away, back at its place; nothing when it is there. OSError or ValueError if not."""
-    source, target = inside(line.source, journal.root), inside(line.target, journal.root)
-    if line.number not in log.done:
-        settle(journal.root, line, line.number in log.copied)
-    here, there = is_moved_file(target, line), is_moved_file(source, line)
-    if there and not here:
-        return []
-    if not here:
-        raise ValueError("another file is in its place" if os.path.lexists(target) else "it is gone")
-    if there and line.number not in log.done and os.path.samefile(source, target):
-        return []  # one file whose name differs in capitals only
-    file = as_it_is(target)
-    return [Moved(file, journal.move(file, source, line.number))]
-
-
-def settle(root: str, line: JournalLine, copied: bool) -> None:
-    """Bring a move that was cut off to one of its ends: the file is at its source or at its target, not at both."""
-    source, target, part, aside = (inside(each, root) for each in (line.source, line.target, line.part, line.aside))
-    for folder in {os.path.dirname(each) for each in (source, target) if os.path.lexists(os.path.dirname(each))}:
-        check_folder(folder, root)
-    if SCRATCH_NAME.fullmatch(os.path.basename(part)) and os.path.lexists(part):
-        os.unlink(part)  # a copy that was never finished
-    if SCRATCH_NAME.fullmatch(os.path.basename(aside)) and os.path.lexists(aside) and not os.path.lexists(source):
-        rename_without_replacing(aside, source)
+    It is at both when it cannot be told which of them is to go. ValueError when a path leads out of the library.
+    """
+    source, target = inside(line.from_, root), inside(line.to, root)
+    check_folder(os.path.dirname(source), root)
+    check_folder(os.path.dirname(target), root)
+    if SCRATCH_NAME.fullmatch(line.scratch):
+        part = os.path.join(os.path.dirname(target), f"{line.scratch}.part")
+        aside = os.path.join(os.path.dirname(source), f"{line.scratch}.aside")
+        if os.path.lexists(part):
+            os.unlink(part)  # a copy that was never finished
+        if os.path.lexists(aside) and not os.path.lexists(source):
+            put_back(aside, source)
     if is_moved_file(source, line) and is_moved_file(target, line) and is_double(source, target, copied):
         os.unlink(target)
 
 
+def undo_move(journal: Journal, line: JournalLine) -> list[Moved]:
+    """Put the file that was moved back; nothing if it is at its place. OSError or ValueError when it cannot be."""
+    source, target = inside(line.from_, journal.root), inside(line.to, journal.root)
+    if is_moved_file(target, line):
+        return [journal.move(as_it_is(target), source, line.number)]
+    if is_moved_file(source, line):
+        return []
+    raise ValueError("another file is in its place" if os.path.lexists(target) else "it is gone")
+
+
 def is_double(one: str, other: str, copied: bool) -> bool:
-    """Whether these are two names of one file, or, if one was copied to the other, two files with the same bytes."""
-    if os.path.samefile(one, other):  # two entries, not two spellings of one
-        return all(os.path.basename(each) in names_in(os.path.dirname(each)) for each in (one, other))
-    if not copied:
-        return False
-    with open(one, "rb") as stream, open(other, "rb") as other_stream:
-        return digest_of(stream) == digest_of(other_stream)
+    """Whether these are two names of one file or, if one was copied to the other, two files with the same bytes.
+
+    One name that two paths lead to is no double: in other capitals, through a folder that is mounted twice, or in a
+    journal whose `from` is its `to`.
+    """
+    if not os.path.samefile(one, other):
+        return copied and is_same_content(one, other)
+    same_folder = os.path.samefile(os.path.dirname(one), os.path.dirname(other))
+    return not (same_folder and folded(os.path.basename(one)) == folded(os.path.basename(other)))
 
 
 def inside(path: str, root: str) -> str:
