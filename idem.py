@@ -183,18 +183,6 @@ def readable_size(size: int) -> str:
     return f"{value:.0f} {unit}" if unit == "KB" and value >= 9.95 else f"{value:.1f} {unit}"
 
 
-SIZE_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9}
-SIZE_UNITS |= {"t": 10**12, "tb": 10**12}
-
-
-def parsed_size(text: str) -> int:
-    """Bytes meant by `100`, `50kb`, `2mb` or `1.5gb`, in decimal units. ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
-    if not match or match[2] not in SIZE_UNITS:
-        raise ValueError(text)
-    return int(float(match[1]) * SIZE_UNITS[match[2]])
-
-
 def printable(name: str) -> str:
     """The name with everything escaped that could move the cursor, hide, reorder text or start a new line."""
     if name.isascii() and name.isprintable():
@@ -283,21 +271,6 @@ def relative(path: str, root: str) -> str:
     return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
 
 
-def folders_above(path: str) -> Iterator[str]:
-    """The folders that this one is in, the innermost first."""
-    while (parent := os.path.dirname(path)) != path:
-        yield parent
-        path = parent
-
-
-def names_in(folder: str) -> frozenset[str]:
-    """The names in a folder; empty when it is not there or cannot be read."""
-    try:
-        return frozenset(os.listdir(folder))
-    except OSError:
-        return frozenset()  # the callers treat a folder they cannot see as unplugged
-
-
 def check_folder(folder: str, root: str) -> None:
     """ValueError unless the folder is in the library, and no link leads there or out of it."""
     if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
@@ -330,7 +303,7 @@ def digest_of(stream: BinaryIO) -> str:
 
 
 def opened_for_lines(path: str) -> BinaryIO:
-    """The file, open to append, at the start of a line."""
+    """The file, open to append, at the start of a line: the last one may be torn."""
     stream = open(path, "a+b")  # noqa: SIM115 (its owner closes it)
     if stream.seek(0, os.SEEK_END):
         stream.seek(-1, os.SEEK_END)
@@ -712,16 +685,13 @@ class FingerprintCache(Generic[F]):
             return None
         try:
             with open(self.path, "rb") as stream:
-                found = {self.form.decoded(row) for each in rows for row in [self.reread(stream, each)] if row}
+                texts = [b"\n" + stream.read(row.length) for row in rows if stream.seek(row.offset) >= 0]
+                matches = [self.form.pattern.fullmatch(text, 1) for text in texts]
+                found = {self.form.decoded(match) for match in matches if match}
         except OSError as error:
             self.warn("read", error)
             return None
         return found.pop() if len(found) == 1 else None
-
-    def reread(self, stream: BinaryIO, row: CachedRow) -> re.Match[bytes] | None:
-        """The row with its columns, from the open cache file."""
-        stream.seek(row.offset)
-        return self.form.pattern.fullmatch(b"\n" + stream.read(row.length), 1)
 
     # ── writing ──
 
@@ -789,7 +759,10 @@ class FingerprintCache(Generic[F]):
             return False
         folder, name = os.path.split(path)
         if folder not in listings:
-            listings[folder] = names_in(folder)
+            try:
+                listings[folder] = frozenset(os.listdir(folder))
+            except OSError:  # a folder that cannot be seen is as good as unplugged
+                listings[folder] = frozenset()
         return bool(listings[folder]) and name not in listings[folder]
 
     def rewrite(self, others: list[CachedRow]) -> None:
@@ -1717,23 +1690,21 @@ class VideoFingerprint:
     version: ClassVar[int] = FINGERPRINT_VERSION
 
 
-def read_hashes(text: bytes) -> tuple[int, ...]:
-    return tuple(int(text[at : at + 16], 16) for at in range(0, len(text), 16))
-
-
-def read_milliseconds(text: bytes) -> int:
-    return int(text.replace(b".", b""))
-
-
 VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
     "videos_perceptual_hash_db.csv",
     (
         *(PATH, SIZE, MTIME),
-        Column("duration", r"[0-9]{1,8}\.[0-9]{3}", read_milliseconds, lambda ms: f"{ms / 1000:.3f}", "milliseconds"),
+        Column(
+            "duration",
+            r"[0-9]{1,8}\.[0-9]{3}",
+            lambda text: int(text.replace(b".", b"")),
+            lambda ms: f"{ms / 1000:.3f}",
+            "milliseconds",
+        ),
         Column(
             "vhash",
             "[0-9a-f]{%d}" % (16 * FRAMES),
-            read_hashes,
+            lambda text: tuple(int(text[at : at + 16], 16) for at in range(0, len(text), 16)),
             lambda hashes: "".join(f"{each:016x}" for each in hashes),
             "hashes",
         ),
@@ -2098,11 +2069,6 @@ def checksum_windows(size: int) -> list[tuple[int, int]]:
         return [(0, size)]
     starts = 0, size // 2 - CHECKSUM_WINDOW // 2, size - CHECKSUM_WINDOW
     return [(start, CHECKSUM_WINDOW) for start in starts]
-
-
-def summed_bytes(file: MediaFile) -> int:
-    """How many bytes are read for the checksum."""
-    return sum(length for _, length in checksum_windows(file.size))
 
 
 @problem_if_undecodable
@@ -3288,7 +3254,9 @@ MODES = {"images": ("images",), "videos": ("images", "videos"), "exact": ("exact
 
 IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
 VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
-CHECKSUM_WORK: Work[Checksum] = Work(checksum_of, "file", bytes_read=summed_bytes)
+CHECKSUM_WORK: Work[Checksum] = Work(
+    checksum_of, "file", bytes_read=lambda file: sum(length for _, length in checksum_windows(file.size))
+)
 WHOLE_WORK: Work[Checksum] = Work(whole_checksum_of, "file", bytes_read=lambda file: file.size)
 
 
@@ -3685,19 +3653,13 @@ class Journal:
         """Add a line. IdemError when it cannot be written: then nothing may be moved."""
         try:
             check_folder(os.path.dirname(self.path), self.root)
-            with open(self.path, "a+b") as stream:
-                if stream.seek(0, os.SEEK_END):
-                    stream.seek(-1, os.SEEK_END)
-                    if stream.read(1) != b"\n":  # the last line was torn
-                        stream.write(b"\n")
+            with opened_for_lines(self.path) as stream:
                 stream.write(JournalLine(self.batch, event, **values).as_json())
                 stream.flush()
                 os.fsync(stream.fileno())
         except (OSError, ValueError) as error:
-            reason = reason_of(error)
-            raise IdemError(
-                f"cannot write the journal {printable(self.path)}: {reason}; no file is moved without it"
-            ) from None
+            problem = f"cannot write the journal {printable(self.path)}: {reason_of(error)}"
+            raise IdemError(f"{problem}; no file is moved without it") from None
 
     def move(self, file: MediaFile, target: str, returned: int = 0) -> Moved:
         """`move` the file, with a line before and one after; what `move` raises. `returned` is what it puts back."""
@@ -5381,7 +5343,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "-d",
         "--delta",
-        type=size_argument,
+        type=size,
         metavar="SIZE",
         help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
     )
@@ -5426,12 +5388,16 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def size_argument(text: str) -> int:
-    """An argparse type: a size in bytes."""
-    try:
-        return parsed_size(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a size such as 100, 50kb, 2mb or 1.5gb") from None
+SIZE_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9}
+SIZE_UNITS |= {"t": 10**12, "tb": 10**12}
+
+
+def size(text: str) -> int:
+    """An argparse type: bytes, meant by `100`, `50kb`, `2mb` or `1.5gb` in decimal units."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    if not match or match[2] not in SIZE_UNITS:
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a size such as 100, 50kb, 2mb or 1.5gb")
+    return int(float(match[1]) * SIZE_UNITS[match[2]])
 
 
 def checked_run(namespace: argparse.Namespace) -> Run:
@@ -5521,7 +5487,8 @@ def library_in_use(run: Run, *, moves: bool = False) -> Iterator[None]:
     """Keep other runs away from the library and its caches; if files are to be moved, also those on folders above."""
     own = os.path.join(run.root, CACHE_FOLDER)
     with ExitStack() as held:
-        for above in folders_above(run.root) if moves else ():
+        above = run.root
+        while moves and above != (above := os.path.dirname(above)):
             if os.path.isfile(os.path.join(above, CACHE_FOLDER, LOCK_FILE)):
                 held.enter_context(run_lock(os.path.join(above, CACHE_FOLDER)))
         for folder in sorted({run.cache, own}):
