@@ -2590,7 +2590,9 @@ def groups_of(replicas: Iterable[Replica[F]], threshold: int) -> list[Group[F]]:
     groups = []
     for centre in sorted(found):
         pairs = [(replica, bits) for row, bits in found[centre].items() for replica in table.members[row]]
-        replicas, distances = zip(*sorted(pairs, key=lambda pair: best_first(pair[0])), strict=True)
+        if len(found[centre]) > 1:  # the members of one row are in order
+            pairs.sort(key=lambda pair: best_first(pair[0]))
+        replicas, distances = zip(*pairs, strict=True)
         groups.append(Group(kind_of(replicas[0].file), replicas, distances))
     return groups
 
