@@ -445,7 +445,6 @@ MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
 FINGERPRINT_VERSION = 1  # raised when the algorithm changes; rows of another version do not match
-
 F = TypeVar("F", bound="Fingerprint")
 
 
@@ -814,7 +813,6 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 # Loaded ahead: between fork and exec is no time for it.
 LIBC: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
-
 T = TypeVar("T")  # what a task is about
 R = TypeVar("R")  # its result
 
@@ -1161,7 +1159,6 @@ class ImageFingerprint:
     stored_signature: bytes
     signature: bytes
 
-    seconds: ClassVar[float] = 0.0
     version: ClassVar[int] = FINGERPRINT_VERSION
 
 
@@ -1361,6 +1358,17 @@ DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both side
 LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
 MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more tolerance for it
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
+# Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
+TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
 @problem_if_undecodable
@@ -1571,17 +1579,6 @@ def profile_transform(profile: bytes, mode: str) -> Callable[[Image.Image], Imag
 # ── upright ──
 
 EXIF_ORIENTATION = 0x0112
-# Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
-TURNS = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 def orientation_of(picture: Image.Image) -> int:
@@ -1721,7 +1718,6 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
     ),
     VideoFingerprint,
 )
-
 # Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
 VIDEO_FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
 # Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
@@ -1911,6 +1907,9 @@ def is_too_short(found: float, said: float) -> bool:
     return found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said)
 
 
+PACKETS = "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"  # ffmpeg's arguments to list them
+
+
 def demuxed_seconds(path: str, streams: str, start: float = 0.0) -> float:
     """When the last packet of these streams ends, found out by reading the file from the start given; 0 without any.
 
@@ -1919,9 +1918,6 @@ def demuxed_seconds(path: str, streams: str, start: float = 0.0) -> float:
     sought = ["-copyts", "-start_at_zero", "-ss", f"{max(0.0, start):.3f}"]
     table, _ = run_ffmpeg("-v", "quiet", *sought, *video_input(path), "-map", streams, *PACKETS)
     return max(packet_ends(table).values(), default=0.0)
-
-
-PACKETS = "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"  # ffmpeg's arguments to list them
 
 
 def packet_ends(table: bytes) -> dict[int, float]:
@@ -2131,6 +2127,10 @@ NEVER = MAX_THRESHOLD + 1  # the distance of what no threshold may group
 # ── search: all pairs of hashes within a radius ──
 
 
+TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
+PART_COST = 10  # comparing a pair that shares a part costs about so many times one of the sweep
+
+
 def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     """All pairs of positions whose hashes differ in at most `radius` bits, as blocks of shape (n, 2), smaller first.
 
@@ -2144,10 +2144,6 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     if parts <= 64 and parts * shared * PART_COST < len(hashes):
         return near_pairs_by_parts(hashes, radius)
     return near_pairs_by_sweep(hashes, radius)
-
-
-TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
-PART_COST = 10  # comparing a pair that shares a part costs about so many times one of the sweep
 
 
 def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
@@ -2166,6 +2162,9 @@ def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
         yield np.array(pairs)
 
 
+SWEEP_TILE = 16, 8192  # rows and columns of hashes compared at once: stays inside the processor's cache
+
+
 def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     """`near_pairs` by comparing every hash with every other: best for many hashes and a large radius."""
     rows, columns = SWEEP_TILE
@@ -2182,7 +2181,7 @@ def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
                 yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
-SWEEP_TILE = 16, 8192  # rows and columns of hashes compared at once: stays inside the processor's cache
+PAIR_BLOCK = 1 << 18  # pairs compared at once: bounds memory at about 100 MB
 
 
 def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
@@ -2209,9 +2208,6 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
                 near &= difference & earlier != 0
             yield pairs[near]
             start = stop
-
-
-PAIR_BLOCK = 1 << 18  # pairs compared at once: bounds memory at about 100 MB
 
 
 # ── comparison: the distances of fingerprints, many pairs at once ──
@@ -2249,6 +2245,9 @@ def match_key(replica: Replica[Any]) -> object:
 Planes = tuple[np.ndarray, np.ndarray]
 # One way to compare n pairs: for which it may be done, the rows to convert, how, and the rows to compare these with.
 Conversion = tuple[np.ndarray, np.ndarray, Any, np.ndarray]
+
+
+COMPARE_BLOCK = 1 << 10  # pairs whose signatures are compared at once: some megabytes for each step
 
 
 class Table(Generic[F]):
@@ -2326,13 +2325,21 @@ class Table(Generic[F]):
         return cells[:, : side**2].reshape(-1, 1, side, side), cells[:, side**2 :].reshape(-1, 2, half, half)
 
 
-COMPARE_BLOCK = 1 << 10  # pairs whose signatures are compared at once: some megabytes for each step
-
-
 @functools.lru_cache(maxsize=1 << 14)  # 25 MB: one picture is often compared with many
 def signature_levels(signature: bytes) -> np.ndarray:
     """The cells of a signature as it is stored, uint8."""
     return np.frombuffer(base64.b64decode(signature), np.uint8)
+
+
+HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
+# When one of two pictures has a palette: 256 colours shift whole areas, single cells twice as far as four together.
+PALETTE_TOLERANCE = 8.0  # levels, for the mean of two by two cells
+PALETTE_CONTRAST_SHARE = 0.1  # see CONTRAST_SHARE
+# How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells;
+# the first is CELL_TOLERANCE.
+STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
+CONTRAST_SHARE = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
+EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
 
 
 class ImageTable(Table[ImageFingerprint]):
@@ -2398,10 +2405,17 @@ class ImageTable(Table[ImageFingerprint]):
         return agree
 
 
-HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
-# When one of two pictures has a palette: 256 colours shift whole areas, single cells twice as far as four together.
-PALETTE_TOLERANCE = 8.0  # levels, for the mean of two by two cells
-PALETTE_CONTRAST_SHARE = 0.1  # see CONTRAST_SHARE
+FRAME_HASH_RADIUS = 16  # bits, on average; re-encoding flips far fewer, a frame more or less at a cut some
+DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
+# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
+STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
+STRETCH_TOLERANCE = 0.01  # of the proportion: half a percent either way, or
+STRETCH_PIXELS = 4  # 2 px either way: encoders want even sides, some multiples of 16
+FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
+AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
+BLURRED = 2  # times the tolerance at most
+QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
+GAMMA_SHARE = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
 
 
 class VideoTable(Table[VideoFingerprint]):
@@ -2490,26 +2504,8 @@ class VideoTable(Table[VideoFingerprint]):
         return (agree.sum(axis=1) >= AGREEING_SHARE * telling.sum(axis=1)) & (blurred | ~telling).all(axis=1)
 
 
-FRAME_HASH_RADIUS = 16  # bits, on average; re-encoding flips far fewer, a frame more or less at a cut some
-DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
-# By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
-STRETCHES = (1.0, 4 / 3, 64 / 45, 16 / 15, 32 / 27, 9 / 8)
-STRETCH_TOLERANCE = 0.01  # of the proportion: half a percent either way, or
-STRETCH_PIXELS = 4  # 2 px either way: encoders want even sides, some multiples of 16
-FRAME_STEPS = 32, 16  # quantisers assumed for luma and chroma of two videos together: codecs do not tell theirs
-AGREEING_SHARE = 3 / 4  # of the telling frames that must agree; strong compression may blur the others,
-BLURRED = 2  # times the tolerance at most
-QUICKTIME_GAMMA = 1.8 / 2.2  # by which QuickTime raised the luma of codecs that store RGB when it converted them
-GAMMA_SHARE = 0.074  # of the contrast: the mean of pixels so raised differs from their raised mean by up to that
-
-
 # ── comparison: cell by cell ──
 
-# How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells;
-# the first is CELL_TOLERANCE.
-STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
-CONTRAST_SHARE = 0.05  # of the contrast around the cell: resampling filters blur or sharpen edges
-EDGE_SHIFT = 0.15  # px of the smaller picture by which resampling moves edges; a share of the contrast, too
 RANGE_SHARE = 1 / 8  # of the picture's own range of luma at most: a faint drawing must not fall within the tolerance
 
 
@@ -3188,6 +3184,9 @@ def find(run: Run) -> Findings:
     )
 
 
+IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
+
+
 def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups among the scanned images."""
     scanned = only(scanned, "image")
@@ -3197,6 +3196,9 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
         looks = made_anew(cache, IMAGE_WORK), *IMAGE_LOOKS
         groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+
+
+VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
 
 
 def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
@@ -3219,6 +3221,11 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
+CHECKSUM_WORK: Work[Checksum] = Work(
+    checksum_of, "file", bytes_read=lambda file: sum(length for _, length in checksum_windows(file.size))
+)
+
+
 def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups of equal files; known before the files are read that only the database wants."""
     of_size = Counter(file.size for file in scanned.files)
@@ -3234,6 +3241,9 @@ def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
         _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, pool)
     problems = [*unreadable, *changed, *failed, *unread]
     return Copies(equal + compared, problems, tally_of(scanned, cached + cached_too, cache))
+
+
+WHOLE_WORK: Work[Checksum] = Work(whole_checksum_of, "file", bytes_read=lambda file: file.size)
 
 
 def compared_whole(run: Run, scanned: Scan, pool: Pool) -> tuple[list[Group[Checksum]], list[Problem]]:
@@ -3253,13 +3263,6 @@ MODES = {"images": ("images",), "videos": ("images", "videos"), "exact": ("exact
 
 
 # ── the steps that these share ──
-
-IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
-VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
-CHECKSUM_WORK: Work[Checksum] = Work(
-    checksum_of, "file", bytes_read=lambda file: sum(length for _, length in checksum_windows(file.size))
-)
-WHOLE_WORK: Work[Checksum] = Work(whole_checksum_of, "file", bytes_read=lambda file: file.size)
 
 
 def fingerprints_of(
@@ -4991,6 +4994,9 @@ def review_app(server: Server) -> Flask:
     return app
 
 
+ASKED = {"sort": tuple(SORTS), "kind": tuple(KINDS), "view": VIEWS, "step": STEPS}
+
+
 def add_page(app: Flask, server: Server) -> None:
     """The page, what it looks like, and the groups on it."""
     from flask import jsonify, render_template, request, send_from_directory
@@ -5017,9 +5023,6 @@ def add_page(app: Flask, server: Server) -> None:
     def progress() -> Any:
         moving = review.progress if review.moving.locked() else None
         return jsonify(moving=moving, result=review.result)
-
-
-ASKED = {"sort": tuple(SORTS), "kind": tuple(KINDS), "view": VIEWS, "step": STEPS}
 
 
 def asked_for(request: Request, name: str) -> str:
