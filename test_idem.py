@@ -282,7 +282,7 @@ def test_a_scan_finds_every_image_type_in_any_case_and_nothing_else(tmp_path: Pa
         *(".Trash-1000", "Photos Library.photoslibrary"),
     ],
 )
-def test_folders_that_hold_no_pictures_of_the_users_own_are_skipped_at_any_depth(tmp_path: Path, folder: str) -> None:
+def test_folders_without_pictures_of_the_user_are_skipped(tmp_path: Path, folder: str) -> None:
     touch(tmp_path / "a.jpg", tmp_path / folder / "b.jpg", tmp_path / "2021" / "07" / folder / "sub" / "c.jpg")
     assert scanned(tmp_path) == ["a.jpg"]
 
@@ -434,7 +434,7 @@ def counts(directory: Path, *arguments: str, capsys: pytest.CaptureFixture[str])
     return totals["files"], totals["new"], totals["cached"]
 
 
-def test_a_second_run_fingerprints_nothing_and_leaves_the_cache_as_it_is(
+def test_a_second_run_fingerprints_nothing_and_keeps_the_cache(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_library(tmp_path)
@@ -959,7 +959,7 @@ def test_a_stripped_picture_may_be_the_better_one(tmp_path: Path, capsys: pytest
     assert groups(tmp_path, capsys=capsys) == [["stripped.jpg", "profiled.jpg"]]
 
 
-def test_stripped_and_converted_copies_without_the_original_are_two_pictures(
+def test_stripped_and_converted_copies_alone_are_two_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = display_p3()
@@ -1033,9 +1033,7 @@ def test_an_animation_is_not_a_copy_of_its_first_frame(tmp_path: Path, capsys: p
             assert len({name.split()[1].split(".")[0] for name in found}) == 1
 
 
-def test_files_of_several_pictures_are_copies_only_when_they_are_equal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_several_pictures_are_copies_only_if_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pages = [photo(seed, (320, 240)) for seed in (1, 2, 3)]
     for suffix in ("gif", "webp", "png", "tif"):
         for second in (1, 2):
@@ -1053,9 +1051,7 @@ def test_a_preview_inside_a_camera_file_is_no_second_frame(tmp_path: Path, capsy
     assert groups(tmp_path, capsys=capsys) == [["camera.jpg", "plain.jpg"]]
 
 
-def test_transparent_pictures_are_copies_only_when_the_files_are_equal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_transparent_pictures_are_copies_only_if_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever lies behind: a white name on transparency vanishes on white paper, a black one on black."""
     for name, ink in itertools.product(("Anna Meier", "Bob Schulz"), ("black", "white", "gray")):
         logo = Image.new("RGBA", (400, 400), (0, 0, 0, 0))
@@ -1091,7 +1087,7 @@ def test_flat_pictures_are_copies_only_when_the_files_are_equal(
         assert found == [["page1 again.jpg", "page1.jpg"]]
 
 
-def test_flat_jpegs_that_differ_in_tables_or_orientation_are_not_copies(
+def test_flat_jpegs_of_other_tables_or_orientation_are_no_copies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stripes = np.zeros((1024, 1024), np.uint8) + np.arange(1024, dtype=np.uint8) % 2 * 40 + 100
@@ -1238,9 +1234,7 @@ def test_a_jpeg_stored_as_rgb_without_saying_so_is_read(tmp_path: Path, capsys: 
     assert groups(tmp_path, capsys=capsys) == [["said.jpg", "silent.jpg"]]
 
 
-def test_a_jpeg_in_several_sequential_scans_is_read_and_told_from_a_cut_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_jpeg_in_several_scans_is_told_from_a_cut_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(photo(), tmp_path / "one.png")
     content = save(photo(), tmp_path / "several.jpg", progressive=True, quality=90).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) * 97 // 100] + b"\xff\xd9")
@@ -1314,7 +1308,7 @@ EDITS_OF_A_VIDEO = {
 }
 
 
-def test_a_video_is_found_in_other_containers_codecs_sizes_bit_rates_and_frame_rates(
+def test_a_video_is_found_in_other_containers_codecs_and_sizes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12", "-g", "24")
@@ -1352,7 +1346,7 @@ def test_black_frames_count_neither_for_nor_against(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shown", ["black", "a still"])
-def test_a_video_that_shows_too_little_is_a_copy_only_if_the_file_is_equal(
+def test_a_video_that_shows_too_little_is_a_copy_only_if_equal(
     tmp_path: Path, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     still = Image.new("RGB", (192, 144)) if shown == "black" else photo(3, (192, 144))
@@ -1391,7 +1385,7 @@ def test_frames_are_those_at_the_midpoints_of_eight_equal_parts(tmp_path: Path) 
         assert np.abs(levels - expected).max() <= 2.5, (name, levels)
 
 
-def test_a_video_whose_frames_come_at_odd_times_is_found_at_a_regular_rate(tmp_path: Path) -> None:
+def test_a_video_with_frames_at_odd_times_is_found(tmp_path: Path) -> None:
     frames = moving_frames(1, 6, 10, (192, 144))
     listing = tmp_path / "list.txt"
     rng, text = random.Random(5), "ffconcat version 1.0\n"
@@ -1437,7 +1431,7 @@ def test_three_hours_cost_no_more_than_a_minute(tmp_path: Path, monkeypatch: pyt
         assert asked == [1, 8]  # what it is, and eight seeks at once
 
 
-def test_sound_that_goes_on_after_the_pictures_or_is_missing_makes_no_difference(tmp_path: Path) -> None:
+def test_sound_that_is_longer_or_missing_makes_no_difference(tmp_path: Path) -> None:
     silent = clip(tmp_path / "silent.mp4")
     tone = ["-f", "lavfi", "-t", "9", "-i", "sine=frequency=440"]
     ffmpeg("-i", silent, *tone, "-c:v", "copy", "-c:a", "aac", tmp_path / "longer.mp4")
@@ -1504,7 +1498,7 @@ def test_a_video_that_lacks_its_very_end_is_named_and_not_grouped(
     assert "breaks off" in found["unreadable"][0]["reason"]
 
 
-def test_videos_that_differ_for_a_moment_that_is_looked_at_are_not_copies(tmp_path: Path) -> None:
+def test_videos_that_differ_where_it_is_looked_are_no_copies(tmp_path: Path) -> None:
     one = [*moving_frames(1, 8, 12, (192, 144))]
     other = one[:18] + [frame.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for frame in one[18:22]] + one[22:]
     jumping = [photo(seed, (192, 144)) for seed in range(96)]
@@ -1592,7 +1586,7 @@ FAKE_FFMPEG = {
 
 @ON_LINUX
 @pytest.mark.parametrize("kind", FAKE_FFMPEG)
-def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended_with_its_children(
+def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library, log = tmp_path / "library", tmp_path / "children"
@@ -1653,7 +1647,7 @@ def test_the_ffmpeg_that_comes_with_the_requirements_is_enough(
     idem.ffmpeg_path.cache_clear()
 
 
-def test_without_any_ffmpeg_one_line_says_how_to_get_it_and_images_are_reported(
+def test_without_ffmpeg_one_line_says_so_and_images_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = made_library(tmp_path / "library")
@@ -1695,7 +1689,7 @@ def test_videos_are_fingerprinted_once_and_shown_after_the_images(
 # ── checksums ──
 
 
-def test_the_checksum_is_over_the_size_and_the_content_or_three_windows_of_it(tmp_path: Path) -> None:
+def test_the_checksum_is_over_the_size_and_three_windows(tmp_path: Path) -> None:
     mib = 1 << 20
     for size in (1, 12 * mib, 12 * mib + 1, 40 * mib + 3):
         content = random.Random(size).randbytes(size)
@@ -1749,7 +1743,7 @@ def test_workers_started_afresh_work_like_forked_ones(monkeypatch: pytest.Monkey
     assert done_in(idem.Pool(2), abs, [-1, -2, -3]) == {-1: 1, -2: 2, -3: 3}
 
 
-def test_any_thread_may_use_a_threaded_pool_and_urgent_tasks_come_first() -> None:
+def test_urgent_tasks_of_a_threaded_pool_come_first() -> None:
     with closing(idem.Pool(1, threaded=True)) as pool:
         first = pool.submit(time.sleep, 0.5)
         order: list[int] = []
@@ -1781,7 +1775,7 @@ def fingerprint_or_crash(file: MediaFile) -> ImageFingerprint | idem.Problem:
 
 
 @ON_LINUX
-def test_a_file_that_crashes_the_decoder_is_named_and_the_others_are_done(
+def test_a_file_that_crashes_the_decoder_is_named_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_library(tmp_path)
@@ -2429,7 +2423,7 @@ def refusals(outcome: idem.Outcome, library: Path) -> dict[str, str]:
 TRASH = "__duplicate_files_trash"
 
 
-def test_replicas_go_to_the_same_place_in_the_trash_and_the_keeper_gets_its_name(tmp_path: Path) -> None:
+def test_replicas_go_to_the_trash_and_the_keeper_gets_its_name(tmp_path: Path) -> None:
     save(photo(1, (1600, 1200)), tmp_path / "IMG_20210705.jpg")
     save(photo(1, (800, 600)), tmp_path / "vacation" / "IMG_20210705.jpg")
     save(photo(1, (800, 600)), tmp_path / "new_york_5.jpg")
@@ -2448,7 +2442,7 @@ def test_replicas_go_to_the_same_place_in_the_trash_and_the_keeper_gets_its_name
 # ── SAFETY row 1 ──
 
 
-def test_a_replica_that_was_edited_since_is_refused_even_if_its_times_were_restored(tmp_path: Path) -> None:
+def test_a_replica_edited_since_is_refused_under_its_old_times(tmp_path: Path) -> None:
     made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg")
     findings = found_in(tmp_path, "--exact")
     edited = tmp_path / "IMG_1.jpg"
@@ -2520,7 +2514,7 @@ def test_a_library_that_is_a_link_works_like_the_folder_itself(tmp_path: Path, m
 # ── SAFETY row 6 ──
 
 
-def test_a_name_taken_in_the_trash_gets_a_counter_and_links_there_are_not_followed(tmp_path: Path) -> None:
+def test_a_name_taken_in_the_trash_gets_a_counter(tmp_path: Path) -> None:
     made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg", "2021/IMG_3.jpg")
     made_doubles(tmp_path, f"{TRASH}/IMG_1.jpg", f"{TRASH}/IMG_1 (2).jpg", content=b"older trash")
     (tmp_path / TRASH / "IMG_2.jpg").symlink_to(tmp_path / "nowhere.jpg")
@@ -2558,7 +2552,7 @@ def test_a_journal_that_leads_out_of_the_library_is_not_written(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("way", ["system", "link", "placeholder"])
-def test_a_destination_that_appears_at_the_last_moment_is_never_overwritten(
+def test_a_target_that_appears_late_is_never_overwritten(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg")
@@ -2614,7 +2608,7 @@ def mounted(folder: Path, *arguments: str) -> Iterator[None]:
 
 @ON_LINUX
 @AS_ROOT
-def test_a_trash_on_another_file_system_gets_verified_copies_with_their_times(tmp_path: Path) -> None:
+def test_a_trash_on_another_drive_gets_copies_with_their_times(tmp_path: Path) -> None:
     made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", content=b"x" * 3_000_000)
     os.utime(tmp_path / "IMG_1.jpg", ns=(1_500_000_000_123_456_789, 1_500_000_000_123_456_789))
     (tmp_path / "IMG_1.xmp").write_text("edits")
@@ -2771,7 +2765,7 @@ def test_a_run_that_is_killed_after_any_move_is_undone_byte_for_byte(
     "function", ["rename_without_replacing", "save_folder", "check_still", "check_folder", "is_same_file"]
 )
 @pytest.mark.parametrize("way", ["system", "copy"])
-def test_a_run_that_is_killed_within_a_move_loses_nothing_and_is_undone(
+def test_a_run_killed_within_a_move_loses_nothing_and_is_undone(
     tmp_path: Path, way: str, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg")
@@ -2791,9 +2785,7 @@ def test_a_run_that_is_killed_within_a_move_loses_nothing_and_is_undone(
 
 
 @ON_LINUX
-def test_a_run_killed_between_a_second_link_and_the_end_of_the_first_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_between_two_links_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
     before = contents(library)
     use_way("link", monkeypatch)
@@ -2849,7 +2841,7 @@ def test_a_second_run_on_a_library_stops_with_one_line(tmp_path: Path, capsys: p
 # ── decisions that may not be ──
 
 
-def test_a_decision_about_files_outside_the_library_or_without_a_keeper_is_refused(tmp_path: Path) -> None:
+def test_a_decision_outside_the_library_or_without_keeper_is_refused(tmp_path: Path) -> None:
     library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
     made_doubles(tmp_path / "lib", f"{TRASH}/old.jpg", content=b"double")
     made_doubles(tmp_path, "outside.jpg")
@@ -3057,7 +3049,7 @@ def test_a_companion_that_does_not_go_back_is_told(tmp_path: Path, monkeypatch: 
     assert contents(library) == before
 
 
-def test_a_keeper_gets_another_name_where_one_of_its_companions_would_have_none(tmp_path: Path) -> None:
+def test_a_keeper_gets_a_counter_where_its_companion_would_need_one(tmp_path: Path) -> None:
     made_doubles(tmp_path, "IMG_1.jpg", "beach.jpg")
     made_doubles(tmp_path, "IMG_1.jpg.xmp", content=b"edits")
     made_doubles(tmp_path, "beach.jpg.xmp.txt", content=b"unrelated")
@@ -3115,7 +3107,7 @@ def test_what_cannot_go_back_is_named_and_the_rest_goes_back(
     assert (tmp_path / TRASH / "IMG_1.jpg").read_bytes() == b"double"
 
 
-def test_a_torn_or_hostile_journal_moves_nothing_out_of_or_into_the_library(
+def test_a_torn_or_hostile_journal_moves_nothing_across_the_border(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
@@ -3144,7 +3136,7 @@ def test_a_torn_or_hostile_journal_moves_nothing_out_of_or_into_the_library(
 # ── what reviews found ──
 
 
-def test_undo_after_the_folder_of_a_keeper_became_a_link_unlinks_nothing(tmp_path: Path) -> None:
+def test_undo_through_a_folder_that_became_a_link_unlinks_nothing(tmp_path: Path) -> None:
     save(photo(1), tmp_path / "A" / "beach.jpg", quality=90)
     save(photo(1), tmp_path / "lake" / "beach.jpg", quality=60)
     before = Counter(contents(tmp_path).values())
@@ -3279,7 +3271,7 @@ def test_a_move_that_fails_after_the_file_has_gone_can_be_undone(
     assert contents(tmp_path) == before
 
 
-def test_a_source_that_cannot_be_unlinked_after_its_copy_stays_and_the_copy_goes(
+def test_a_source_that_cannot_be_unlinked_stays_and_its_copy_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg"))
@@ -3310,7 +3302,7 @@ def test_a_link_whose_name_differs_in_capitals_is_not_replaced(tmp_path: Path, k
 
 @ON_LINUX
 @AS_ROOT
-def test_an_undo_across_file_systems_that_is_killed_at_any_point_can_be_repeated(tmp_path: Path) -> None:
+def test_an_undo_across_drives_killed_anywhere_can_be_repeated(tmp_path: Path) -> None:
     library = made_doubles(tmp_path, "lake/IMG_1.jpg", "beach.jpg")
     made_doubles(tmp_path, "beach.xmp", content=b"edits")
     before = contents(library)
@@ -3455,7 +3447,7 @@ def test_undo_finds_a_file_whose_time_was_rounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seeds", [range(start, start + 12) for start in range(0, 48, 12)], ids=lambda seeds: seeds[0])
-def test_nothing_is_ever_lost_in_made_libraries_with_faults_at_random(
+def test_nothing_is_ever_lost_with_faults_at_random(
     tmp_path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in seeds:
@@ -3804,7 +3796,7 @@ def test_a_second_run_on_the_same_library_is_told_so(tmp_path: Path, capsys: pyt
     assert main([str(tmp_path)]) == 0
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(
+def test_a_missing_package_is_named_with_its_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(idem.REQUIRED_MODULES, "no_such_module", "No-Such-Package")
@@ -3813,7 +3805,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 
 @ON_LINUX
-def test_without_pillow_heif_heic_files_are_named_and_the_rest_is_done(
+def test_without_pillow_heif_heic_files_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(photo(), tmp_path / "a.heic")
@@ -4121,9 +4113,7 @@ def test_exact_finds_equal_images_and_videos_and_nothing_else(
     assert not cache_file(tmp_path).exists()
 
 
-def test_the_checksum_database_has_exactly_the_shared_columns_and_every_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_checksum_database_has_the_shared_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "b.mp4").write_bytes(b"22")
     report(tmp_path, "--exact", capsys=capsys)
@@ -4203,7 +4193,7 @@ def test_large_equal_files_are_compared_whole_once(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not tell when the status of a file changed")
 @pytest.mark.parametrize("size", [6, 13_000_000])
-def test_a_file_edited_without_a_trace_in_size_and_time_is_not_taken_for_equal(
+def test_a_file_edited_under_its_old_time_is_not_taken_for_equal(
     tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_doubles(tmp_path, "a.jpg", "b.jpg", "c.jpg", content=b"x" * size)
@@ -4218,7 +4208,7 @@ def test_a_file_edited_without_a_trace_in_size_and_time_is_not_taken_for_equal(
         assert groups(tmp_path, "--exact", capsys=capsys) == [["b.jpg", "c.jpg"]]
 
 
-def test_a_file_that_takes_the_name_size_and_time_of_one_that_went_is_read(
+def test_a_namesake_of_the_size_and_time_of_one_that_went_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_doubles(tmp_path, "1/IMG_1.jpg", "3/x.jpg")
@@ -5177,7 +5167,7 @@ def test_a_review_whose_output_nobody_reads_ends_quietly(tmp_path: Path, started
 # ── where it listens, and how it begins ──
 
 
-def test_the_next_port_is_taken_when_the_first_is_busy_and_only_this_computer_can_reach_it() -> None:
+def test_the_next_free_port_is_taken_on_this_computer_alone() -> None:
     with closing(idem.bound_socket()) as first, closing(idem.bound_socket()) as second:
         addresses = [each.getsockname() for each in (first, second)]
         assert [host for host, _ in addresses] == ["127.0.0.1"] * 2
@@ -5219,7 +5209,7 @@ def test_a_review_of_nothing_says_so_and_opens_nothing(tmp_path: Path) -> None:
 
 
 @ON_LINUX
-def test_without_flask_a_review_gets_one_clear_line_and_a_report_is_made(tmp_path: Path) -> None:
+def test_without_flask_a_review_gets_one_clear_line(tmp_path: Path) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
     for folder in (Path(each) for each in sys.path if Path(each).name in ("site-packages", "dist-packages")):
@@ -5383,7 +5373,7 @@ def test_a_file_tells_its_format_size_date_and_camera(gallery: Served, name: str
     assert gallery.ask(f"facts/{gallery.number_of(name)}/0").json() == expected | {"plays": name == "new.mp4"}
 
 
-def test_a_picture_of_noise_gets_a_small_thumbnail_and_a_whole_preview(gallery: Served) -> None:
+def test_noise_gets_a_small_thumbnail_and_a_whole_preview(gallery: Served) -> None:
     number = gallery.number_of("noise.jpg")
     thumbnail, preview = (gallery.ask(f"{route}/{number}/0").body for route in ("thumbnail", "preview"))
     assert len(thumbnail) < 40_000
@@ -5475,7 +5465,7 @@ def worker_of(pool: idem.Pool) -> idem.Worker:
 
 
 @ON_LINUX
-def test_a_worker_that_dies_over_a_picture_is_replaced_and_only_that_picture_lost(gallery: Served) -> None:
+def test_a_worker_that_dies_over_a_picture_loses_only_that(gallery: Served) -> None:
     files = {name: media_file(gallery.library / "a" / name) for name in ("noise.jpg", "turned.jpg", "hole.png")}
     with closing(idem.Pool(1, threaded=True)) as pool:
         lost = pool.submit(idem.preview_of, files["noise.jpg"])
@@ -5725,7 +5715,7 @@ def test_the_last_copy_that_is_kept_cannot_be_switched_off(shared: Reviewed) -> 
     assert page.locator("#announcer").inner_text().startswith("At least one copy stays")
 
 
-def test_skipped_groups_come_back_only_when_asked_for_and_paging_misses_none(chromium: Browser, library: Path) -> None:
+def test_skipped_groups_come_back_only_when_asked_for(chromium: Browser, library: Path) -> None:
     with reviewed(chromium, library, "--page-size", "4") as review:
         page = review.open()
         titles = page.locator("article.group h2 span:nth-child(2)")
@@ -5848,7 +5838,7 @@ def box_of(layer: Locator) -> tuple[float, float, float, float]:
     return tuple(round(box[side]) for side in ("x", "y", "width", "height"))  # type: ignore[return-value]
 
 
-def test_the_viewer_flips_in_place_at_the_same_zoom_whatever_the_resolution(shared: Reviewed) -> None:
+def test_the_viewer_flips_in_place_at_the_same_zoom(shared: Reviewed) -> None:
     page = shared.open()
     shared.group("coast.heic").locator(".well").first.click()
     page.wait_for_selector("#viewer[open]")
@@ -5880,9 +5870,7 @@ def test_the_viewer_flips_in_place_at_the_same_zoom_whatever_the_resolution(shar
     assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
 
 
-def test_videos_play_can_be_sought_and_those_browsers_cannot_play_are_converted(
-    chromium: Browser, tmp_path: Path
-) -> None:
+def test_videos_play_or_are_converted_for_the_browser(chromium: Browser, tmp_path: Path) -> None:
     clip(tmp_path / "clip.mp4", seconds=5, size=(160, 120))
     ffmpeg("-i", tmp_path / "clip.mp4", "-c:v", "mpeg4", "-q:v", "2", tmp_path / "a.avi")
     with reviewed(chromium, tmp_path, "--video") as review:
@@ -5922,9 +5910,7 @@ def test_a_narrow_screen_shows_all_without_scrolling_sideways(chromium: Browser,
     assert sum(path.is_file() for path in (library / idem.TRASH_FOLDER).rglob("*")) == 2
 
 
-def test_a_page_that_is_opened_again_while_files_move_waits_and_shows_the_result(
-    chromium: Browser, tmp_path: Path
-) -> None:
+def test_a_page_opened_again_while_files_move_waits_for_them(chromium: Browser, tmp_path: Path) -> None:
     for number in range(100):
         save(photo(number, (32, 24)), tmp_path / f"a{number}.png")
         shutil.copy(tmp_path / f"a{number}.png", tmp_path / f"b{number}.png")
