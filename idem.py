@@ -450,21 +450,19 @@ F = TypeVar("F", bound="Fingerprint")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a cache file: its name, the pattern of its texts, and how they are read and written.
-
-    The value is the attribute of the file or the fingerprint. `read` is None where it is not stored in one.
-    """
+    """A column of a cache file: its name, the pattern of its texts, and how they are read and written."""
 
     name: str
     pattern: str
-    read: Callable[[bytes], Any] | None = bytes.decode
+    read: Callable[[bytes], Any] | None = bytes.decode  # None: it is written, but no part of the fingerprint
     write: Callable[[Any], str] = str
-    attribute: str = ""  # if not the name
+    attribute: str = ""  # that it stands for, if that has another name
+    of_file: bool = False  # the attribute is that of the MediaFile, not of the fingerprint
 
 
-def number_column(name: str, digits: int, pattern: str = "[0-9]{1,%d}") -> Column:
+def number_column(name: str, digits: int, of_file: bool = False) -> Column:
     """A whole number of at most so many digits."""
-    return Column(name, pattern % digits, int)
+    return Column(name, f"[0-9]{{1,{digits}}}", int, of_file=of_file)
 
 
 def positive_column(name: str, digits: int) -> Column:
@@ -494,9 +492,9 @@ def microseconds(text: bytes) -> int:
 
 
 def time_column(name: str) -> Column:
-    """A time in seconds since the epoch, to the microsecond."""
+    """A time of the file in seconds since the epoch, to the microsecond."""
     pattern = r"-?[0-9]{1,12}(?:\.[0-9]{1,9})?"
-    return Column(name, pattern, microseconds, lambda ns: f"{ns // 1000 / 1e6:.6f}", f"{name}_ns")
+    return Column(name, pattern, microseconds, lambda ns: f"{ns // 1000 / 1e6:.6f}", f"{name}_ns", of_file=True)
 
 
 def stored_path(path: str) -> str:
@@ -517,16 +515,15 @@ def written_path(path: str) -> str:
     return '"' + path.replace('"', '""') + '"' if re.search(r'[",\r\n]', path) else path
 
 
-# Each stands in a row for the attribute of a MediaFile.
 PATH = Column(
     "path",
     r'"[/\\](?:[^"\0]|""){0,%d}"|[/\\][^",\r\n\0]{0,%d}' % (MAX_STORED_PATH, MAX_STORED_PATH),
     read_path,
     written_path,
+    of_file=True,
 )
-SIZE = number_column("size", 18)
+SIZE = number_column("size", 18, of_file=True)
 MTIME, CTIME = time_column("mtime"), time_column("ctime")
-FILE_COLUMNS = frozenset({PATH, SIZE, MTIME, CTIME})
 VERSION = Column("version", str(FINGERPRINT_VERSION), None)
 FILE_DIGEST = Column("file_digest", "(?:[0-9a-f]{64})?")
 
@@ -549,21 +546,24 @@ class CacheFormat(Generic[F]):
     @functools.cached_property
     def pattern(self) -> re.Pattern[bytes]:
         """Matches a row at the start of a line, each column in a group of its name."""
-        fields = ",".join(f"(?P<{column.name}>{column.pattern})" for column in self.columns)
-        return re.compile(rf"(?<=\n){fields}\r?\n".encode())
+        row = ",".join(f"(?P<{column.name}>{column.pattern})" for column in self.columns)
+        return re.compile(rf"(?<=\n){row}\r?\n".encode())
+
+    @functools.cached_property
+    def readers(self) -> list[tuple[str, str, Callable[[bytes], Any]]]:
+        """Name, attribute and reader of the columns that make up the fingerprint."""
+        own = (each for each in self.columns if not each.of_file)
+        return [(each.name, each.attribute or each.name, each.read) for each in own if each.read]
 
     def decoded(self, row: re.Match[bytes]) -> F:
         """The fingerprint in a row."""
-        own = (column for column in self.columns if column not in FILE_COLUMNS)
-        return self.fingerprint(
-            **{column.attribute or column.name: column.read(row[column.name]) for column in own if column.read}
-        )
+        return self.fingerprint(**{attribute: read(row[name]) for name, attribute, read in self.readers})
 
     def encoded(self, file: MediaFile, fingerprint: F) -> bytes:
         """The row of a file."""
         values = (
-            column.write(getattr(file if column in FILE_COLUMNS else fingerprint, column.attribute or column.name))
-            for column in self.columns
+            each.write(getattr(file if each.of_file else fingerprint, each.attribute or each.name))
+            for each in self.columns
         )
         return (",".join(values) + "\n").encode("utf-8", ODD_NAMES)
 
