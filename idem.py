@@ -17,7 +17,8 @@
 
     python idem.py ~/Photos
 
-To be read from top to bottom, as the data flows. Each section uses only those above it:
+To be read from top to bottom, as the data flows. Each section uses only those above it; inside one, what it is for
+comes first:
 
     scan                       a folder             -> MediaFile
     cache                      rows of a CSV file   -> fingerprints
@@ -28,6 +29,7 @@ To be read from top to bottom, as the data flows. Each section uses only those a
     decide                     Group (and Choice)   -> Decision
     find                       Run                  -> Findings: all of the above, in one function
     act                        Decision             -> moves, journal, undo
+    session                    groups               -> what was decided, done and undone about them
     report and terminal        Findings             -> text, JSON, questions
     review                     Findings             -> a page in the browser
     command line               arguments            -> exit status
@@ -42,8 +44,9 @@ Glossary, with a sample value of each:
     checksum          SHA-256 over size and content, see `checksum_of`             Checksum(...)
     threshold         largest distance, in bits, at which pictures are grouped     0
     replica           one file of a group                                          Replica(file, fingerprint)
-    keeper            the best replica: see `best_first`                           vacation/beach.jpg
-    group             a keeper and all replicas within the threshold of it         Group(kind, replicas, ...)
+    group             the best replica and all that are within the threshold of it Group(kind, replicas, ...)
+    keeper            the replica that stays: the best one, see `best_first`,
+                      unless files are equal or a person chose another             vacation/beach.jpg
     choice            what a person wants of a group, by numbers of its replicas   Choice(keep, named, placed)
     decision          what is to become of a group                                 Decision(keeper, target, trash, ...)
     companion         a file that is nothing without its photo: edits, metadata    IMG_1.xmp
@@ -136,8 +139,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TRASH_FOLDER = "__duplicate_files_trash"
 CACHE_FOLDER = "__databases"
 READ_BLOCK = 1 << 20  # bytes
-ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
-RULE = "─" * 80
 
 
 class IdemError(Exception):
@@ -217,15 +218,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
-    """A bar with rate and time left on stderr; nothing where that is not a terminal."""
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
-    unit, scale = (unit, True) if unit == "B" else (f" {unit}", False)
-    return tqdm(total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=None)
-
-
 # ── files and folders ──
 
 
@@ -269,12 +261,6 @@ def relative(path: str, root: str) -> str:
     if path == root:
         return ""
     return path[len(root) :].lstrip(os.sep) if is_inside(path, root) else path
-
-
-def check_folder(folder: str, root: str) -> None:
-    """ValueError unless the folder is in the library, and no link leads there or out of it."""
-    if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
-        raise ValueError(f"{printable(folder)} is a link or outside the library")
 
 
 @contextmanager
@@ -439,6 +425,7 @@ def only(scanned: Scan, kind: str) -> Scan:
 #  Cache: fingerprints in a CSV file that survives whatever happens to it
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
+ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
 CACHE_BLOCK = 1 << 23  # bytes of a cache file that are searched at once
 MAX_ROW_BYTES = 1 << 17  # longer than any row
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
@@ -581,8 +568,8 @@ class CachedRow(NamedTuple):
 def rows_in(stream: BinaryIO, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, re.Match[bytes]]]:
     """The rows from here to the end of a cache file, each with its offset. What lies between two rows is junk.
 
-    A row that may go on beyond what has been read is looked at again with more of the file: its path may contain what
-    looks like a row.
+    A row that may go on beyond what has been read is looked at again with more of the file. Else a path that contains
+    a line feed and what looks like a row would be taken for that row.
     """
     offset, text, block = stream.tell() - 1, b"\n", b"\n"
     while block:
@@ -849,7 +836,7 @@ class Pool:
         self.waiting: list[Task] = []  # a heap
         self.workers: list[Worker] = []
         self.numbers = count()
-        self.lock = threading.Lock()  # for the four above
+        self.lock = threading.Lock()  # for waiting tasks, their numbers, `closed` and changes of workers
         self.closed = False
         self.thread: threading.Thread | None = None
         if threaded:
@@ -1043,7 +1030,6 @@ def worker_main(connection: Connection, parent: int) -> None:
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # codecs write there what the file's own reason says better
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is one process per core already
     try:
         while True:
             work, arguments = connection.recv()
@@ -1084,6 +1070,15 @@ class Work(Generic[R]):
 def seconds_for(file: MediaFile) -> float:
     """How long a worker may take for a file: even from a slow drive, reading it is not hanging."""
     return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
+
+
+def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
+    """A bar with rate and time left on stderr; nothing where that is not a terminal."""
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
+    unit, scale = (unit, True) if unit == "B" else (f" {unit}", False)
+    return tqdm(total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=None)
 
 
 def compute(
@@ -1130,7 +1125,7 @@ class Integrity:
     `whole` and `part_sums` are found out by a closer look, only for files of groups that need one.
     """
 
-    several_scans: bool  # a JPEG that may be cut short without showing it: see `is_cut_short`
+    several_scans: bool  # a JPEG that may be cut short without showing it: see `check_last_scan`
     data_bytes: int  # of picture data
     whole: bool = False  # it has been looked at, and is not cut short
     part_sums: str = ""  # CRC-32 of DATA_PARTS equal parts of the picture data, or of the pixels; in hex
@@ -1171,14 +1166,14 @@ def written_integrity(each: Integrity) -> str:
     return f"{'s' * each.several_scans}{'w' * each.whole}:{each.data_bytes}:{each.part_sums}"
 
 
-INTEGRITY = "s?w?:[0-9]{1,18}:(?:[0-9a-f]{%d})?" % (8 * DATA_PARTS)
+INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:(?:[0-9a-f]{%d})?" % (8 * DATA_PARTS)
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     "images_perceptual_hash_db.csv",
     (
         *(PATH, SIZE, MTIME, hash_column("phash"), hash_column("dhash"), CTIME, VERSION),
         *(positive_column("width", 7), positive_column("height", 7)),
         *(number_column("luma_step", 2), number_column("chroma_step", 2), flag_column("palette")),
-        Column("integrity", INTEGRITY, read_integrity, written_integrity),
+        Column("integrity", INTEGRITY_PATTERN, read_integrity, written_integrity),
         *(FILE_DIGEST, bytes_column("stored_signature", SIGNATURE_BYTES, optional=True)),
         bytes_column("signature", SIGNATURE_BYTES),
     ),
@@ -1188,7 +1183,8 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 
 # ── opening ──
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # decoders idem uses: none that runs a program
+# Decoders idem uses: none that runs a program. Another lossy one is to be named in `quantisers`, too.
+PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
@@ -1197,10 +1193,10 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 P = ParamSpec("P")
 
 
-def problem_if_undecodable(
+def problem_if_unreadable(
     work: Callable[Concatenate[MediaFile, P], R],
 ) -> Callable[Concatenate[MediaFile, P], R | Problem]:
-    """Have a function of a file return a Problem with the reason where that file cannot be decoded."""
+    """Have a function of a file return a Problem with the reason when that file cannot be read or decoded."""
 
     @functools.wraps(work)
     def guarded(file: MediaFile, /, *more: P.args, **named: P.kwargs) -> R | Problem:
@@ -1225,17 +1221,17 @@ def problem_if_undecodable(
 
 @functools.cache
 def usable_formats() -> tuple[str, ...]:
-    """FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
+    """PILLOW_FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
     from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register decoders)
 
     Image.preinit()
     if not can_import("pillow_heif"):
-        return FORMATS
+        return PILLOW_FORMATS
     import pillow_heif
 
     pillow_heif.options.DECODE_THREADS = 1  # one process per core is at work already
     pillow_heif.register_heif_opener()
-    return (*FORMATS, "HEIF")
+    return (*PILLOW_FORMATS, "HEIF")
 
 
 def load_decoders() -> None:
@@ -1291,7 +1287,7 @@ class Jpeg:
 
         libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
         closed decodes "completely". With zeros in place of the marker it asks for more data instead, and Pillow
-        reports the file as truncated. That does not work for several scans: see `is_cut_short`.
+        reports the file as truncated. That does not work for several scans: see `check_last_scan`.
         """
         return self.data if self.several_scans else self.data[: self.end] + bytes(DECODER_LOOKAHEAD)
 
@@ -1299,7 +1295,7 @@ class Jpeg:
 def jpeg_in(stream: BinaryIO) -> Jpeg | None:
     """The JPEG in an open file, None if it is none. ValueError when the file has no end marker or lacks scans.
 
-    A picture in several scans is checked for having them all, and once more by `is_cut_short` when it matters.
+    A picture in several scans is checked for having them all, and once more by `check_last_scan` when it matters.
     """
     start = stream.read(2)
     stream.seek(0)
@@ -1371,7 +1367,7 @@ TURNS = {
 }
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def fingerprint_image(file: MediaFile) -> ImageFingerprint:
     """The picture's fingerprint, or why there is none. Runs in a worker process.
 
@@ -1651,7 +1647,6 @@ FRAMES = 8  # of a video that are looked at
 FRAME_SIDE = 64  # px; what ffmpeg scales them to
 FRAME_CELLS = 16  # per side, of the small picture of a frame
 FRAME_BYTES = FRAME_CELLS**2 + 2 * (FRAME_CELLS // 2) ** 2
-TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
 DISTINCT_FRAMES = 5  # that must show something else than each other: else they prove no more than one picture does
 STILL_RANGE = 8  # levels; frames that are nowhere further apart show the same
 SAME_DURATION = 0.2, 0.002  # the same for copies: containers round, and audio may end later than the pictures
@@ -1719,7 +1714,7 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
     VideoFingerprint,
 )
 # Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
-VIDEO_FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
+FFMPEG_DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
 # Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
 FRAME_FILTER = (
     f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
@@ -1733,7 +1728,6 @@ ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container
 # Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
 MARGINS = 0.0, -4.0, -16.0, -64.0
 STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in transport streams seeking ends anywhere, not where decoding can start
-PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -1770,7 +1764,7 @@ def ffmpeg_path() -> str | None:
         return None  # it was installed without a binary for this system
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> VideoFingerprint:
     """The video's fingerprint, or why there is none; ffmpeg is asked about it unless that has been done.
 
@@ -1823,11 +1817,11 @@ def run_ffmpeg(*arguments: str) -> tuple[bytes, str]:
 
 def video_input(path: str) -> list[str]:
     """ffmpeg's arguments to open this file and nothing else, whatever it contains or is called."""
-    return ["-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}"]
+    return ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_DEMUXERS, "-i", f"file:{path}"]
 
 
 # The line about a stream of pictures that is not just a cover, and all lines up to the next stream.
-VIDEO_STREAM = re.compile(
+VIDEO_STREAM_LINES = re.compile(
     r"^ *Stream #\d+:\d+.*?: Video: (?!.*\(attached pic\)).*(?:\n(?! *Stream #).*)*", re.MULTILINE
 )
 
@@ -1852,9 +1846,14 @@ def video_stream(path: str) -> VideoStream:
     _, said = run_ffmpeg(*video_input(path))
     stream = parsed_stream(said.partition("Input #0, ")[2], path)
     if stream is None:
-        problem = said.replace(spoken(path), "").strip().rpartition("\n")[2].strip(": ")
-        raise ValueError("there is no video in it" if "output file" in problem else problem or "ffmpeg says nothing")
+        problem = last_words(said, path)
+        raise ValueError("there is no video in it" if "output file" in problem else problem)
     return stream
+
+
+def last_words(said: str, path: str) -> str:
+    """The last line that ffmpeg said, without the path of the file."""
+    return said.replace(spoken(path), "").strip().rpartition("\n")[2].strip(": ") or "ffmpeg says nothing"
 
 
 def spoken(path: str) -> str:
@@ -1870,7 +1869,7 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
     """
     container = said.partition(", from ")[0]
     said = said.replace(spoken(path), "")
-    stream = VIDEO_STREAM.search(said)
+    stream = VIDEO_STREAM_LINES.search(said)
     size = re.search(r", (\d{1,5})x(\d{1,5})(?: \[SAR (\d{1,9}):(\d{1,9}) )?", stream[0]) if stream else None
     if stream is None or size is None or not int(size[1]) or not int(size[2]):
         return None
@@ -2004,7 +2003,7 @@ def cell_means(planes: np.ndarray, cells: int) -> np.ndarray:
 
 
 def following(signatures: np.ndarray) -> np.ndarray:
-    """The first signature that shows something else than the one before them all; else the last."""
+    """The first signature that differs from signatures[0]; the last if none does."""
     differs = np.abs(signatures.astype(int) - signatures[0]).max(axis=1) > CELL_TOLERANCE
     return signatures[int(differs.argmax())] if differs.any() else signatures[-1]
 
@@ -2067,13 +2066,13 @@ def checksum_windows(size: int) -> list[tuple[int, int]]:
     return [(start, CHECKSUM_WINDOW) for start in starts]
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def checksum_of(file: MediaFile) -> Checksum:
     """SHA-256 over the size (8 bytes, little-endian) and the windows of the file. Runs in a worker process."""
     return digested(file, file.size.to_bytes(8, "little"), checksum_windows(file.size))
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def whole_checksum_of(file: MediaFile) -> Checksum:
     """SHA-256 of the whole file. Runs in a worker process."""
     return digested(file, b"", [(0, file.size)])
@@ -2210,7 +2209,7 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
             start = stop
 
 
-# ── comparison: the distances of fingerprints, many pairs at once ──
+# ── which replica is best: it is the centre of its group, and is kept ──
 
 
 def dimensions_of(replica: Replica[Any]) -> tuple[int, int, float]:
@@ -2228,8 +2227,11 @@ def best_first(replica: Replica[Any]) -> tuple[int, float, int, str]:
     return -width * height, -bit_rate, -replica.file.size, replica.file.path
 
 
+# ── comparison: the distances of fingerprints, many pairs at once ──
+
+
 def match_key(replica: Replica[Any]) -> object:
-    """Equal for replicas that are at distance 0 of each other, and of any other replica at one distance."""
+    """Replicas with equal keys are copies, and need not be told apart in comparisons: they share a row."""
     each = replica.fingerprint
     if isinstance(each, Checksum):
         return replica.file.size, each.digest
@@ -2405,6 +2407,7 @@ class ImageTable(Table[ImageFingerprint]):
         return agree
 
 
+TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
 FRAME_HASH_RADIUS = 16  # bits, on average; re-encoding flips far fewer, a frame more or less at a cut some
 DURATION_WINDOW = 10.0, 0.05  # s, and share of the longer one: further apart, videos are never compared
 # By what a picture is stretched when the sample aspect ratio of DVD, DV and HDV material is lost or doubled.
@@ -2650,26 +2653,9 @@ def connect(component: np.ndarray, pairs: np.ndarray) -> None:
             component[:] = shorter
 
 
-# ── which groups are shown, and in which order ──
-
-
 def recoverable_bytes(group: AnyGroup) -> int:
     """Bytes freed if every replica but the keeper goes."""
     return sum(replica.file.size for replica in group.replicas[1:])
-
-
-def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> tuple[AnyGroup, ...]:
-    """The `limit` groups with most recoverable bytes whose largest and smallest file differ by `delta` bytes or more.
-
-    Images before videos, each in order of their recoverable bytes.
-    """
-    wanted = []
-    for group in groups:
-        sizes = [replica.file.size for replica in group.replicas]
-        if max(sizes) - min(sizes) >= delta:
-            wanted.append(group)
-    wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
-    return tuple(sorted(wanted[:limit], key=lambda group: group.kind))
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2690,6 +2676,7 @@ class CloserLook(Generic[F]):
     wanting: Callable[[Sequence[Group[F]]], list[Replica[F]]]
     work: Work[Any]
     judge: Callable[[F, Any], F]
+    more: Callable[[F], tuple[Any, ...]] = lambda _fingerprint: ()  # arguments of the work after the file
 
 
 def proven_groups(
@@ -2733,7 +2720,7 @@ def looked_at(
         judged[file.path] = replica = Replica(file, look.judge(fingerprints[file], result))
         cache.store(file, replica.fingerprint)
 
-    compute(pool, look.work, list(fingerprints), take)
+    compute(pool, replace(look.work, more=lambda file: look.more(fingerprints[file])), list(fingerprints), take)
     return judged
 
 
@@ -2749,7 +2736,7 @@ def made_anew(cache: FingerprintCache[F], work: Work[F]) -> CloserLook[F]:
 # ── pictures that are damaged ──
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def part_sums(file: MediaFile) -> str:
     """CRC-32 of each of DATA_PARTS equal parts of a JPEG's picture data, or of another picture's pixels, in hex.
 
@@ -2762,12 +2749,12 @@ def part_sums(file: MediaFile) -> str:
     return "".join(f"{zlib.crc32(data[begin:end]):08x}" for begin, end in pairwise(borders))
 
 
-@problem_if_undecodable
-def is_cut_short(file: MediaFile) -> bool:
-    """False for a JPEG in several scans that has the end of its last one. Runs in a worker process.
+@problem_if_unreadable
+def check_last_scan(file: MediaFile) -> None:
+    """ValueError if the last scan of a JPEG in several scans is cut short. Runs in a worker process.
 
-    One that lacks it shows the whole picture, only coarser from some line on. More data before the end marker changes
-    what the decoder makes of that, while a whole file has no use for more.
+    Such a file shows the whole picture, only coarser from some line on. More data before the end marker changes what
+    the decoder makes of it, while a whole file has no use for more.
     """
     with opened_unchanged(file) as stream:
         jpeg = jpeg_in(stream)
@@ -2778,7 +2765,6 @@ def is_cut_short(file: MediaFile) -> bool:
         load_reduced(picture)
     if pictures[0].tobytes() != pictures[1].tobytes():
         raise ValueError("truncated: a progressive JPEG whose last scan is cut short")
-    return False
 
 
 def wanting_part_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
@@ -2815,7 +2801,7 @@ IMAGE_LOOKS: tuple[CloserLook[ImageFingerprint], ...] = (
     ),
     CloserLook(
         wanting_decoding,
-        Work(is_cut_short, "photo", load_decoders),
+        Work(check_last_scan, "photo", load_decoders),
         lambda fingerprint, _: replace(fingerprint, integrity=replace(fingerprint.integrity, whole=True)),
     ),
 )
@@ -2866,12 +2852,21 @@ def wanting_end(groups: Sequence[Group[VideoFingerprint]]) -> list[Replica[Video
     return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
 
 
-@problem_if_undecodable
-def breaks_off(file: MediaFile, seconds: float) -> bool:
-    """False for a video that goes on for as long as it says. Runs in a worker process."""
+@problem_if_unreadable
+def check_goes_on(file: MediaFile, seconds: float) -> None:
+    """ValueError if a video breaks off before the time it says. Runs in a worker process."""
     with opened_unchanged(file):
         check_end(demuxed_seconds(file.path, "0", seconds - TAIL), seconds)
-    return False
+
+
+VIDEO_LOOKS: tuple[CloserLook[VideoFingerprint], ...] = (
+    CloserLook(
+        wanting_end,
+        Work(check_goes_on, "video"),
+        lambda fingerprint, _: replace(fingerprint, whole=True),
+        lambda fingerprint: (fingerprint.seconds,),
+    ),
+)
 
 
 def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
@@ -2889,7 +2884,7 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Decide: Group -> Decision. Pure: the one source of every suggestion
+#  Decide: Group -> Decision. The one source of every suggestion; reads no disk
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # They tell nothing of a picture: what cameras and apps call their files, what people call folders for now, and words
@@ -2972,7 +2967,8 @@ class Decision:
 def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> Decision:
     """What is to become of a group: as suggested, or as chosen.
 
-    The best replica is the keeper; of equal files the one in the best folder, and there the one with the best name.
+    The best replica is the keeper: all others were compared with that one. Of equal files it is the one in the best
+    folder, and there the one with the best name.
     It gets the best name in the best folder: its own, unless one that goes to the trash has a better one. Other
     replicas that are chosen stay as they are. The target is nobody else's: a counter is added to a taken name.
     """
@@ -3011,7 +3007,7 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
 
 
 def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
-    """The suggestions for groups. No two put their keepers in one place: each takes its own in `scoring.taken`."""
+    """The suggestions for groups. No two put their keepers in one place: each claims its own in `scoring.taken`."""
     decisions: list[Decision] = []
     for group in groups:
         decisions.append(decide(group, scoring))
@@ -3038,7 +3034,7 @@ def why_best(group: AnyGroup, keeper: Replica[Any]) -> str:
 
 def name_score(path: str, stop_words: frozenset[str]) -> tuple[int, bool]:
     """How much a file's name tells a person: in letters, then whether it has no copy mark."""
-    return content_letters(stem_of(path), stop_words), not has_copy_mark(stem_of(path))
+    return content_letters(stem_of(path), stop_words), not has_copy_mark(stem_of(path), stop_words)
 
 
 def folder_score(path: str, scoring: Scoring) -> int:
@@ -3052,10 +3048,10 @@ def stem_of(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def has_copy_mark(stem: str) -> bool:
+def has_copy_mark(stem: str, stop_words: frozenset[str] = STOP_WORDS) -> bool:
     """Whether the name ends like that of a copy: `beach copy`, `beach (1)`, `beach_2`; not `2021-07-05`."""
     counted = re.fullmatch(r"(.+)[_~ -]\d{1,2}", stem)
-    counts = counted and (content_letters(counted[1]) or re.search(r"\d{3}$", counted[1]))
+    counts = counted and (content_letters(counted[1], stop_words) or re.search(r"\d{3}$", counted[1]))
     return bool(COPY_MARK.search(stem) or counts)
 
 
@@ -3105,7 +3101,7 @@ def with_counter(name: str, number: int, reserve: int = 0) -> str:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Find: options -> Findings
+#  Find: Run -> Findings
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 
@@ -3129,7 +3125,7 @@ class Run:
 class Tally:
     """How a run came by its fingerprints, in files."""
 
-    found: int = 0
+    scanned: int = 0
     new: int = 0
     cached: int = 0
     forgotten: int = 0
@@ -3154,7 +3150,7 @@ class Findings:
     root: str
     mode: str
     threshold: int
-    found: int  # groups, of which these are shown:
+    groups_in_all: int  # of which these are shown:
     groups: tuple[AnyGroup, ...]
     decisions: tuple[Decision, ...]  # one for each of them
     unreadable: tuple[Problem, ...]
@@ -3175,7 +3171,7 @@ def find(run: Run) -> Findings:
         root=run.root,
         mode=run.mode,
         threshold=run.threshold,
-        found=len(groups),
+        groups_in_all=len(groups),
         groups=shown,
         decisions=decisions_for(shown, Scoring(run.root, STOP_WORDS | run.ignored, taken)),
         unreadable=tuple(sorted(unreadable, key=lambda problem: problem.path)),
@@ -3185,6 +3181,20 @@ def find(run: Run) -> Findings:
 
 
 IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
+
+
+def chosen_groups(groups: Iterable[AnyGroup], delta: int, limit: int | None) -> tuple[AnyGroup, ...]:
+    """The `limit` groups with most recoverable bytes whose largest and smallest file differ by `delta` bytes or more.
+
+    Images before videos, each in order of their recoverable bytes.
+    """
+    wanted = []
+    for group in groups:
+        sizes = [replica.file.size for replica in group.replicas]
+        if max(sizes) - min(sizes) >= delta:
+            wanted.append(group)
+    wanted.sort(key=lambda group: (-recoverable_bytes(group), group.replicas[0].file.path))
+    return tuple(sorted(wanted[:limit], key=lambda group: group.kind))
 
 
 def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
@@ -3210,14 +3220,9 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     with closing(FingerprintCache(VIDEO_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = video_fingerprints(scanned, cache, pool)
         grouped = functools.partial(groups_of, threshold=run.threshold)
-        replicas = ended(replicas, {each.file.path for each in wanting_end(grouped(replicas))}, cache, pool)
-        seconds = {each.file: each.fingerprint.seconds for each in replicas}
-        look: CloserLook[VideoFingerprint] = CloserLook(
-            wanting_end,
-            Work(breaks_off, "video", more=lambda file: (seconds[file],)),
-            lambda fingerprint, _: replace(fingerprint, whole=True),
-        )
-        groups, rejected = proven_groups(replicas, grouped, [made_anew(cache, VIDEO_WORK), look], cache, pool)
+        replicas = with_ends_noted(replicas, {each.file.path for each in wanting_end(grouped(replicas))}, cache, pool)
+        looks = made_anew(cache, VIDEO_WORK), *VIDEO_LOOKS
+        groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
@@ -3227,7 +3232,7 @@ CHECKSUM_WORK: Work[Checksum] = Work(
 
 
 def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
-    """The groups of equal files; known before the files are read that only the database wants."""
+    """The groups of equal files. Those whose size no other has are summed last: only the shared database needs them."""
     of_size = Counter(file.size for file in scanned.files)
     alike = [file for file in scanned.files if of_size[file.size] > 1]
     alone = [file for file in scanned.files if of_size[file.size] == 1]
@@ -3303,13 +3308,13 @@ def video_fingerprints(
     new = [file for file in scanned.files if cache.lookup(file) is None]
     plain = [file for file in new if printable(file.path) == file.path]  # others could look like ffmpeg's words
     probed: dict[str, VideoStream] = {}
-    for _, future in pool.map(video_streams, batched(plain)):
+    for _, future in pool.map(video_streams, for_one_ffmpeg(plain)):
         probed |= {} if future.exception() else future.result()  # whichever file it was will fail again by itself
     work = replace(VIDEO_WORK, more=lambda file: (probed.get(file.path),))
     return fingerprints_of(scanned.files, cache, work, pool)
 
 
-def ended(
+def with_ends_noted(
     replicas: Iterable[Replica[VideoFingerprint]],
     doubtful: AbstractSet[str],
     cache: FingerprintCache[VideoFingerprint],
@@ -3318,7 +3323,7 @@ def ended(
     """The replicas, each doubtful one whose end is easily found noted to be whole."""
     videos = [(each.file, each.fingerprint.seconds) for each in replicas if each.file.path in doubtful]
     proven: set[str] = set()
-    for _, future in pool.map(videos_with_end, batched(videos)):
+    for _, future in pool.map(videos_with_end, for_one_ffmpeg(videos)):
         proven |= set() if future.exception() else future.result()
     found = []
     for each in replicas:
@@ -3329,7 +3334,10 @@ def ended(
     return found
 
 
-def batched(items: Sequence[T]) -> list[Sequence[T]]:
+PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
+
+
+def for_one_ffmpeg(items: Sequence[T]) -> list[Sequence[T]]:
     """The items, as many together as one ffmpeg is asked about."""
     return [items[start : start + PROBED_AT_ONCE] for start in range(0, len(items), PROBED_AT_ONCE)]
 
@@ -3423,6 +3431,12 @@ def check_still(file: MediaFile) -> None:
         now = replace(now, ctime_ns=file.ctime_ns)  # there it is the time of creation
     if now != file:
         raise ValueError("it has changed since it was scanned")
+
+
+def check_folder(folder: str, root: str) -> None:
+    """ValueError unless the folder is in the library, and no link leads there or out of it."""
+    if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
+        raise ValueError(f"{printable(folder)} is a link or outside the library")
 
 
 def is_same_file(path: str, file: MediaFile) -> bool:
@@ -3690,7 +3704,7 @@ class Journal:
         return Moved(file, after)
 
 
-# ── companions: none is ever only in the trash ──
+# ── companions: no kind of them is ever only in the trash ──
 
 SIDECARS = frozenset({".xmp", ".aae", ".json", ".thm", ".dop", ".pp3", ".on1", ".cos"})  # edits and metadata
 LIVE_PHOTOS = frozenset({".heic", ".heif", ".jpg", ".jpeg"})
@@ -3715,8 +3729,8 @@ class Companion:
 def companions_of(photo: str, members: Container[str]) -> tuple[list[Companion], bool]:
     """The companions that are surely this photo's own, and whether another file beside it has its stem.
 
-    Those called after a stem belong to every file of that stem; the movie of a Live Photo is none of these. Members
-    of groups are no companions.
+    `IMG_1.xmp` belongs to all files called `IMG_1`, so it is surely a photo's own only if there is no other; the movie
+    of a Live Photo does not count as one. Members of groups are no companions.
     """
     folder, name = os.path.split(photo)
     stem, suffix = os.path.splitext(name)
@@ -3877,7 +3891,7 @@ class Mover:
     def move_all(self, moves: Sequence[tuple[MediaFile, str]]) -> list[Moved]:
         """Move files to paths, in this order; when one cannot be moved, those before it go back.
 
-        What does not go back, or was moved when the journal failed, is told as companions.
+        Those that are still moved after a failure become companions of the outcome.
         """
         moved: list[Moved] = []
         first = self.journal.number + 1
@@ -4028,8 +4042,108 @@ def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Session: groups while somebody decides about them, in the terminal or in the browser
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Groups that were acted on together, and what became of them."""
+
+    number: int  # of the journal
+    groups: tuple[int, ...]
+    outcome: Outcome  # without what was put back since
+    error: str = ""  # that ended it before its time
+    tried: bool = False  # to undo it, and not all could go back
+
+
+class Session:
+    """The groups of a library, what was done with them, and how to undo that."""
+
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str]) -> None:
+        self.scoring = Scoring(findings.root, STOP_WORDS | ignored, Counter(taken))
+        self.groups = list(findings.groups)
+        self.members = {replica.file.path for group in self.groups for replica in group.replicas}
+        self.skipped: set[int] = set()
+        self.done: set[int] = set()
+        self.now: dict[MediaFile, MediaFile] = {}  # files of groups that are done, as and where they are now
+        self.batches: list[Batch] = []  # that can be undone
+        self.history: list[Outcome] = []  # of all that was done and undone
+        self.progress = (0, 0)  # groups done, of how many in the batch that is under way
+        self.lock = threading.RLock()  # for all of the above: a server has many threads
+
+    def act(self, decisions: Mapping[int, Decision]) -> Batch:
+        """Carry out what is decided for these groups.
+
+        A group is done once it was tried; one during which an error came only if something of it has moved.
+        """
+        numbers = tuple(decisions)
+        outcomes: list[Outcome] = []
+        self.progress = (0, len(numbers))
+
+        def tell(outcome: Outcome) -> None:
+            with self.lock:
+                self.note(outcome)
+                self.now |= {each.before: each.after for each in outcome.moved}
+                self.done.add(numbers[len(outcomes)])
+                outcomes.append(outcome)
+                self.progress = (len(outcomes), len(numbers))
+
+        error = ""
+        try:
+            carry_out(decisions.values(), self.scoring.root, self.members, tell)
+        except IdemError as failure:
+            error = str(failure)
+            if outcomes and not outcomes[-1].moved:
+                self.done.discard(numbers[len(outcomes) - 1])
+        finally:
+            total = functools.reduce(Outcome.__add__, outcomes, Outcome())
+            batch = Batch(total.batch, numbers[: len(outcomes)], total, error)
+            if total.moved or (outcomes and not error):
+                self.batches.append(batch)
+        return batch
+
+    def note(self, outcome: Outcome) -> None:
+        """Record an outcome, and which names are taken by it or free."""
+        self.history.append(outcome)
+        self.scoring.taken.subtract(os.path.normcase(each.before.path) for each in outcome.moved)
+        self.scoring.taken.update(os.path.normcase(each.after.path) for each in outcome.moved)
+
+    def reopen(self, batch: Batch, undone: Outcome) -> None:
+        """Open the groups of the last batch, with their files as they are after its undo.
+
+        What could not go back can be tried once more: perhaps a drive was missing.
+        """
+        self.note(undone)
+        self.batches.pop()
+        if undone.refused and not batch.tried:
+            back = {each.before.path for each in undone.returned}
+            trashed, renamed, companions = (
+                tuple(each for each in moves if each.after.path not in back)
+                for moves in (batch.outcome.trashed, batch.outcome.renamed, batch.outcome.companions)
+            )
+            rest = replace(batch.outcome, trashed=trashed, renamed=renamed, companions=companions)
+            self.batches.append(replace(batch, outcome=rest, tried=True))
+        for each in batch.outcome.moved:
+            self.now.pop(each.before, None)
+        self.done -= set(batch.groups)
+        returned = {each.after.path: each.after for each in undone.returned}
+        for number in batch.groups:
+            group = self.groups[number]
+            replicas = tuple(replace(each, file=returned.get(each.file.path, each.file)) for each in group.replicas)
+            self.groups[number] = replace(group, replicas=replicas)
+
+    def total(self) -> Outcome:
+        """All that was done and not undone."""
+        return functools.reduce(Outcome.__add__, (batch.outcome for batch in self.batches), Outcome())
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Report and terminal: Findings -> text, JSON, questions
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+RULE = "─" * 80
 
 
 def text_report(findings: Findings) -> str:
@@ -4099,7 +4213,7 @@ def json_report(findings: Findings) -> str:
             "groups": groups,
             "unreadable": [{"path": item.path, "reason": item.reason} for item in findings.unreadable],
             "totals": {
-                "files": findings.tally.found,
+                "files": findings.tally.scanned,
                 "new": findings.tally.new,
                 "cached": findings.tally.cached,
                 "groups": len(groups),
@@ -4133,12 +4247,12 @@ def say_what_was_scanned(findings: Findings) -> None:
     for item in findings.unreadable:
         say(f"left out {printable(item.path)}: {item.reason}")
     tally = findings.tally
-    counts = [f"{tally.found:,} found", f"{tally.new:,} new", f"{tally.cached:,} cached"]
+    counts = [f"{tally.scanned:,} found", f"{tally.new:,} new", f"{tally.cached:,} cached"]
     counts += [f"{len(findings.unreadable):,} unreadable"] if findings.unreadable else []
     counts += [f"{tally.forgotten:,} forgotten"] if tally.forgotten else []
     say(f"Scanned {printable(findings.root)}: {', '.join(counts)}")
-    if len(findings.groups) < findings.found:
-        say(f"Showing {len(findings.groups):,} of {findings.found:,} groups, as --delta and --limit ask")
+    if len(findings.groups) < findings.groups_in_all:
+        say(f"Showing {len(findings.groups):,} of {findings.groups_in_all:,} groups, as --delta and --limit ask")
 
 
 def outcome_lines(outcome: Outcome, root: str) -> list[str]:
@@ -4165,98 +4279,6 @@ def summary(outcome: Outcome, skipped: int, root: str, batch: str = "group") -> 
 def shell_word(path: str) -> str:
     """The path as it can be typed."""
     return f'"{printable(path)}"' if os.name == "nt" else printable(shlex.quote(path))
-
-
-# ── a session: groups while somebody decides about them, here or in the browser ──
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Groups that were acted on together, and what became of them."""
-
-    number: int  # of the journal
-    groups: tuple[int, ...]
-    outcome: Outcome  # without what was put back since
-    error: str = ""  # that ended it before its time
-    tried: bool = False  # to undo it, and not all could go back
-
-
-class Session:
-    """The groups of a library, what was done with them, and how to undo that."""
-
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str]) -> None:
-        self.scoring = Scoring(findings.root, STOP_WORDS | ignored, Counter(taken))
-        self.groups = list(findings.groups)
-        self.members = {replica.file.path for group in self.groups for replica in group.replicas}
-        self.skipped: set[int] = set()
-        self.done: set[int] = set()
-        self.now: dict[MediaFile, MediaFile] = {}  # files of groups that are done, as and where they are now
-        self.batches: list[Batch] = []  # that can be undone
-        self.history: list[Outcome] = []  # of all that was done and undone
-        self.progress = (0, 0)  # groups done, of how many in the batch that is under way
-        self.lock = threading.RLock()  # for all of the above: a server has many threads
-
-    def act(self, decisions: Mapping[int, Decision]) -> Batch:
-        """Carry out what is decided for these groups. A group is done when it was tried, even if an error ends it."""
-        numbers = tuple(decisions)
-        outcomes: list[Outcome] = []
-        self.progress = (0, len(numbers))
-
-        def tell(outcome: Outcome) -> None:
-            with self.lock:
-                self.note(outcome)
-                self.now |= {each.before: each.after for each in outcome.moved}
-                self.done.add(numbers[len(outcomes)])
-                outcomes.append(outcome)
-                self.progress = (len(outcomes), len(numbers))
-
-        error = ""
-        try:
-            carry_out(decisions.values(), self.scoring.root, self.members, tell)
-        except IdemError as failure:
-            error = str(failure)
-            if outcomes and not outcomes[-1].moved:
-                self.done.discard(numbers[len(outcomes) - 1])
-        finally:
-            total = functools.reduce(Outcome.__add__, outcomes, Outcome())
-            batch = Batch(total.batch, numbers[: len(outcomes)], total, error)
-            if total.moved or (outcomes and not error):
-                self.batches.append(batch)
-        return batch
-
-    def note(self, outcome: Outcome) -> None:
-        """Keep what was moved, and which names that took and left free."""
-        self.history.append(outcome)
-        self.scoring.taken.subtract(os.path.normcase(each.before.path) for each in outcome.moved)
-        self.scoring.taken.update(os.path.normcase(each.after.path) for each in outcome.moved)
-
-    def reopen(self, batch: Batch, undone: Outcome) -> None:
-        """Open the groups of the last batch, with their files as they are after its undo.
-
-        What could not go back can be tried once more: perhaps a drive was missing.
-        """
-        self.note(undone)
-        self.batches.pop()
-        if undone.refused and not batch.tried:
-            back = {each.before.path for each in undone.returned}
-            trashed, renamed, companions = (
-                tuple(each for each in moves if each.after.path not in back)
-                for moves in (batch.outcome.trashed, batch.outcome.renamed, batch.outcome.companions)
-            )
-            rest = replace(batch.outcome, trashed=trashed, renamed=renamed, companions=companions)
-            self.batches.append(replace(batch, outcome=rest, tried=True))
-        for each in batch.outcome.moved:
-            self.now.pop(each.before, None)
-        self.done -= set(batch.groups)
-        returned = {each.after.path: each.after for each in undone.returned}
-        for number in batch.groups:
-            group = self.groups[number]
-            replicas = tuple(replace(each, file=returned.get(each.file.path, each.file)) for each in group.replicas)
-            self.groups[number] = replace(group, replicas=replicas)
-
-    def total(self) -> Outcome:
-        """All that was done and not undone."""
-        return functools.reduce(Outcome.__add__, (batch.outcome for batch in self.batches), Outcome())
 
 
 # ── questions in the terminal ──
@@ -4403,7 +4425,7 @@ def picture_or_frame(file: MediaFile, side: int | None) -> Image.Image:
     return video_frame(file, side or PREVIEW_SIDE) if kind_of(file) == "video" else seen_picture(file, side)
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def thumbnail_of(file: MediaFile) -> Rendering:
     """The whole picture at card size, in less than THUMBNAIL_BYTES."""
     picture = picture_or_frame(file, THUMBNAIL_SIDE)
@@ -4415,7 +4437,7 @@ def thumbnail_of(file: MediaFile) -> Rendering:
         picture = picture.reduce(2)
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def preview_of(file: MediaFile) -> Rendering:
     """The picture with all its pixels, unless they are too many for a browser."""
     picture = picture_or_frame(file, None)
@@ -4426,7 +4448,7 @@ def preview_of(file: MediaFile) -> Rendering:
     return rendering(picture, PREVIEW_QUALITY, subsampling=0)
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def difference_of(one: MediaFile, other: MediaFile) -> Rendering:
     """Where two pictures differ, brighter for more; the note tells by how much.
 
@@ -4466,7 +4488,7 @@ class Metadata:
     plays: bool = False  # as it is, in a browser
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def metadata_of(file: MediaFile) -> Metadata:
     """What the file's header and metadata say."""
     if kind_of(file) == "video":
@@ -4534,7 +4556,7 @@ def video_type(stream: BinaryIO) -> str:
     return next((name for name, pattern in VIDEO_TYPES.items() if pattern.match(head)), "")
 
 
-@problem_if_undecodable
+@problem_if_unreadable
 def playable_video(file: MediaFile, folder: str) -> str:
     """The path of the video in a form that browsers play, H.264 in MP4, in this folder."""
     target = os.path.join(folder, f"{file.device}-{file.inode}-{file.mtime_ns}.mp4")
@@ -4549,8 +4571,7 @@ def playable_video(file: MediaFile, folder: str) -> str:
     except ValueError:
         with suppress(FileNotFoundError):
             os.unlink(part)
-        problem = said.replace(spoken(file.path), "").strip().rpartition("\n")[2].strip(": ")
-        raise ValueError(f"cannot be converted: {problem or 'ffmpeg says nothing'}") from None
+        raise ValueError(f"cannot be converted: {last_words(said, file.path)}") from None
     os.replace(part, target)
     return target
 
@@ -4566,7 +4587,6 @@ SORTS: dict[str, tuple[str, Callable[[AnyGroup], Any]]] = {
 KINDS = {"both": "images and videos", "image": "images", "video": "videos"}
 VIEWS = "open", "skipped"
 STEPS = "at", "after", "before"
-MOST_ON_PAGE = 500
 
 
 class Rejected(Exception):  # noqa: N818 (it is an answer)
@@ -5315,6 +5335,7 @@ def open_in_browser(address: str) -> None:
 #  Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
+MOST_ON_PAGE = 500
 GROUPS_ON_PAGE = 10
 
 
@@ -5348,7 +5369,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "-d",
         "--delta",
-        type=size,
+        type=size_argument,
         metavar="SIZE",
         help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
     )
@@ -5397,7 +5418,7 @@ SIZE_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "
 SIZE_UNITS |= {"t": 10**12, "tb": 10**12}
 
 
-def size(text: str) -> int:
+def size_argument(text: str) -> int:
     """An argparse type: bytes, meant by `100`, `50kb`, `2mb` or `1.5gb` in decimal units."""
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
     if not match or match[2] not in SIZE_UNITS:
@@ -5469,8 +5490,7 @@ UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST
 def run_lock(folder: str) -> Iterator[None]:
     """Keep other runs away from a library or a cache folder. IdemError when one is at work in it.
 
-    A folder that cannot be written needs no lock: nothing in it can be moved, and no cache be saved, which the
-    cache says.
+    A folder that cannot be written is used without a lock: nothing in it can be moved or saved.
     """
     from filelock import FileLock, Timeout
 

@@ -225,13 +225,13 @@ def test_sizes_are_shown_in_decimal_units(size: int, text: str) -> None:
     [("100", 100), ("50kb", 50_000), ("2MB", 2_000_000), ("1.5 gb", 1_500_000_000), ("0", 0), ("7k", 7000)],
 )
 def test_sizes_can_be_given_with_and_without_units(text: str, size: int) -> None:
-    assert idem.size(text) == size
+    assert idem.size_argument(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "kb", "-1", "1..5mb", "1e9", "2 mbit", "٣", "1_000", "nan", "9" * 40])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a size such as 100, 50kb"):
-        idem.size(text)
+        idem.size_argument(text)
 
 
 @pytest.mark.parametrize(
