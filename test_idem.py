@@ -1787,6 +1787,29 @@ def test_a_file_that_crashes_the_decoder_is_named_alone(
         assert (found["totals"]["new"], found["totals"]["groups"]) == (new, 3)
 
 
+@ON_LINUX
+@pytest.mark.parametrize(("mode", "shown"), [("--video", rb"0/6 \[.* photo/s\]"), ("--exact", rb"\d[kM]?/.*B/s\]")])
+def test_a_terminal_shows_how_far_it_is_and_a_pipe_nothing(tmp_path: Path, mode: str, shown: bytes) -> None:
+    import fcntl
+    import termios
+
+    made_library(tmp_path / "lib")
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, str(HERE / "idem.py"), str(tmp_path / "lib"), mode, "--cache"]
+    with subprocess.Popen([*command, str(tmp_path / "one")], stdout=subprocess.DEVNULL, stderr=its) as process:
+        os.close(its)
+        said = b""
+        with suppress(OSError):  # the end of a terminal
+            while block := os.read(ours, 1000):
+                said += block
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(shown, said), said
+    piped = subprocess.run([*command, str(tmp_path / "other")], capture_output=True, check=True)
+    assert piped.stderr.decode() == f"Scanned {tmp_path / 'lib'}: 6 found, 6 new, 0 cached\n"
+
+
 def workers_of(pid: int) -> list[int]:
     """The processes that this one has started and that still run."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
