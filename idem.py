@@ -929,7 +929,10 @@ class Pool:
             shared_out = len(self.waiting) <= len(self.workers)  # the last ones
             if len(worker.tasks) >= (1 if shared_out else self.ahead):
                 return
-            worker.give(heapq.heappop(self.waiting))
+            task = heapq.heappop(self.waiting)
+            if not worker.give(task):
+                heapq.heappush(self.waiting, task)
+                return
 
     def end(self, worker: Worker, reason: str) -> None:
         """End a worker, lose the task it was at, and take back the others."""
@@ -982,12 +985,16 @@ class Worker:
         finally:
             remote.close()
 
-    def give(self, task: Task) -> None:
+    def give(self, task: Task) -> bool:
+        """Hand over a task; False if the process has died meanwhile, which its connection will tell."""
+        try:
+            self.connection.send(task.call)
+        except OSError:
+            return False
         if not self.tasks:
             self.deadline = time.monotonic() + task.seconds
         self.tasks.append(task)
-        with suppress(OSError):  # it has died, which its connection tells
-            self.connection.send(task.call)
+        return True
 
     def take_result(self) -> str:
         """Hand what it has finished to whoever waits for that; the reason, if it has died instead."""
@@ -3444,6 +3451,13 @@ def is_same_file(path: str, file: MediaFile) -> bool:
     return replace(as_it_is(path), path=file.path, ctime_ns=file.ctime_ns) == file
 
 
+def seen_again(file: MediaFile) -> MediaFile:
+    """The file after it was moved and put back, which changed its status. ValueError if it is another one."""
+    if not is_same_file(file.path, file):
+        raise ValueError("it has changed since it was scanned")
+    return as_it_is(file.path)
+
+
 def is_same_content(one: str, other: str) -> bool:
     """Whether two files have the same bytes. Both are read whole."""
     with open(one, "rb") as stream, open(other, "rb") as other_stream:
@@ -3452,7 +3466,7 @@ def is_same_content(one: str, other: str) -> bool:
 
 def folded(name: str) -> str:
     """The name as the least exact file system compares it: whatever its capitals and the form of its accents."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
 
 
 def check_decision(decision: Decision, root: str) -> None:
@@ -3730,13 +3744,17 @@ def companions_of(photo: str, members: Container[str]) -> tuple[list[Companion],
     """The companions that are surely this photo's own, and whether another file beside it has its stem.
 
     `IMG_1.xmp` belongs to all files called `IMG_1`, so it is surely a photo's own only if there is no other; the movie
-    of a Live Photo does not count as one. Members of groups are no companions.
+    of a Live Photo does not count as one. `IMG_1.jpg.xmp` is that of `IMG_1.jpg` alone, if that is there. Members of
+    groups are no companions.
     """
     folder, name = os.path.split(photo)
     stem, suffix = os.path.splitext(name)
     found: list[Companion] = []
     others: set[str] = set()  # folded names of files of this stem
-    for each in sorted(os.listdir(folder)):
+    start = folded(stem)
+    listed = sorted(each for each in os.listdir(folder) if folded(each).startswith(start))
+    names = set(map(folded, listed))
+    for each in listed:
         head, tail = os.path.splitext(each)
         kind = tail.lower()
         long = folded(each).startswith(folded(name) + ".")
@@ -3749,7 +3767,11 @@ def companions_of(photo: str, members: Container[str]) -> tuple[list[Companion],
         elif kind not in SIDECARS:
             others.add(folded(each))
         path = os.path.join(folder, each)
-        if kind in SIDECARS | {MOVIE} and path not in members:
+        owner = folded(head)  # of `IMG_1.jpg.xmp`, if it is there
+        while "." in owner and owner not in names:
+            owner = os.path.splitext(owner)[0]
+        is_anothers = "." in owner and owner != folded(name)
+        if kind in SIDECARS | {MOVIE} and not is_anothers and path not in members:
             with suppress(ValueError):  # it is a link or a folder
                 found.append(Companion(as_it_is(path), kind, tail, long))
     if folded(name) in others:  # nobody can tell whose they are
@@ -3780,7 +3802,11 @@ def parted_companions(
     along = [each for each in found if each.kind in kinds]
     adopted = [each for each in found if each.kind not in kinds]
     # Called after the whole name, it cannot be taken for that of the RAW file of this stem.
-    return along, [(each.file, replace(each, long=each.long or shared).beside(keeper)) for each in adopted]
+    targets = {each.file: replace(each, long=each.long or shared).beside(keeper) for each in adopted}
+    if len(set(targets.values())) < len(targets):
+        names = " and ".join(printable(os.path.basename(each.path)) for each in targets)
+        raise ValueError(f"its companions {names} cannot both go to the kept file")
+    return along, list(targets.items())
 
 
 # ── carrying out decisions ──
@@ -3884,8 +3910,11 @@ class Mover:
             together = [*((each.file, each.beside(path)) for each in companions), (photo, path)]
             if any(os.path.lexists(path) and not differs_in_case_only(file.path, path) for file, path in together):
                 continue
-            with suppress(FileExistsError):  # it has appeared since
+            try:
                 return self.move_all([*adopted, *together])
+            except FileExistsError:  # it has appeared since; what went back has another time of its status now
+                companions = [replace(each, file=seen_again(each.file)) for each in companions]
+                adopted = [(seen_again(file), path) for file, path in adopted]
         raise OSError(errno.EEXIST, "all names are taken")
 
     def move_all(self, moves: Sequence[tuple[MediaFile, str]]) -> list[Moved]:
@@ -4033,7 +4062,8 @@ def is_moved_file(path: str, line: JournalLine) -> bool:
 def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
     """Let every cached fingerprint of a file that was moved stand for it where it is now; outcomes in order."""
     moves = [each for outcome in outcomes for each in outcome.moved]
-    before = Scan(root, tuple(each.before for each in moves), (), ())
+    # Of a file that was moved twice the first state counts: the cache knows no other.
+    before = Scan(root, tuple(each.before for each in reversed(moves)), (), ())
     for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
         if os.path.isfile(os.path.join(folder, form.name)):
             with closing(FingerprintCache(form, folder, before)) as cache:
@@ -4912,7 +4942,8 @@ class Server:
     port: int
     finish: Callable[[], None]  # called when the browser says Done, and has its answer
     conversions: dict[MediaFile, Future[str | Problem]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)  # for the conversions
+    under_way: dict[object, Future[Any]] = field(default_factory=dict)  # what is being made, to be made only once
+    lock: threading.Lock = field(default_factory=threading.Lock)  # for the two above
 
 
 def check_request(request: Request, server: Server) -> None:
@@ -5111,8 +5142,16 @@ def add_pictures(app: Flask, server: Server) -> None:
             return [server.review.file(group, replica) for replica in replicas]
 
         def made_of(files: Sequence[MediaFile]) -> R:
-            seconds = sum(map(seconds_for, files))
-            return result_of(server.pool.submit(make, *files, seconds=seconds, priority=priority))
+            key, seconds = (make, *files), sum(map(seconds_for, files))
+            with server.lock:
+                future = server.under_way.get(key)
+                if future is None:
+                    future = server.pool.submit(make, *files, seconds=seconds, priority=priority)
+                    server.under_way[key] = future
+            try:
+                return result_of(future)
+            finally:
+                server.under_way.pop(key, None)
 
         files = files_now()
         try:

@@ -1731,6 +1731,16 @@ def test_a_task_that_crashes_its_process_is_lost_alone() -> None:
     }
 
 
+def test_a_worker_that_dies_while_idle_costs_no_task() -> None:
+    with closing(idem.Pool(2)) as pool:
+        for _ in range(2):
+            results = {task: future.result() for task, future in pool.map(abs, range(6))}
+            assert results == {n: n for n in range(6)}
+            for worker in pool.workers:
+                worker.process.kill()
+                worker.process.join()
+
+
 def test_a_task_that_hangs_is_lost_alone() -> None:
     results = done_in(idem.Pool(2), hang_on_three, range(8), seconds=lambda number: 1)
     assert {n: str(each) for n, each in results.items()} == {
@@ -2931,6 +2941,15 @@ PHOTOS = {"A/IMG_1.HEIC": "photo", "B/beach.jpg": "photo"}
             {f"{TRASH}/A/IMG_1.xmp": "1", "B/beach.CR2": "2", "B/beach.jpg.xmp": "3"},
         ),
         ({"A/IMG_1.MOV": "movie", "B/beach.CR2": "2"}, {"A/IMG_1.MOV": "movie", "B/beach.CR2": "2"}),
+        # What another file's whole name stands in belongs to that file alone.
+        (
+            {"A/IMG_1.HEIC.png": "other", "A/IMG_1.HEIC.png.xmp": "1", "A/IMG_1.HEIC.xmp": "2"},
+            {"A/IMG_1.HEIC.png": "other", "A/IMG_1.HEIC.png.xmp": "1", "B/beach.jpg.xmp": "2"},
+        ),
+        (
+            {"B/beach.jpg.png": "other", "B/beach.jpg.png.xmp": "1", "A/IMG_1.HEIC.xmp": "2"},
+            {"B/beach.jpg.png": "other", "B/beach.jpg.png.xmp": "1", "B/beach.jpg.xmp": "2"},
+        ),
         # No companions.
         ({"A/IMG_10.xmp": "1", "A/IMG_1_.xmp": "2"}, {"A/IMG_10.xmp": "1", "A/IMG_1_.xmp": "2"}),
     ],
@@ -2942,6 +2961,46 @@ def test_no_companion_is_ever_only_in_the_trash(tmp_path: Path, before: dict[str
     assert written(library) == {f"{TRASH}/A/IMG_1.HEIC": "photo", "B/beach.jpg": "photo"} | after
     assert main([str(library), "--undo"]) == 0
     assert contents(library) == digests
+
+
+def test_a_sidecar_called_after_a_live_photo_stays_with_it(tmp_path: Path) -> None:
+    library = made(tmp_path, {"a.jpg": "photo", "b/q.jpg.png": "photo", "b/q.jpg": "live", "b/q.jpg.xmp": "1"})
+    acted(library, decision_of(library, "a.jpg", "b/q.jpg.png"))
+    assert written(library) == {
+        "a.jpg": "photo",
+        f"{TRASH}/b/q.jpg.png": "photo",
+        "b/q.jpg": "live",
+        "b/q.jpg.xmp": "1",
+    }
+
+
+def test_two_companions_that_would_get_one_name_keep_their_photo(tmp_path: Path) -> None:
+    library = made(tmp_path, PHOTOS | {"B/beach.CR2": "raw", "A/IMG_1.xmp": "1", "A/IMG_1.HEIC.xmp": "2"})
+    before = written(library)
+    outcome = acted(library, decision_of(library, "B/beach.jpg", "A/IMG_1.HEIC"))
+    assert refusals(outcome, library) == {
+        "A/IMG_1.HEIC": "its companions IMG_1.HEIC.xmp and IMG_1.xmp cannot both go to the kept file"
+    }
+    assert written(library) == before
+
+
+def test_companions_that_went_back_get_a_counter_with_their_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = made(tmp_path, PHOTOS | {"A/IMG_1.xmp": "1", "B/beach.xmp": "2"})
+    original = idem.move
+
+    def late_move(file: MediaFile, target: str, *others: Any) -> MediaFile:
+        if target.endswith("IMG_1.HEIC"):
+            Path(target).write_text("somebody else's")
+        return original(file, target, *others)
+
+    monkeypatch.setattr(idem, "move", late_move)
+    assert acted(library, decision_of(library, "B/beach.jpg", "A/IMG_1.HEIC")).refused == ()
+    assert written(library) == {
+        **{"B/beach.jpg": "photo", "B/beach.xmp": "2", f"{TRASH}/A/IMG_1.HEIC": "somebody else's"},
+        **{f"{TRASH}/A/IMG_1 (2).HEIC": "photo", f"{TRASH}/A/IMG_1 (2).xmp": "1"},
+    }
 
 
 def test_the_first_of_two_copies_brings_its_companion(tmp_path: Path) -> None:
@@ -3542,6 +3601,19 @@ def act_with_faults(library: Path, rng: random.Random, patch: pytest.MonkeyPatch
 
 
 # ── the caches ──
+
+
+def test_what_is_moved_undone_and_moved_again_keeps_its_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1, (800, 600)), tmp_path / "lake" / "IMG_1.jpg")
+    save(photo(1, (400, 300)), tmp_path / "beach.jpg")
+    report(tmp_path, capsys=capsys)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("k\nu\nk\n"))
+    assert main([str(tmp_path), "-i"]) == 0
+    assert main([str(tmp_path), "--undo"]) == 0
+    totals = report(tmp_path, capsys=capsys)["totals"]
+    assert (totals["new"], totals["cached"]) == (0, 2)
 
 
 def test_nothing_is_fingerprinted_again_because_it_was_moved(
@@ -5476,6 +5548,23 @@ def test_a_video_that_browsers_do_not_play_is_converted(gallery: Served, tmp_pat
 
 
 # ── the workers that make pictures ──
+
+
+def test_what_is_asked_for_twice_at_once_is_made_once(gallery: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, submit, asked = gallery.number_of("noise.jpg"), idem.Pool.submit, []
+
+    def noted(pool: idem.Pool, work: Any, *arguments: Any, **options: Any) -> Any:
+        if work is idem.preview_of:
+            asked.append(arguments)
+            for _ in range(pool.jobs):  # nothing else is done for a second
+                submit(pool, time.sleep, 1, priority=-1)
+        return submit(pool, work, *arguments, **options)
+
+    monkeypatch.setattr(idem.Pool, "submit", noted)
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda _: gallery.ask(f"preview/{number}/0"), range(6)))
+    assert [answer.status for answer in answers] == [200] * 6
+    assert len(asked) == 1
 
 
 def worker_of(pool: idem.Pool) -> idem.Worker:
