@@ -68,6 +68,11 @@ AS_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, re
 
 def photo(seed: int = 1, size: tuple[int, int] = (640, 480)) -> Image.Image:
     """A picture unlike that of any other seed: coarse colours under a finer texture."""
+    return made_photo(seed, size).copy()
+
+
+@functools.lru_cache(maxsize=128)
+def made_photo(seed: int, size: tuple[int, int]) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     fine = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -170,7 +175,24 @@ def clip(
 ) -> Path:
     """A made video, of these frames or of a window wandering over the picture of this seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = frames or moving_frames(seed, seconds, rate, size)
+    if frames:
+        return encoded(path, frames, rate, *encoding)
+    path.write_bytes(made_clip(path.suffix, encoding, seed=seed, seconds=seconds, rate=rate, size=size))
+    return path
+
+
+@functools.cache
+def made_clip(
+    suffix: str, encoding: tuple[str, ...], *, seed: int, seconds: float, rate: float, size: tuple[int, int]
+) -> bytes:
+    """The file of a made video: many tests want the same one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = encoded(Path(folder) / f"clip{suffix}", moving_frames(seed, seconds, rate, size), rate, *encoding)
+        return path.read_bytes()
+
+
+def encoded(path: Path, frames: Sequence[Image.Image], rate: float, *encoding: str) -> Path:
+    """These frames as a video."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "{}x{}".format(*frames[0].size), "-r", str(rate), "-i", "-"]
     given = b"".join(frame.convert("RGB").tobytes() for frame in frames)
     ffmpeg(*raw, "-pix_fmt", "yuv420p", *(encoding or ("-c:v", "libx264", "-crf", "20")), path, given=given)
