@@ -1288,9 +1288,9 @@ def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path: Path, capsys: p
 
 
 def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    panorama = photo(3, (17_000, 8_800))  # 150 megapixels: above Pillow's warning, below its error
+    panorama = photo(3, (12_000, 8_000))  # 96 megapixels: above Pillow's warning, below its error
     save(panorama, tmp_path / "panorama.jpg", quality=60)
-    save(panorama.resize((1700, 880)), tmp_path / "small.jpg")
+    save(panorama.resize((1200, 800)), tmp_path / "small.jpg")
     assert groups(tmp_path, capsys=capsys) == [["panorama.jpg", "small.jpg"]]
 
 
@@ -1345,7 +1345,16 @@ def test_a_video_is_found_in_other_containers_codecs_and_sizes(
 def test_an_edited_video_is_not_a_copy(tmp_path: Path, name: str) -> None:
     original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12")
     ffmpeg("-i", original, *EDITS_OF_A_VIDEO[name], "-c:v", "libx264", "-crf", "12", tmp_path / name)
-    assert distance(video_fingerprint(original), video_fingerprint(tmp_path / name)) > 0
+    assert distance(fingerprint_of_clip(original.read_bytes()), video_fingerprint(tmp_path / name)) > 0
+
+
+@functools.cache
+def fingerprint_of_clip(content: bytes) -> VideoFingerprint:
+    """That of an MP4 video with this content, found out once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        path.write_bytes(content)
+        return video_fingerprint(path)
 
 
 @pytest.mark.parametrize("shared", ["black", "a title"])
@@ -3550,7 +3559,7 @@ def test_undo_finds_a_file_whose_time_was_rounded(tmp_path: Path) -> None:
 # ── whatever happens ──
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 12) for start in range(0, 48, 12)], ids=lambda seeds: seeds[0])
+@pytest.mark.parametrize("seeds", [range(start, start + 8) for start in range(0, 32, 8)], ids=lambda seeds: seeds[0])
 def test_nothing_is_ever_lost_with_faults_at_random(
     tmp_path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
