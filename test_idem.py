@@ -1546,7 +1546,7 @@ def test_videos_that_differ_where_it_is_looked_are_no_copies(tmp_path: Path) -> 
 def test_two_recordings_by_a_fixed_camera_are_not_copies(tmp_path: Path, change: str) -> None:
     for take in (1, 2):
         frames = []
-        for number in range(96):
+        for number in range(0, 96, 2):
             frame = photo(3, (320, 240))
             ImageDraw.Draw(frame).ellipse((number * 3 * take % 300, 100, number * 3 * take % 300 + 4, 106), "black")
             if change == "fade":
@@ -1556,7 +1556,7 @@ def test_two_recordings_by_a_fixed_camera_are_not_copies(tmp_path: Path, change:
             if change == "lamp" and number % 12 < 6:
                 ImageDraw.Draw(frame).rectangle((0, 0, 40, 40), "white")
             frames.append(frame)
-        clip(tmp_path / f"{take}.mp4", frames=frames, rate=12)
+        clip(tmp_path / f"{take}.mp4", frames=frames, rate=6)
     seen = [video_fingerprint(tmp_path / f"{take}.mp4") for take in (1, 2)]
     assert distance(*seen) > 0
 
