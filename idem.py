@@ -3227,7 +3227,9 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     with closing(FingerprintCache(VIDEO_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = video_fingerprints(scanned, cache, pool)
         grouped = functools.partial(groups_of, threshold=run.threshold)
-        replicas = with_ends_noted(replicas, {each.file.path for each in wanting_end(grouped(replicas))}, cache, pool)
+        # What is noted counts as certain, so it must not be noted of what is to be made anew.
+        doubtful = {each.file.path for each in wanting_end(grouped(replicas)) if not cache.is_uncertain(each.file)}
+        replicas = with_ends_noted(replicas, doubtful, cache, pool)
         looks = made_anew(cache, VIDEO_WORK), *VIDEO_LOOKS
         groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))

@@ -687,6 +687,28 @@ def test_a_file_that_moved_keeps_its_fingerprint(cached_library: Path, capsys: p
     assert counts(cached_library, capsys=capsys) == (6, 0, 6)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".mp4"])
+def test_a_namesake_of_one_that_went_is_seen_anew_before_it_is_reported(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made_file(name: str, seed: int, **options: Any) -> Path:
+        path = tmp_path / name
+        return clip(path, seed=seed, seconds=1) if suffix == ".mp4" else save(photo(seed), path, **options)
+
+    old, namesake = made_file(f"1/a{suffix}", 1), made_file(f"2/a{suffix}", 2)
+    size = max(old.stat().st_size, namesake.stat().st_size)
+    for path in (old, namesake):
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    away = namesake.rename(tmp_path.with_name(f"{tmp_path.name}{suffix}"))
+    assert groups(tmp_path, "--video", capsys=capsys) == []
+    old.unlink()
+    (tmp_path / "1" / "other.txt").touch()  # its folder is there, so it is no unplugged drive
+    away.rename(namesake)
+    made_file(f"copy{'.mkv' if suffix == '.mp4' else '.png'}", 1)
+    assert groups(tmp_path, "--video", capsys=capsys) == []
+
+
 def test_a_copied_or_renamed_file_is_fingerprinted_anew(
     cached_library: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
