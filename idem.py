@@ -113,6 +113,7 @@ from typing import (
     ParamSpec,
     TextIO,
     TypeVar,
+    cast,
 )
 
 try:
@@ -167,6 +168,7 @@ class Problem:
 
     path: str
     reason: str
+    lasting: bool = False  # it comes of the file's own bytes, so it stays until they change
 
 
 # ── sizes, names, messages ──
@@ -288,9 +290,33 @@ def digest_of(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def opened_own(path: str, mode: str) -> BinaryIO:
+    """One of idem's own files, open to read (`rb`), to append (`ab`) or to write anew (`wb`).
+
+    Neither a link nor another name of some file is followed, because a library may come with one. OSError for these,
+    and for whatever else is no plain file. The folder is the caller's to check.
+    """
+    flags = {"rb": os.O_RDONLY, "ab": os.O_RDWR | os.O_CREAT | os.O_APPEND, "wb": os.O_RDWR | os.O_CREAT}[mode]
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # without blocking: it may be a FIFO
+        flags |= getattr(os, name, 0)
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "it is a link")
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise OSError(errno.EINVAL, "it is another name of some file, or no file")
+        if mode == "wb":
+            os.ftruncate(descriptor, 0)
+        return cast(BinaryIO, open(descriptor, mode if mode == "rb" else mode + "+"))
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
 def opened_for_lines(path: str) -> BinaryIO:
-    """The file, open to append, at the start of a line: the last one may be torn."""
-    stream = open(path, "a+b")  # noqa: SIM115 (its owner closes it)
+    """One of idem's own files, open to append, at the start of a line: the last one may be torn."""
+    stream = opened_own(path, "ab")
     if stream.seek(0, os.SEEK_END):
         stream.seek(-1, os.SEEK_END)
         if stream.read(1) != b"\n":
