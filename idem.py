@@ -94,7 +94,8 @@ import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as first_done
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
@@ -288,6 +289,21 @@ def digest_of(stream: BinaryIO) -> str:
     while block := stream.read(READ_BLOCK):
         digest.update(block)
     return digest.hexdigest()
+
+
+def is_same_content(one: str, other: str) -> bool:
+    """Whether two files have the same bytes. Both are read whole."""
+    with open(one, "rb") as stream, open(other, "rb") as other_stream:
+        return digest_of(stream) == digest_of(other_stream)
+
+
+def sum_of(stream: BinaryIO) -> str:
+    """CRC-32 of the whole file, in hex."""
+    stream.seek(0)
+    crc = 0
+    while block := stream.read(READ_BLOCK):
+        crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def opened_own(path: str, mode: str) -> BinaryIO:
@@ -851,8 +867,8 @@ class Pool:
     A process that dies or takes too long costs the task it was at, and no other: the future of that task raises
     TaskLost. `close` ends all processes at once, and nothing outlives the process that made the pool.
 
-    Whoever waits for results drives the pool, by `map`: without threads, forking is safe. If it is `threaded`, any
-    thread may submit and wait, a thread of its own drives it, and processes are spawned.
+    Whoever waits for results drives the pool, by `map`: without threads, forking is safe. If it is `threaded`, a thread
+    of its own drives it, any thread may submit, map and wait, and processes are spawned.
     """
 
     def __init__(self, jobs: int, *, threaded: bool = False) -> None:
@@ -900,7 +916,10 @@ class Pool:
                 under_way[self.submit(work, task, *more(task), seconds=seconds(task))] = task
             if not under_way:
                 return
-            self.step()
+            if self.thread:
+                first_done(under_way, return_when=FIRST_COMPLETED)
+            else:
+                self.step()
             for future in [each for each in under_way if each.done()]:
                 yield under_way.pop(future), future
 
@@ -1105,13 +1124,18 @@ def seconds_for(file: MediaFile) -> float:
     return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
 
 
+BAR_DELAY = 0.5  # s; what is done sooner needs no bar
+
+
 def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
     """A bar with rate and time left on stderr; nothing where that is not a terminal."""
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
     unit, scale = (unit, True) if unit == "B" else (f" {unit}", False)
-    return tqdm(total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=None)
+    return tqdm(
+        total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=None, delay=BAR_DELAY
+    )
 
 
 def compute(
@@ -1160,6 +1184,7 @@ class Integrity:
 
     several_scans: bool  # a JPEG that may be cut short without showing it: see `check_last_scan`
     data_bytes: int  # of picture data
+    file_sum: str  # CRC-32 of all bytes of the file, in hex: the disk may change some beneath the file system
     whole: bool = False  # it has been looked at, and is not cut short
     part_sums: str = ""  # CRC-32 of DATA_PARTS equal parts of the picture data, or of the pixels; in hex
 
@@ -1187,19 +1212,26 @@ class ImageFingerprint:
     stored_signature: bytes
     signature: bytes
 
+    @property
+    def exact(self) -> object:
+        """All of it that depends neither on how a decoder rounds nor on a closer look."""
+        integrity = replace(self.integrity, whole=False, part_sums="")
+        steps = self.luma_step, self.chroma_step, self.palette
+        return self.width, self.height, *steps, integrity, self.file_digest
+
     version: ClassVar[int] = FINGERPRINT_VERSION
 
 
 def read_integrity(text: bytes) -> Integrity:
-    flags, size, part_sums = text.split(b":")
-    return Integrity(b"s" in flags, int(size), b"w" in flags, part_sums.decode())
+    flags, size, file_sum, part_sums = text.split(b":")
+    return Integrity(b"s" in flags, int(size), file_sum.decode(), b"w" in flags, part_sums.decode())
 
 
 def written_integrity(each: Integrity) -> str:
-    return f"{'s' * each.several_scans}{'w' * each.whole}:{each.data_bytes}:{each.part_sums}"
+    return f"{'s' * each.several_scans}{'w' * each.whole}:{each.data_bytes}:{each.file_sum}:{each.part_sums}"
 
 
-INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:(?:[0-9a-f]{%d})?" % (8 * DATA_PARTS)
+INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{%d})?" % (8 * DATA_PARTS)
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     "images_perceptual_hash_db.csv",
     (
@@ -1420,6 +1452,11 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
         by_file = has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
         file_digest = digest_of(stream) if by_file else ""
+        integrity = Integrity(
+            several_scans=jpeg is not None and jpeg.several_scans,
+            data_bytes=len(jpeg.picture_data) if jpeg else file.size,
+            file_sum=sum_of(stream),
+        )
     phash, dhash = perceptual_hashes(seen)
     width, height = reversed(size) if TURNS[orientation][0] else size
     return ImageFingerprint(
@@ -1428,7 +1465,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         luma_step=luma_step,
         chroma_step=chroma_step,
         palette=palette,
-        integrity=Integrity(jpeg.several_scans, len(jpeg.picture_data)) if jpeg else Integrity(False, file.size),
+        integrity=integrity,
         file_digest=file_digest,
         phash=phash,
         dhash=dhash,
@@ -1711,6 +1748,11 @@ class VideoFingerprint:
     @property
     def seconds(self) -> float:
         return self.milliseconds / 1000
+
+    @property
+    def exact(self) -> object:
+        """All of it that depends neither on how a decoder rounds nor on a closer look."""
+        return self.width, self.height, self.milliseconds, self.quicktime_rgb, self.file_digest
 
     version: ClassVar[int] = FINGERPRINT_VERSION
 
@@ -2076,6 +2118,11 @@ class Checksum:
     """SHA-256 in hex: of a file's size and windows, or of all its bytes."""
 
     digest: str
+
+    @property
+    def exact(self) -> object:
+        """Nothing: of windows and of all bytes there are other digests."""
+        return None
 
 
 def checksum_cache(name: str, column: str) -> CacheFormat[Checksum]:
@@ -2647,29 +2694,39 @@ def stars(table: Table[F], threshold: int) -> Iterator[tuple[int, int, int]]:
         waiting = pairs[~near, 1]
 
 
-def verified_in_trash(replicas: Iterable[Replica[F]], trash: str, threshold: int) -> set[str]:
-    """The paths of those replicas inside the trash folder that are within the threshold of any outside of it.
+def matches_in_trash(replicas: Iterable[Replica[F]], trash: str, threshold: int) -> list[Group[F]]:
+    """Each replica inside the trash folder with the best one outside of it that is within the threshold, if any.
 
     All fingerprints are of one kind. The live ones are the centres, in rounds as in `stars`, and stay so all along:
     a live one near another still stands for what is only near itself.
     """
     table = table_of(replicas)
-    verified = np.array([not all(is_inside(each.file.path, trash) for each in own) for own in table.members], bool)
+    live_in = [next((each for each in own if not is_inside(each.file.path, trash)), None) for own in table.members]
+    has_live = np.array([each is not None for each in live_in], bool)
+    match = np.where(has_live, np.arange(len(has_live)), -1)  # the row of the live one
+    bits = np.zeros(len(match), np.int64)
     component = table.components(threshold)
-    live = np.flatnonzero(verified)
+    live = np.flatnonzero(has_live)
     live = live[np.argsort(component[live], kind="stable")]
-    trashed = np.flatnonzero(~verified)
+    trashed = np.flatnonzero(~has_live)
     first = np.searchsorted(component[live], component[trashed], side="left")  # of those in the same component
     after = np.searchsorted(component[live], component[trashed], side="right")
     waiting = np.stack([trashed, first, after])
     while (waiting := waiting[:, waiting[1] < waiting[2]]).size:
         rows, places, _ = waiting
-        near = table.distances(np.stack([live[places], rows], axis=1)) <= threshold
-        verified[rows[near]] = True
+        distances = table.distances(np.stack([live[places], rows], axis=1))
+        near = distances <= threshold
+        match[rows[near]], bits[rows[near]] = live[places[near]], distances[near]
         waiting = waiting[:, ~near]
         waiting[1] += 1
-    paths = (each.file.path for own, found in zip(table.members, verified, strict=True) if found for each in own)
-    return {path for path in paths if is_inside(path, trash)}
+    found = []
+    for own, row, distance in zip(table.members, match.tolist(), bits.tolist(), strict=True):
+        kept = live_in[row] if row >= 0 else None
+        for each in own if kept else ():
+            if kept and is_inside(each.file.path, trash):
+                pair = tuple(sorted((kept, each), key=best_first))
+                found.append(Group(kind_of(each.file), pair, (0, distance)))
+    return found
 
 
 def connect(component: np.ndarray, pairs: np.ndarray) -> None:
@@ -2703,12 +2760,12 @@ TAIL = 3.0  # s before the end of a video from which on it is read
 class CloserLook(Generic[F]):
     """Which replicas of groups want a look, what a worker does with each, and the fingerprint that comes of it.
 
-    A file of which the worker returns a Problem is left out.
+    A file of which the worker or the judge returns a Problem is left out.
     """
 
     wanting: Callable[[Sequence[Group[F]]], list[Replica[F]]]
     work: Work[Any]
-    judge: Callable[[F, Any], F]
+    judge: Callable[[Replica[F], Any], F | Problem]
     more: Callable[[F], tuple[Any, ...]] = lambda _fingerprint: ()  # arguments of the work after the file
 
 
@@ -2716,18 +2773,18 @@ def proven_groups(
     replicas: Iterable[Replica[F]],
     grouped: Callable[[Iterable[Replica[F]]], list[Group[F]]],
     looks: Sequence[CloserLook[F]],
-    cache: FingerprintCache[F],
+    store: Callable[[MediaFile, F], None],
     pool: Pool,
 ) -> tuple[list[Group[F]], list[Problem]]:
     """The groups that are left when all looks are done that they want, and the files that were left out.
 
-    The looks are taken in order, each with the groups that those before it have left.
+    The looks are taken in order, each with the groups that those before it have left, and what they find is stored.
     """
     standing = {replica.file.path: replica for replica in replicas}
     rejected: list[Problem] = []
     while True:
         groups = grouped(standing.values())
-        looked = next(filter(None, (looked_at(look, groups, cache, pool) for look in looks)), None)
+        looked = next(filter(None, (looked_at(look, groups, store, pool) for look in looks)), None)
         judged: Mapping[str, Replica[F] | Problem] = looked or contradicting(groups)
         if not judged:
             return groups, rejected
@@ -2740,30 +2797,57 @@ def proven_groups(
 
 
 def looked_at(
-    look: CloserLook[F], groups: Sequence[Group[F]], cache: FingerprintCache[F], pool: Pool
+    look: CloserLook[F], groups: Sequence[Group[F]], store: Callable[[MediaFile, F], None], pool: Pool
 ) -> dict[str, Replica[F] | Problem]:
     """By path, what becomes of the replicas that want this look."""
-    fingerprints = {replica.file: replica.fingerprint for replica in look.wanting(groups)}
+    wanting = {replica.file: replica for replica in look.wanting(groups)}
     judged: dict[str, Replica[F] | Problem] = {}
 
     def take(file: MediaFile, result: Any) -> None:
-        if isinstance(result, Problem):
-            judged[file.path] = result
+        verdict = result if isinstance(result, Problem) else look.judge(wanting[file], result)
+        if isinstance(verdict, Problem):
+            judged[file.path] = verdict
             return
-        judged[file.path] = replica = Replica(file, look.judge(fingerprints[file], result))
-        cache.store(file, replica.fingerprint)
+        judged[file.path] = Replica(file, verdict)
+        store(file, verdict)
 
-    compute(pool, replace(look.work, more=lambda file: look.more(fingerprints[file])), list(fingerprints), take)
+    compute(pool, replace(look.work, more=lambda file: look.more(wanting[file].fingerprint)), list(wanting), take)
     return judged
 
 
-def made_anew(cache: FingerprintCache[F], work: Work[F]) -> CloserLook[F]:
-    """The look at files whose cached fingerprint may be that of another file: it is made again."""
+# ── nothing on the word of a cache ──
+
+
+@problem_if_unreadable
+def read_anew(file: MediaFile, make: Callable[..., Any]) -> Any:
+    """What `make` makes of the file, every byte of which has been read from the disk. Runs in a worker process."""
+    with opened_unchanged(file) as stream:
+        if hasattr(os, "posix_fadvise"):  # else what it is in memory would be read, which the disk may have lost
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while stream.read(READ_BLOCK):
+            pass
+    return make(file)
+
+
+def made_anew(
+    work: Work[F],
+    wanted: Callable[[MediaFile], bool],
+    judge: Callable[[Replica[F], F], F | Problem] = lambda _cached, fingerprint: fingerprint,
+) -> CloserLook[F]:
+    """The look at those files of groups that are wanted: their fingerprint is made again, from the disk."""
     return CloserLook(
-        wanting=lambda groups: [each for group in groups for each in group.replicas if cache.is_uncertain(each.file)],
-        work=work,
-        judge=lambda _cached, fingerprint: fingerprint,
+        wanting=lambda groups: [each for group in groups for each in group.replicas if wanted(each.file)],
+        work=replace(work, do=read_anew),
+        judge=judge,
+        more=lambda _fingerprint: (work.do,),
     )
+
+
+def unless_changed(known: Replica[F], fingerprint: F) -> F | Problem:
+    """The fingerprint made anew; a Problem if it is that of another file than the known one."""
+    if fingerprint.exact == known.fingerprint.exact:
+        return fingerprint
+    return Problem(known.file.path, "it is not what it was when it was scanned")
 
 
 # ── pictures that are damaged ──
@@ -2826,16 +2910,21 @@ def wanting_decoding(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[
     return found
 
 
+def with_integrity(fingerprint: ImageFingerprint, **known: Any) -> ImageFingerprint:
+    """The fingerprint with what has become known of the integrity of its file."""
+    return replace(fingerprint, integrity=replace(fingerprint.integrity, **known))
+
+
 IMAGE_LOOKS: tuple[CloserLook[ImageFingerprint], ...] = (
     CloserLook(
         wanting_part_sums,
         Work(part_sums, "photo", load_decoders),
-        lambda fingerprint, sums: replace(fingerprint, integrity=replace(fingerprint.integrity, part_sums=sums)),
+        lambda each, sums: with_integrity(each.fingerprint, part_sums=sums),
     ),
     CloserLook(
         wanting_decoding,
         Work(check_last_scan, "photo", load_decoders),
-        lambda fingerprint, _: replace(fingerprint, integrity=replace(fingerprint.integrity, whole=True)),
+        lambda each, _: with_integrity(each.fingerprint, whole=True),
     ),
 )
 
@@ -2896,7 +2985,7 @@ VIDEO_LOOKS: tuple[CloserLook[VideoFingerprint], ...] = (
     CloserLook(
         wanting_end,
         Work(check_goes_on, "video"),
-        lambda fingerprint, _: replace(fingerprint, whole=True),
+        lambda each, _: replace(each.fingerprint, whole=True),
         lambda fingerprint: (fingerprint.seconds,),
     ),
 )
@@ -3151,6 +3240,7 @@ class Run:
     limit: int | None
     ignored: frozenset[str]  # words, casefolded
     json: bool
+    fast: bool  # the trash is to be verified by the cache
     page_size: int  # groups on a page of the review
 
 
@@ -3236,8 +3326,8 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool)
         grouped = functools.partial(groups_of, threshold=run.threshold)
-        looks = made_anew(cache, IMAGE_WORK), *IMAGE_LOOKS
-        groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
+        looks = made_anew(IMAGE_WORK, cache.is_uncertain), *IMAGE_LOOKS
+        groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
@@ -3256,8 +3346,8 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
         # What is noted counts as certain, so it must not be noted of what is to be made anew.
         doubtful = {each.file.path for each in wanting_end(grouped(replicas)) if not cache.is_uncertain(each.file)}
         replicas = with_ends_noted(replicas, doubtful, cache, pool)
-        looks = made_anew(cache, VIDEO_WORK), *VIDEO_LOOKS
-        groups, rejected = proven_groups(replicas, grouped, looks, cache, pool)
+        looks = made_anew(VIDEO_WORK, cache.is_uncertain), *VIDEO_LOOKS
+        groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
 
@@ -3273,8 +3363,8 @@ def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     alone = [file for file in scanned.files if of_size[file.size] == 1]
     with closing(FingerprintCache(CHECKSUM_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, pool)
-        looks = [made_anew(cache, CHECKSUM_WORK)]
-        groups, changed = proven_groups(replicas, functools.partial(groups_of, threshold=0), looks, cache, pool)
+        looks = [made_anew(CHECKSUM_WORK, cache.is_uncertain)]
+        groups, changed = proven_groups(replicas, functools.partial(groups_of, threshold=0), looks, cache.store, pool)
         large = [each.file for group in groups for each in group.replicas if each.file.size > 3 * CHECKSUM_WINDOW]
         compared, failed = compared_whole(run, replace(scanned, files=tuple(large)), pool)
         equal = [each for each in groups if each.replicas[0].file.size <= 3 * CHECKSUM_WINDOW]
@@ -3292,9 +3382,8 @@ def compared_whole(run: Run, scanned: Scan, pool: Pool) -> tuple[list[Group[Chec
         return [], []
     with closing(FingerprintCache(WHOLE_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, _ = fingerprints_of(scanned.files, cache, WHOLE_WORK, pool)
-        groups, changed = proven_groups(
-            replicas, functools.partial(groups_of, threshold=0), [made_anew(cache, WHOLE_WORK)], cache, pool
-        )
+        looks = [made_anew(WHOLE_WORK, cache.is_uncertain)]
+        groups, changed = proven_groups(replicas, functools.partial(groups_of, threshold=0), looks, cache.store, pool)
     return groups, unreadable + changed
 
 
@@ -3382,35 +3471,143 @@ def taken_names(root: str) -> set[str]:
     return {os.path.normcase(each.path) for each in scan(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES).files}
 
 
+# ── nothing moves on the word of a cache ──
+
+# How files are read anew, by the kind of their fingerprints, and the looks at them; equal files by all their bytes.
+READ_ANEW: dict[type, tuple[Work[Any], tuple[CloserLook[Any], ...]]] = {
+    ImageFingerprint: (IMAGE_WORK, IMAGE_LOOKS),
+    VideoFingerprint: (VIDEO_WORK, VIDEO_LOOKS),
+    Checksum: (WHOLE_WORK, ()),
+}
+
+
+def groups_anew(
+    replicas: Sequence[Replica[F]],
+    grouped: Callable[[Iterable[Replica[F]]], list[Group[F]]],
+    pool: Pool,
+    judge: Callable[[Replica[F], F], F | Problem] = lambda _known, fingerprint: fingerprint,
+) -> tuple[list[Group[F]], list[Problem]]:
+    """`proven_groups` by what is on the disk now: each file of a group is read whole, and no cache is believed."""
+    work, looks = READ_ANEW[type(replicas[0].fingerprint)] if replicas else (IMAGE_WORK, ())
+    read: set[MediaFile] = set()
+
+    def noted(known: Replica[F], fingerprint: F) -> F | Problem:
+        read.add(known.file)
+        return judge(known, fingerprint)
+
+    anew = made_anew(work, lambda file: file not in read, noted)
+    return proven_groups(replicas, grouped, [anew, *looks], lambda _file, _fingerprint: None, pool)
+
+
+def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, str]:
+    """By path, why files of a decision must not move or be relied on: read anew, they are not what it is based on."""
+    group = decision.keeper, *decision.trash, *decision.stays
+    groups, problems = groups_anew(group, functools.partial(groups_of, threshold=threshold), pool, unless_changed)
+    doubts = {problem.path: problem.reason for problem in problems}
+    members = ({each.file.path for each in found.replicas} for found in groups)
+    copies = next((paths for paths in members if decision.keeper.file.path in paths), set())
+    for each in decision.trash:
+        if each.file.path not in copies:
+            doubts.setdefault(each.file.path, "read once more, it is no copy of the file that would be kept")
+    return doubts
+
+
 # ── was anything trashed by mistake? ──
 
 NO_MATCH = "there is no copy of it in the library"
+MUCH_SMALLER = 0.5  # of the bytes, of a file with as many pixels and the same suffix: more is lost than metadata
 
 
 def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
-    """The files in the trash that have no match outside of it, and those that cannot be read, in order of path."""
+    """The files in the trash without a copy outside of it that is as good, and why, in order of path.
+
+    All that counts as a copy is read anew from the disk, unless the run is to be fast.
+    """
     images, videos = only(both, "image"), only(both, "video")
-    matched: set[str] = set()
+    pairs: list[AnyGroup] = []
     problems: list[Problem] = []
+
+    def take(replicas: Sequence[Replica[F]], threshold: int) -> None:
+        grouped = functools.partial(matches_in_trash, trash=trash, threshold=threshold)
+        found, rejected = (grouped(replicas), []) if run.fast else groups_anew(replicas, grouped, pool)
+        pairs.extend(found)
+        problems.extend(rejected)
+
     with closing(Pool(run.jobs)) as pool:
         if run.mode != "exact":
             with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
                 replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool)
-            matched |= verified_in_trash(replicas, trash, run.threshold)
             problems += unreadable
+            take(replicas, run.threshold)
         if run.mode != "exact" and ffmpeg_path():
             with closing(FingerprintCache(VIDEO_CACHE, run.cache, videos)) as video_cache:
                 clips, unreadable, _ = video_fingerprints(videos, video_cache, pool)
-            matched |= verified_in_trash(clips, trash, run.threshold)
             problems += unreadable
+            take(clips, run.threshold)
         else:
             copies = exact_copies(run, both if run.mode == "exact" else videos, pool)
-            equal = [replica for group in copies.groups for replica in group.replicas]  # in all bytes, also if large
-            matched |= verified_in_trash(equal, trash, 0)
             problems += copies.unreadable
-    reasons = {problem.path: problem for problem in problems}
+            touched = [each for each in copies.groups if any(is_inside(one.file.path, trash) for one in each.replicas)]
+            equal = [replica for group in touched for replica in group.replicas]
+            if not run.fast:  # all at once: read anew they have digests of another kind
+                groups, rejected = groups_anew(equal, functools.partial(groups_of, threshold=0), pool)
+                problems += rejected
+                equal = [replica for group in groups for replica in group.replicas]
+            pairs += matches_in_trash(equal, trash, 0)
+    reasons = {problem.path: problem.reason for problem in problems}
+    reasons |= {path: worse for pair in pairs for path, worse in [what_is_left(pair, trash, run.root)]}
     trashed = [file.path for file in both.files if is_inside(file.path, trash)]
-    return [reasons.get(path, Problem(path, NO_MATCH)) for path in trashed if path not in matched]
+    return [Problem(path, reasons.get(path, NO_MATCH)) for path in trashed if reasons.get(path, NO_MATCH)]
+
+
+def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
+    """The path of the trashed one of two copies, and by what the live one is worse; empty if it is as good."""
+    gone, live = sorted(pair.replicas, key=lambda each: not is_inside(each.file.path, trash))
+    (width, height, _), (own_width, own_height, _) = dimensions_of(live), dimensions_of(gone)
+    left = f"the copy that is left, {printable(relative(live.file.path, root))}, has"
+    if width * height < own_width * own_height:
+        return gone.file.path, f"{left} {width} x {height}"
+    pixels, suffixes = (
+        {width * height, own_width * own_height},
+        {suffix_of(each.file.path).lower() for each in (live, gone)},
+    )
+    if len(pixels) == len(suffixes) == 1 and live.file.size < MUCH_SMALLER * gone.file.size:
+        return gone.file.path, f"{left} {readable_size(live.file.size)} of {readable_size(gone.file.size)}"
+    return gone.file.path, ""
+
+
+def unchecked(run: Run, trashed: Scan, trash: str) -> list[Problem]:
+    """The entries of the trash that no picture or video was compared with, and why, in order of path.
+
+    Not those of which the library has a file with the same suffix and the same bytes.
+    """
+    known = {file.path for file in trashed.files} | {problem.path for problem in trashed.unreadable}
+    others = sorted(path for path in files_below(trash) if path not in known)
+    kinds = {suffix_of(path) for path in others} - IMAGE_SUFFIXES - VIDEO_SUFFIXES
+    live: dict[object, list[str]] = defaultdict(list)  # by suffix and size
+    for path in files_below(run.root) if kinds else ():
+        if suffix_of(path) in kinds and not is_inside(path, trash) and os.path.isfile(path):
+            live[suffix_of(path), os.path.getsize(path)].append(path)
+    found = []
+    for path in others:
+        if os.path.islink(path) or not os.path.isfile(path):
+            found.append(Problem(path, "not checked: it is a link, or no file"))
+        elif suffix_of(path).lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+            found.append(
+                Problem(path, "not checked: idem takes no file of such a name, or in such a folder, for a picture")
+            )
+        elif not any(is_same_content(path, other) for other in live[suffix_of(path), os.path.getsize(path)]):
+            found.append(
+                Problem(path, "not checked: it is no picture or video, and the library has no file equal to it")
+            )
+    return found
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """The paths of all files and links below a folder."""
+    for path, folders, names in os.walk(folder):
+        yield from (os.path.join(path, name) for name in names)
+        yield from (link for link in (os.path.join(path, name) for name in folders) if os.path.islink(link))
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3484,12 +3681,6 @@ def seen_again(file: MediaFile) -> MediaFile:
     if not is_same_file(file.path, file):
         raise ValueError("it has changed since it was scanned")
     return as_it_is(file.path)
-
-
-def is_same_content(one: str, other: str) -> bool:
-    """Whether two files have the same bytes. Both are read whole."""
-    with open(one, "rb") as stream, open(other, "rb") as other_stream:
-        return digest_of(stream) == digest_of(other_stream)
 
 
 def folded(name: str) -> str:
@@ -3846,14 +4037,16 @@ def carry_out(
     decisions: Iterable[Decision],
     root: str,
     members: AbstractSet[str],
+    doubts: Callable[[Decision], Mapping[str, str]],
     tell: Callable[[Outcome], None] = lambda _outcome: None,
 ) -> Outcome:
     """Move what the decisions say, and tell what became of it. IdemError when the journal cannot be written.
 
-    `members` are the paths of all files in groups, which go nowhere as companions of others. `tell` is given what
-    became of each decision in turn, and of that during which an error came. The caller holds the run lock. A decision
-    is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and the rest
-    goes on.
+    `members` are the paths of all files in groups, which go nowhere as companions of others. `doubts` reads the files
+    of a decision anew and tells, by path, why one must neither go nor be relied on: see `doubts_about`. `tell` is given
+    what became of each decision in turn, and of that during which an error came. The caller holds the run lock. A
+    decision is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and
+    the rest goes on.
     """
     journal = Journal(root)
     journal.batch += 1
@@ -3861,9 +4054,10 @@ def carry_out(
     outcome = Outcome(batch=journal.batch)
     mover = Mover(journal, members)
     for decision in decisions:
+        doubted = doubts(decision)  # takes longest, and can be interrupted
         with interrupts_held_back():
             try:
-                mover.carry_out(decision)
+                mover.carry_out(decision, doubted)
             finally:
                 one = replace(mover.outcome, batch=journal.batch)
                 outcome += one
@@ -3881,15 +4075,15 @@ class Mover:
         self.members = members
         self.outcome = Outcome()  # of the decision at hand, as far as it has got
 
-    def carry_out(self, decision: Decision) -> None:
+    def carry_out(self, decision: Decision, doubts: Mapping[str, str]) -> None:
         """First the trash, then the name: a keeper may take that of a replica that has just gone."""
         keeper = decision.keeper.file
         self.outcome = Outcome()
         try:
             check_decision(decision, self.root)
             check_still(keeper)
-            with open(keeper.path, "rb") as stream:
-                stream.read(1)  # it can be read
+            if keeper.path in doubts:
+                raise ValueError(doubts[keeper.path])
         except (OSError, ValueError) as error:
             reason = f"its group stays as it is: {printable(keeper.path)}: {reason_of(error)}"
             group = decision.keeper, *decision.trash
@@ -3897,11 +4091,12 @@ class Mover:
             return
         for file in (replica.file for replica in decision.trash):
             try:
-                check_still(keeper)
+                if file.path in doubts:
+                    raise ValueError(doubts[file.path])
                 check_still(file)
                 target = os.path.join(self.root, TRASH_FOLDER, relative(file.path, self.root))
                 companions, adopted = parted_companions(file.path, keeper.path, self.members)
-                *others, moved = self.move_together(file, target, companions, adopted)
+                *others, moved = self.move_together(file, target, companions, adopted, keeper)
                 self.outcome += Outcome(trashed=(moved,), companions=tuple(others))
             except (OSError, ValueError) as error:
                 self.outcome += Outcome(refused=(Problem(file.path, reason_of(error)),))
@@ -3922,8 +4117,11 @@ class Mover:
         target: str,
         companions: Sequence[Companion],
         adopted: Sequence[tuple[MediaFile, str]] = (),
+        keeper: MediaFile | None = None,
     ) -> list[Moved]:
         """Move the photo to the target with its companions, after those that the keeper adopts; all of them or none.
+
+        All go back, too, if the keeper is not there, untouched, before and after: they may be all that is left.
 
         The target gets a counter where a name is taken. The adopted cannot: their name is that of the keeper.
         """
@@ -3939,14 +4137,14 @@ class Mover:
             if any(os.path.lexists(path) and not differs_in_case_only(file.path, path) for file, path in together):
                 continue
             try:
-                return self.move_all([*adopted, *together])
+                return self.move_all([*adopted, *together], keeper)
             except FileExistsError:  # it has appeared since; what went back has another time of its status now
                 companions = [replace(each, file=seen_again(each.file)) for each in companions]
                 adopted = [(seen_again(file), path) for file, path in adopted]
         raise OSError(errno.EEXIST, "all names are taken")
 
-    def move_all(self, moves: Sequence[tuple[MediaFile, str]]) -> list[Moved]:
-        """Move files to paths, in this order; when one cannot be moved, those before it go back.
+    def move_all(self, moves: Sequence[tuple[MediaFile, str]], keeper: MediaFile | None = None) -> list[Moved]:
+        """Move files to paths, in this order; when one cannot be moved, or the keeper changes, those before it go back.
 
         Those that are still moved after a failure become companions of the outcome.
         """
@@ -3954,7 +4152,11 @@ class Mover:
         first = self.journal.number + 1
         try:
             for file, target in moves:
+                if keeper:
+                    check_still(keeper)
                 moved.append(self.journal.move(file, target))
+            if keeper:
+                check_still(keeper)
         except (OSError, ValueError):
             try:
                 for number in reversed(range(len(moved))):
@@ -4118,8 +4320,10 @@ class Batch:
 class Session:
     """The groups of a library, what was done with them, and how to undo that."""
 
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str]) -> None:
+    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str], pool: Pool) -> None:
         self.scoring = Scoring(findings.root, STOP_WORDS | ignored, Counter(taken))
+        self.pool = pool  # that reads files anew
+        self.doubts = functools.partial(doubts_about, threshold=findings.threshold, pool=pool)
         self.groups = list(findings.groups)
         self.members = {replica.file.path for group in self.groups for replica in group.replicas}
         self.skipped: set[int] = set()
@@ -4149,7 +4353,7 @@ class Session:
 
         error = ""
         try:
-            carry_out(decisions.values(), self.scoring.root, self.members, tell)
+            carry_out(decisions.values(), self.scoring.root, self.members, self.doubts, tell)
         except IdemError as failure:
             error = str(failure)
             if outcomes and not outcomes[-1].moved:
@@ -4661,8 +4865,10 @@ class Review(Session):
     Any thread may call it. Only one at a time moves files; others that want to are told so.
     """
 
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str], page_size: int) -> None:
-        super().__init__(findings, ignored, taken)
+    def __init__(
+        self, findings: Findings, ignored: frozenset[str], taken: Iterable[str], pool: Pool, page_size: int
+    ) -> None:
+        super().__init__(findings, ignored, taken, pool)
         self.page_size = page_size
         if findings.mode == "exact":  # where all are equal, the suggested one is the best
             for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True)):
@@ -5367,17 +5573,16 @@ def request_handler() -> type[WSGIRequestHandler]:
 
 
 @contextmanager
-def serving(review: Review, jobs: int, finish: Callable[[], None]) -> Iterator[str]:
+def serving(review: Review, finish: Callable[[], None]) -> Iterator[str]:
     """The page's address, while it is served."""
     from werkzeug.serving import make_server
 
     with ExitStack() as stack:
         bound = stack.enter_context(closing(bound_socket()))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-", ignore_cleanup_errors=True))
-        pool = stack.enter_context(closing(Pool(jobs, threaded=True)))
         converter = stack.enter_context(closing(Pool(1, threaded=True)))
         token, port = secrets.token_urlsafe(24), bound.getsockname()[1]
-        app = review_app(Server(review, pool, converter, folder, token, port, finish))
+        app = review_app(Server(review, review.pool, converter, folder, token, port, finish))
         listening = make_server(
             "127.0.0.1", port, app, threaded=True, request_handler=request_handler(), fd=bound.fileno()
         )
@@ -5453,6 +5658,7 @@ def build_parser() -> argparse.ArgumentParser:
     act.add_argument("-i", "--interactive", action="store_true", help="decide in the terminal, group by group")
     act.add_argument("--undo", action="store_true", help="put the files of the last batch of moves back")
     act.add_argument("--verify-trash", action="store_true", help="check that all in the trash has a copy outside of it")
+    act.add_argument("--fast", action="store_true", help="with --verify-trash: believe the cache, read nothing anew")
     how = parser.add_argument_group("how")
     how.add_argument("-c", "--cache", metavar="DIR", help=f"keep fingerprints here, not in DIR/{CACHE_FOLDER}")
     how.add_argument(
@@ -5527,6 +5733,7 @@ def checked_run(namespace: argparse.Namespace) -> Run:
         limit=namespace.limit,
         ignored=frozenset(word.casefold() for text in namespace.ignore for word in re.findall(r"[^\W_]+", text)),
         json=namespace.json,
+        fast=namespace.fast,
         page_size=namespace.page_size,
     )
 
@@ -5536,6 +5743,8 @@ def action_of(namespace: argparse.Namespace) -> str:
     asked = [name for name in ACTIONS if getattr(namespace, name.replace("-", "_"), False)]
     if len(asked) > 1:
         raise IdemError(f"choose one of {' and '.join('--' + name for name in asked)}")
+    if namespace.fast and asked != ["verify-trash"]:
+        raise IdemError("--fast goes with --verify-trash alone")
     if asked and namespace.json:
         raise IdemError(f"--json goes with the report, not with --{asked[0]}")
     return asked[0] if asked else "report"
@@ -5636,12 +5845,13 @@ def run_review(run: Run) -> int:
         if not findings.groups:
             print(text_report(findings), end="")
             return 0
-        review = Review(findings, run.ignored, taken_names(run.root), run.page_size)
         finished = threading.Event()
         status = 0
         with ExitStack() as ended:
+            pool = ended.enter_context(closing(Pool(run.jobs, threaded=True)))
+            review = Review(findings, run.ignored, taken_names(run.root), pool, run.page_size)
             try:
-                address = ended.enter_context(serving(review, run.jobs, finished.set))
+                address = ended.enter_context(serving(review, finished.set))
                 print_if_read(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.")
                 open_in_browser(address)
                 while not finished.wait(0.5):  # Windows hears of Ctrl-C only in between
@@ -5667,17 +5877,18 @@ def run_interactive(run: Run) -> int:
         if not findings.groups:
             print(text_report(findings), end="")
             return 0
-        session = Terminal(findings, run.ignored, taken_names(run.root))
         status = 0
-        try:
-            session.run()
-        except KeyboardInterrupt:
-            status = 130
-            print()
-        finally:
-            caches_follow(session.history, run.cache, run.root)
-            if session.answered:
-                print(summary(session.total(), len(session.skipped), run.root))
+        with closing(Pool(run.jobs)) as pool:
+            session = Terminal(findings, run.ignored, taken_names(run.root), pool)
+            try:
+                session.run()
+            except (KeyboardInterrupt, Interrupted):
+                status = 130
+                print()
+            finally:
+                caches_follow(session.history, run.cache, run.root)
+                if session.answered:
+                    print(summary(session.total(), len(session.skipped), run.root))
     return status or int(any(outcome.refused for outcome in session.history))
 
 
@@ -5707,13 +5918,19 @@ def run_verify_trash(run: Run) -> int:
             raise IdemError(f"cannot verify {printable(trash)}: it is a link or no folder")
         suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
         live, trashed = scan(run.root, suffixes), scan(trash, suffixes)
-        both = replace(live, files=tuple(sorted((*live.files, *trashed.files), key=lambda file: file.path)))
+        inodes = {(file.device, file.inode) for file in trashed.files if file.inode}
+        others = [file for file in live.files if (file.device, file.inode) not in inodes]  # not a second name of it
+        both = replace(live, files=tuple(sorted((*others, *trashed.files), key=lambda file: file.path)))
         unmatched = [*trashed.unreadable, *unverified(run, both, trash)]
-    for item in unmatched:
+        left_out = unchecked(run, trashed, trash)
+    for item in (*unmatched, *left_out):
         print(f"{printable(relative(item.path, run.root))}: {item.reason}")
     verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
-    print(f"{plural(verified, 'file')} in the trash verified, {len(unmatched):,} not")
-    return 1 if unmatched else 0
+    counts = [f"{plural(verified, 'file')} in the trash verified", f"{len(unmatched):,} not"]
+    counts += [f"{len(left_out):,} of other kinds not checked"] if left_out else []
+    counts += ["by the cache alone: nothing was read anew"] if run.fast else []
+    print(", ".join(counts))
+    return 1 if unmatched or left_out else 0
 
 
 ACTIONS = {

@@ -7,6 +7,7 @@ python -m pytest test_idem.py -m bench -s   the benchmark: prints timings, asser
 from __future__ import annotations
 
 import argparse
+import atexit
 import base64
 import csv
 import errno
@@ -32,6 +33,7 @@ import threading
 import time
 import traceback
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -882,7 +884,9 @@ def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> Non
         luma_step=0,
         chroma_step=0,
         palette=False,
-        integrity=idem.Integrity(several_scans=False, data_bytes=picture.stat().st_size),
+        integrity=idem.Integrity(
+            several_scans=False, data_bytes=picture.stat().st_size, file_sum=f"{zlib.crc32(picture.read_bytes()):08x}"
+        ),
         file_digest="",
         phash=0xB06E50BECB54AF0A,
         dhash=0xF0F0F0F0F0E8C8A,
@@ -1977,7 +1981,9 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
         luma_step=int(rng.integers(0, 20)),
         chroma_step=int(rng.integers(0, 20)),
         palette=bool(rng.integers(0, 2)),
-        integrity=idem.Integrity(several_scans=False, data_bytes=int(rng.integers(1, 2**40))),
+        integrity=idem.Integrity(
+            several_scans=False, data_bytes=int(rng.integers(1, 2**40)), file_sum=f"{rng.integers(2**32):08x}"
+        ),
         file_digest="",
         phash=int(rng.integers(0, 2**63)),
         dhash=int(rng.integers(0, 2**63)),
@@ -2019,7 +2025,19 @@ def check_groups(replicas: list[Replica[F]], threshold: int) -> None:
     for seed in (1, 2):
         random.Random(seed).shuffle(replicas)
         assert shown_groups(replicas, threshold) == expected
-        assert idem.verified_in_trash(replicas, "/lib/trash", threshold) == verified
+        assert matched_in_trash(replicas, "/lib/trash", threshold) == verified
+
+
+def matched_in_trash(replicas: list[Replica[F]], trash: str, threshold: int) -> set[str]:
+    """The paths of the replicas in the trash that have a live match, which is the best one."""
+    matched = set()
+    for pair in idem.matches_in_trash(replicas, trash, threshold):
+        (gone,) = (each for each in pair.replicas if each.file.path.startswith(trash))
+        (live,) = (each for each in pair.replicas if each is not gone)
+        assert pair.distances[0] == 0 <= pair.distances[1] <= threshold
+        assert not live.file.path.startswith(trash)
+        matched.add(gone.file.path)
+    return matched
 
 
 def partly_trashed(replicas: list[Replica[F]]) -> list[Replica[F]]:
@@ -2084,12 +2102,12 @@ def test_checksums_match_only_at_equal_size_and_digest() -> None:
         [("/lib/2.mp4", 0), ("/lib/4.mp4", 0)],
         [("/lib/0.mp4", 0), ("/lib/6.mp4", 0), ("/lib/trash/1.mp4", 0)],
     ]
-    assert idem.verified_in_trash(replicas, "/lib/trash", idem.MAX_THRESHOLD) == {"/lib/trash/1.mp4"}
+    assert matched_in_trash(replicas, "/lib/trash", idem.MAX_THRESHOLD) == {"/lib/trash/1.mp4"}
 
 
 def test_nothing_to_match_makes_no_groups() -> None:
     assert idem.groups_of([], 5) == []
-    assert idem.verified_in_trash([], "/lib/trash", 5) == set()
+    assert matched_in_trash([], "/lib/trash", 5) == set()
 
 
 @pytest.mark.parametrize(
@@ -2146,8 +2164,8 @@ def test_a_live_file_in_the_star_of_another_still_verifies() -> None:
     best, near, trashed, _ = chain_of_look_alikes()
     trashed = replace(trashed, file=replace(trashed.file, path="/lib/trash/002.jpg"))
     assert len(idem.groups_of([best, near, trashed], 4)) == 1
-    assert idem.verified_in_trash([best, near, trashed], "/lib/trash", 4) == {"/lib/trash/002.jpg"}
-    assert idem.verified_in_trash([best, trashed], "/lib/trash", 4) == set()
+    assert matched_in_trash([best, near, trashed], "/lib/trash", 4) == {"/lib/trash/002.jpg"}
+    assert matched_in_trash([best, trashed], "/lib/trash", 4) == set()
 
 
 def test_thousands_of_copies_are_not_compared_all_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -2448,7 +2466,14 @@ def found_in(library: Path, *arguments: str) -> idem.Findings:
 
 def carried_out(findings: idem.Findings) -> idem.Outcome:
     members = {replica.file.path for group in findings.groups for replica in group.replicas}
-    return idem.carry_out(findings.decisions, findings.root, members)
+    with closing(idem.Pool(2)) as pool:
+        doubts = functools.partial(idem.doubts_about, threshold=findings.threshold, pool=pool)
+        return idem.carry_out(findings.decisions, findings.root, members, doubts)
+
+
+def unread(_decision: idem.Decision) -> dict[str, str]:
+    """For decisions about files that are no copies: it is the moving that is tested."""
+    return {}
 
 
 def refreshed(findings: idem.Findings) -> idem.Findings:
@@ -2484,7 +2509,7 @@ def decision_of(library: Path, keeper: str, *trash: str, target: str = "") -> id
 def acted(library: Path, *decisions: idem.Decision, members: Sequence[str] = ()) -> idem.Outcome:
     """Carry out decisions about a library that was never scanned."""
     (library / "__databases").mkdir(exist_ok=True)
-    return idem.carry_out(decisions, str(library), {str(library / name) for name in members})
+    return idem.carry_out(decisions, str(library), {str(library / name) for name in members}, unread)
 
 
 def journal_of(library: Path, *lines: dict[str, Any]) -> None:
@@ -2581,6 +2606,110 @@ def test_a_keeper_that_goes_in_the_midst_of_its_group_stops_it(tmp_path: Path, m
     outcome = carried_out(findings)
     assert refusals(outcome, tmp_path) == {"IMG_2.jpg": "it has changed since it was scanned"}
     assert (tmp_path / "IMG_2.jpg").exists()
+
+
+# ── SAFETY rows 36, 37 and 42 ──
+
+
+def believed(library: Path, name: str, like: Path, exact: bool = False) -> None:
+    """Have the caches hold, for the file of this name as it is now, what another file is."""
+    cached = media_file(library / name)
+    formats: list[tuple[idem.CacheFormat[Any], Any]] = [(idem.IMAGE_CACHE, idem.fingerprint_image)]
+    if like.suffix == ".mp4":
+        formats = [(idem.VIDEO_CACHE, idem.fingerprint_video)]
+    if exact:
+        formats = [(idem.CHECKSUM_CACHE, idem.checksum_of)]
+    for form, make in formats:
+        scanned = idem.Scan(str(library), (cached,), (), ())
+        with closing(idem.FingerprintCache(form, str(library / "__databases"), scanned)) as cache:
+            cache.store(cached, make(media_file(like)))
+
+
+@pytest.mark.parametrize("kind", ["photo", "video", "exact"])
+def test_nothing_moves_on_the_word_of_a_cache(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "library"
+    if kind == "video":
+        one, other = clip(library / "one.mp4", seed=1), clip(library / "other.mp4", seed=2)
+    else:
+        one, other = save(photo(1), library / "one.bmp"), save(photo(2), library / "other.bmp")
+    options = {"photo": [], "video": ["--video"], "exact": ["--exact"]}[kind]
+    assert groups(library, *options, capsys=capsys) == []
+    believed(library, "other" + other.suffix, one, exact=kind == "exact")
+    assert groups(library, *options, capsys=capsys) == [[one.name, other.name]]
+    before = contents(library)
+    options = options or ["-t", "0"]
+    status, lines = answered(library, "k", *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, contents(library)) == (1, before)
+    assert [line for line in lines if "refused" in line and other.name in line]
+
+
+@pytest.mark.parametrize("harm", ["zeros", "flipped", "cut", "unreadable"])
+def test_a_copy_stays_when_its_keeper_has_rotted(
+    harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    intact = save(photo(1), tmp_path / "intact.jpg", quality=93)
+    keeper = tmp_path / "library" / "keeper.jpg"
+    save(photo(1).resize((320, 240)), tmp_path / "library" / "small.jpg")
+    data = bytearray(intact.read_bytes())
+    middle = len(data) // 2
+    data[middle:] = {
+        "zeros": bytes(len(data) - middle),
+        "flipped": bytes(each ^ 0x10 if at % 97 == 0 else each for at, each in enumerate(data[middle:])),
+        "cut": b"",
+        "unreadable": b"",
+    }[harm]
+    keeper.write_bytes(b"not a picture" if harm == "unreadable" else data)
+    assert groups(tmp_path / "library", capsys=capsys) == []
+    believed(tmp_path / "library", "keeper.jpg", intact)
+    before = contents(tmp_path / "library")
+    status, lines = answered(tmp_path / "library", "k", "-t", "0", monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, contents(tmp_path / "library")) == (1, before)
+    assert [line for line in lines if "refused" in line and "keeper.jpg" in line]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_rotten_live_match_verifies_nothing_but_by_the_cache(
+    exact: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, options = tmp_path / "library", ["--exact"] if exact else []
+    gone = save(photo(1), library / TRASH / "a.jpg")
+    live = library / "a.jpg"
+    live.write_bytes(bytes(gone.stat().st_size))
+    believed(library, "a.jpg", gone, exact=exact)
+    status, lines = verified(library, *options, capsys=capsys)
+    reason = "there is no copy of it in the library"
+    assert (status, lines) == (
+        1,
+        [f"{os.path.join(TRASH, 'a.jpg')}: {reason}", "0 files in the trash verified, 1 not"],
+    )
+    assert verified(library, "--fast", *options, capsys=capsys) == (
+        0,
+        ["1 file in the trash verified, 0 not, by the cache alone: nothing was read anew"],
+    )
+
+
+def test_fast_goes_with_verify_trash_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--fast"]) == 2
+    assert capsys.readouterr().err == "idem: --fast goes with --verify-trash alone\n"
+
+
+def test_a_copy_comes_back_when_the_keeper_goes_at_its_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_1.xmp")
+    findings = found_in(tmp_path, "--exact")
+    really_move = idem.move
+
+    def move(file: MediaFile, target: str, *more: Any) -> MediaFile:
+        moved = really_move(file, target, *more)
+        if target.endswith("IMG_1.jpg"):
+            (tmp_path / "beach.jpg").unlink(missing_ok=True)
+        return moved
+
+    monkeypatch.setattr(idem, "move", move)
+    outcome = carried_out(findings)
+    assert (outcome.moved, [problem.path for problem in outcome.refused]) == ((), [str(tmp_path / "IMG_1.jpg")])
+    assert sorted(contents(tmp_path)) == ["IMG_1.jpg", "IMG_1.xmp"]
 
 
 # ── SAFETY row 5 ──
@@ -2908,7 +3037,7 @@ def test_a_rename_may_change_nothing_but_capitals(tmp_path: Path) -> None:
     made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
     (findings,) = [found_in(tmp_path, "--exact")]
     target = str(tmp_path / "BEACH.jpg")
-    outcome = idem.carry_out([replace(findings.decisions[0], target=target)], findings.root, set())
+    outcome = idem.carry_out([replace(findings.decisions[0], target=target)], findings.root, set(), unread)
     assert outcome.refused == ()
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["BEACH.jpg"]
 
@@ -2947,7 +3076,7 @@ def test_a_decision_outside_the_library_or_without_keeper_is_refused(tmp_path: P
         replace(decision, target=str(library / "beach.png")),
         replace(decision, target=str(library / TRASH / "beach.jpg")),
     ):
-        outcome = idem.carry_out([wrong], findings.root, set())
+        outcome = idem.carry_out([wrong], findings.root, set(), unread)
         assert outcome.moved == ()
         assert outcome.refused
     assert contents(tmp_path) == before | {
@@ -3194,7 +3323,7 @@ def test_a_keeper_gets_a_counter_where_its_companion_would_need_one(tmp_path: Pa
     other = next(each for each in findings.groups[0].replicas if each is not image)
     made_doubles(tmp_path, "lake/beach.jpg.xmp", content=b"of another")
     decision = idem.Decision(image, str(tmp_path / "lake" / "beach.jpg"), (other,), ())
-    idem.carry_out([decision], findings.root, set())
+    idem.carry_out([decision], findings.root, set(), unread)
     assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == [
         *("beach (2).jpg", "beach (2).jpg.xmp", "beach.jpg.xmp"),
     ]
@@ -4157,7 +4286,6 @@ def test_what_has_a_live_copy_is_verified_and_all_else_named(
     save(photo(1).resize((320, 240)), tmp_path / TRASH / "sub" / "small.jpg")
     clip(tmp_path / "b.mp4", "-c:v", "libx264", "-crf", "14")
     clip(tmp_path / TRASH / "b.webm", "-c:v", "libvpx-vp9", "-b:v", "300k")
-    (tmp_path / TRASH / "a.xmp").write_text("edits")
     assert verified(tmp_path, capsys=capsys) == (0, ["2 files in the trash verified, 0 not"])
     save(photo(2), tmp_path / TRASH / "other.png")
     save(photo(2), tmp_path / TRASH / "its copy.jpg")
@@ -4175,6 +4303,53 @@ def test_what_has_a_live_copy_is_verified_and_all_else_named(
     del expected[os.path.join(TRASH, "grey.jpg")]
     status, lines = verified(tmp_path, "--threshold", "8", capsys=capsys)
     assert dict(line.split(": ", 1) for line in lines[:-1]) == expected
+
+
+def test_what_no_picture_is_compared_with_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1), tmp_path / "a.jpg")
+    trash = tmp_path / TRASH
+    made_doubles(trash, "a.cr2", "a.xmp", "b.psd", content=b"no picture")
+    made_doubles(tmp_path, "elsewhere/b.XMP", "elsewhere/c.xmp", content=b"no picture")  # a.xmp is live, too
+    for name in (".thumbnails/a.jpg", "My.photoslibrary/a.jpg", "._a.jpg"):
+        save(photo(1), trash / name)
+    (trash / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    status, lines = verified(tmp_path, capsys=capsys)
+    assert (status, lines[-1]) == (1, "0 files in the trash verified, 0 not, 6 of other kinds not checked")
+    names = [line.partition(": not checked: ")[0] for line in lines[:-1]]
+    expected = ["._a.jpg", ".thumbnails/a.jpg", "My.photoslibrary/a.jpg", "a.cr2", "b.psd", "link.jpg"]
+    assert names == [os.path.join(TRASH, *name.split("/")) for name in expected]
+
+
+def test_a_live_copy_worse_than_the_trashed_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(1), tmp_path / TRASH / "large.jpg", quality=92)
+    save(photo(1).resize((160, 120)), tmp_path / "left.jpg", quality=90)
+    save(photo(2), tmp_path / TRASH / "fine.jpg", quality=97)
+    save(photo(2), tmp_path / "coarse.jpg", quality=60)
+    sizes = [
+        idem.readable_size(each.stat().st_size) for each in (tmp_path / "coarse.jpg", tmp_path / TRASH / "fine.jpg")
+    ]
+    assert verified(tmp_path, capsys=capsys) == (
+        1,
+        [
+            f"{os.path.join(TRASH, 'fine.jpg')}: the copy that is left, coarse.jpg, has {sizes[0]} of {sizes[1]}",
+            f"{os.path.join(TRASH, 'large.jpg')}: the copy that is left, left.jpg, has 160 x 120",
+            "0 files in the trash verified, 2 not",
+        ],
+    )
+
+
+def test_a_second_name_of_the_trashed_file_is_no_copy_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = save(photo(1), tmp_path / TRASH / "a.jpg")
+    os.link(gone, tmp_path / "a.jpg")
+    assert verified(tmp_path, capsys=capsys) == (
+        1,
+        [
+            f"{os.path.join(TRASH, 'a.jpg')}: there is no copy of it in the library",
+            "0 files in the trash verified, 1 not",
+        ],
+    )
 
 
 def test_the_trash_can_be_verified_by_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -4407,7 +4582,15 @@ def test_options_without_effect_beside_exact_are_named(tmp_path: Path, capsys: p
 def review_of(library: Path, *arguments: str, page_size: int = 10) -> idem.Review:
     """A review of what a run finds; by checksums, unless other arguments are given."""
     findings = found_in(library, *(arguments or ("--exact",)))
-    return idem.Review(findings, frozenset(), idem.taken_names(findings.root), page_size)
+    return idem.Review(findings, frozenset(), idem.taken_names(findings.root), review_pool(), page_size)
+
+
+@functools.cache
+def review_pool() -> idem.Pool:
+    """The workers of all reviews: starting some for each would take longest."""
+    pool = idem.Pool(2, threaded=True)
+    atexit.register(pool.close)
+    return pool
 
 
 def many_doubles(library: Path, groups: int, copies: int = 2) -> Path:
@@ -4797,7 +4980,7 @@ def check_headers(answer: Answer) -> None:
 
 def served(library: Path, review: idem.Review) -> Iterator[Served]:
     finished: list[bool] = []
-    with idem.serving(review, 2, lambda: finished.append(True)) as address:
+    with idem.serving(review, lambda: finished.append(True)) as address:
         yield Served(address, library, review, finished)
 
 
@@ -4924,7 +5107,7 @@ def test_the_token_counts_in_the_path_only(target: Served) -> None:
 
 
 def test_every_run_has_a_token_of_its_own_of_128_bits_or_more(target: Served) -> None:
-    with idem.serving(target.review, 1, lambda: None) as address:
+    with idem.serving(target.review, lambda: None) as address:
         other = urlsplit(address).path.strip("/")
     assert other != target.token
     assert min(len(other), len(target.token)) * 6 >= 128  # each of 64 characters
