@@ -871,8 +871,9 @@ class Pool:
     of its own drives it, any thread may submit, map and wait, and processes are spawned.
     """
 
-    def __init__(self, jobs: int, *, threaded: bool = False) -> None:
+    def __init__(self, jobs: int, *, threaded: bool = False, silent: bool = False) -> None:
         self.jobs = jobs
+        self.silent = silent  # shows no progress: what it does never takes long
         self.start_method = "spawn" if threaded else START_METHOD
         self.ahead = 1 if threaded else TASKS_AHEAD  # an urgent task must not wait behind one that is handed out
         self.waiting: list[Task] = []  # a heap
@@ -1124,18 +1125,13 @@ def seconds_for(file: MediaFile) -> float:
     return TASK_TIMEOUT + file.size / SLOWEST_DRIVE
 
 
-BAR_DELAY = 0.5  # s; what is done sooner needs no bar
-
-
-def progress_bar(total: int, unit: str) -> tqdm[NoReturn]:
-    """A bar with rate and time left on stderr; nothing where that is not a terminal."""
+def progress_bar(total: int, unit: str, silent: bool) -> tqdm[NoReturn]:
+    """A bar with rate and time left on stderr; nothing where that is not a terminal, or if it is to be silent."""
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
     unit, scale = (unit, True) if unit == "B" else (f" {unit}", False)
-    return tqdm(
-        total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=None, delay=BAR_DELAY
-    )
+    return tqdm(total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=silent or None)
 
 
 def compute(
@@ -1151,7 +1147,8 @@ def compute(
         work.prepare()
     weight = work.bytes_read or (lambda _file: 1)
     done = 0
-    with closing(progress_bar(sum(map(weight, files)), "B" if work.bytes_read else work.noun)) as bar:
+    unit = "B" if work.bytes_read else work.noun
+    with closing(progress_bar(sum(map(weight, files)), unit, pool.silent)) as bar:
         try:
             for file, future in pool.map(work.do, files, seconds_for, work.more):
                 lost = future.exception()
@@ -3665,6 +3662,15 @@ def check_still(file: MediaFile) -> None:
         raise ValueError("it has changed since it was scanned")
 
 
+def check_kept(keeper: MediaFile | None) -> None:
+    """ValueError unless the file that is to be kept, if there is one, is untouched."""
+    try:
+        if keeper:
+            check_still(keeper)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(keeper.path)}, which is to be kept: {reason_of(error)}") from None
+
+
 def check_folder(folder: str, root: str) -> None:
     """ValueError unless the folder is in the library, and no link leads there or out of it."""
     if os.path.realpath(folder) != folder or not (folder == root or is_inside(folder, root)):
@@ -4091,9 +4097,9 @@ class Mover:
             return
         for file in (replica.file for replica in decision.trash):
             try:
+                check_still(file)
                 if file.path in doubts:
                     raise ValueError(doubts[file.path])
-                check_still(file)
                 target = os.path.join(self.root, TRASH_FOLDER, relative(file.path, self.root))
                 companions, adopted = parted_companions(file.path, keeper.path, self.members)
                 *others, moved = self.move_together(file, target, companions, adopted, keeper)
@@ -4152,11 +4158,9 @@ class Mover:
         first = self.journal.number + 1
         try:
             for file, target in moves:
-                if keeper:
-                    check_still(keeper)
+                check_kept(keeper)
                 moved.append(self.journal.move(file, target))
-            if keeper:
-                check_still(keeper)
+            check_kept(keeper)
         except (OSError, ValueError):
             try:
                 for number in reversed(range(len(moved))):
@@ -5848,7 +5852,7 @@ def run_review(run: Run) -> int:
         finished = threading.Event()
         status = 0
         with ExitStack() as ended:
-            pool = ended.enter_context(closing(Pool(run.jobs, threaded=True)))
+            pool = ended.enter_context(closing(Pool(run.jobs, threaded=True, silent=True)))
             review = Review(findings, run.ignored, taken_names(run.root), pool, run.page_size)
             try:
                 address = ended.enter_context(serving(review, finished.set))
@@ -5878,7 +5882,7 @@ def run_interactive(run: Run) -> int:
             print(text_report(findings), end="")
             return 0
         status = 0
-        with closing(Pool(run.jobs)) as pool:
+        with closing(Pool(run.jobs, silent=True)) as pool:
             session = Terminal(findings, run.ignored, taken_names(run.root), pool)
             try:
                 session.run()

@@ -2604,8 +2604,9 @@ def test_a_keeper_that_goes_in_the_midst_of_its_group_stops_it(tmp_path: Path, m
 
     monkeypatch.setattr(idem, "move", move_and_lose)
     outcome = carried_out(findings)
-    assert refusals(outcome, tmp_path) == {"IMG_2.jpg": "it has changed since it was scanned"}
-    assert (tmp_path / "IMG_2.jpg").exists()
+    reason = f"{tmp_path / 'beach.jpg'}, which is to be kept: it has changed since it was scanned"
+    assert refusals(outcome, tmp_path) == dict.fromkeys(["IMG_1.jpg", "IMG_2.jpg"], reason)
+    assert sorted(contents(tmp_path)) == ["IMG_1.jpg", "IMG_2.jpg", "beach.jpg"]
 
 
 # ── SAFETY rows 36, 37 and 42 ──
