@@ -3663,10 +3663,11 @@ def check_still(file: MediaFile) -> None:
 
 
 def check_kept(keeper: MediaFile | None) -> None:
-    """ValueError unless the file that is to be kept, if there is one, is untouched."""
+    """ValueError if there is a file that is to be kept, and it is not untouched."""
+    if keeper is None:
+        return
     try:
-        if keeper:
-            check_still(keeper)
+        check_still(keeper)
     except (OSError, ValueError) as error:
         raise ValueError(f"{printable(keeper.path)}, which is to be kept: {reason_of(error)}") from None
 
