@@ -99,6 +99,7 @@ from concurrent.futures import wait as first_done
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
+from importlib import metadata
 from itertools import count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -116,6 +117,7 @@ from typing import (
     TypeVar,
     cast,
 )
+from urllib.parse import quote, unquote
 
 try:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads would not survive a fork
@@ -470,11 +472,14 @@ def only(scanned: Scan, kind: str) -> Scan:
 ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
 CACHE_BLOCK = 1 << 23  # bytes of a cache file that are searched at once
 MAX_ROW_BYTES = 1 << 17  # longer than any row
+ROW_START = re.compile(rb'\n["/\\]')
+MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is no cache, and not searched to its end
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
 FINGERPRINT_VERSION = 1  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
+E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,7 +522,12 @@ def bytes_column(name: str, size: int, optional: bool = False) -> Column:
 
 def microseconds(text: bytes) -> int:
     """A time in seconds since the epoch, in microseconds."""
-    return round(float(text) * 1_000_000)
+    return round(float(text[:-3] if hides_check(text) else text) * 1_000_000)
+
+
+def hides_check(time: bytes) -> bool:
+    """Whether a stored time has nine decimals, of which the last three are no part of it: see `CacheFormat`."""
+    return time[-10:-9] == b"."
 
 
 def time_column(name: str) -> Column:
@@ -558,25 +568,30 @@ FILE_DIGEST = Column("file_digest", "(?:[0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
-class CacheFormat(Generic[F]):
+class CacheFormat(Generic[E]):
     """A kind of cache file: its name, its columns, and what makes a fingerprint of their values.
 
-    A row ends with a column that is never empty, so that one that was cut off does not match.
+    Every row that idem writes carries a check of its text, in a last column of its own: CRC-32 in hex. Where a format
+    is shared with other tools no column can be added. There the check, modulo a million, hides below the microsecond:
+    as the last three of nine decimals of ctime and of mtime. Other tools write fewer, and their rows count unchecked.
     """
 
     name: str
     columns: tuple[Column, ...]
-    fingerprint: Callable[..., F]
+    fingerprint: Callable[..., E]
+    shared: bool = False
 
     @property
     def header(self) -> bytes:
-        return ",".join(column.name for column in self.columns).encode() + b"\n"
+        names = [column.name for column in self.columns]
+        return ",".join(names if self.shared else [*names, "check"]).encode() + b"\n"
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[bytes]:
         """Matches a row at the start of a line, each column in a group of its name."""
-        row = ",".join(f"(?P<{column.name}>{column.pattern})" for column in self.columns)
-        return re.compile(rf"(?<=\n){row}\r?\n".encode())
+        text = ",".join(f"(?P<{column.name}>{column.pattern})" for column in self.columns)
+        check = "" if self.shared else ",(?P<check>[0-9a-f]{8})"
+        return re.compile(rf"(?<=\n)(?P<text>{text}){check}\r?\n".encode())
 
     @functools.cached_property
     def readers(self) -> list[tuple[str, str, Callable[[bytes], Any]]]:
@@ -584,17 +599,41 @@ class CacheFormat(Generic[F]):
         own = (each for each in self.columns if not each.of_file)
         return [(each.name, each.attribute or each.name, each.read) for each in own if each.read]
 
-    def decoded(self, row: re.Match[bytes]) -> F:
+    def decoded(self, row: re.Match[bytes]) -> E:
         """The fingerprint in a row."""
         return self.fingerprint(**{attribute: read(row[name]) for name, attribute, read in self.readers})
 
-    def encoded(self, file: MediaFile, fingerprint: F) -> bytes:
+    def encoded(self, file: MediaFile, fingerprint: E) -> bytes:
         """The row of a file."""
-        values = (
-            each.write(getattr(file if each.of_file else fingerprint, each.attribute or each.name))
+        texts = {
+            each.name: each.write(getattr(file if each.of_file else fingerprint, each.attribute or each.name)).encode(
+                "utf-8", ODD_NAMES
+            )
             for each in self.columns
-        )
-        return (",".join(values) + "\n").encode("utf-8", ODD_NAMES)
+        }
+        check = self.check_of(b",".join(texts.values()))
+        if self.shared:
+            texts["ctime"] += check[:3]
+            texts["mtime"] += check[3:]
+        else:
+            texts["check"] = check
+        return b",".join(texts.values()) + b"\n"
+
+    def check_of(self, text: bytes) -> bytes:
+        """The check of a row that has this text without it."""
+        return b"%06d" % (zlib.crc32(text) % 1_000_000) if self.shared else b"%08x" % zlib.crc32(text)
+
+    def is_sound(self, row: re.Match[bytes]) -> bool:
+        """Whether the row's check fits its text, or another tool wrote it without one."""
+        if not self.shared:
+            return row["check"] == self.check_of(row["text"])
+        checked = hides_check(row["ctime"]), hides_check(row["mtime"])
+        if not any(checked):
+            return True
+        text = row["text"]
+        ctime, mtime = row.end("ctime") - row.start(), row.end("mtime") - row.start()
+        check = text[ctime - 3 : ctime] + text[mtime - 3 : mtime]
+        return all(checked) and check == self.check_of(text[: ctime - 3] + text[ctime : mtime - 3] + text[mtime:])
 
 
 class CachedRow(NamedTuple):
@@ -607,27 +646,33 @@ class CachedRow(NamedTuple):
     mtime: int  # microseconds
 
 
-def rows_in(stream: BinaryIO, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, re.Match[bytes]]]:
-    """The rows from here to the end of a cache file, each with its offset. What lies between two rows is junk.
+def rows_in(stream: BinaryIO, form: CacheFormat[Any]) -> Iterator[tuple[int, re.Match[bytes]]]:
+    """The sound rows from here to the end of a cache file, each with its offset. What lies between two rows is junk.
 
     A row that may go on beyond what has been read is looked at again with more of the file. Else a path that contains
-    a line feed and what looks like a row would be taken for that row.
+    a line feed and what looks like a row would be taken for that row. OSError for a file that is anything but a cache.
     """
     offset, text, block = stream.tell() - 1, b"\n", b"\n"
+    barren = 0
     while block:
         block = stream.read(CACHE_BLOCK)
+        barren = 0 if ROW_START.search(block) else barren + len(block)
+        if barren > MAX_BARREN_BYTES:
+            raise OSError(errno.EINVAL, "it is no cache")
         text += block
         certain = len(text) - (MAX_ROW_BYTES if block else 0)
-        end = max(1, certain)
-        for row in pattern.finditer(text):
-            if row.start() >= certain:
-                break
-            yield offset + row.start(), row
-            end = max(certain, row.end())
+        end = 1
+        while (row := form.pattern.search(text, end)) and row.start() < certain:
+            if form.is_sound(row):
+                yield offset + row.start(), row
+                end = row.end()
+            else:  # what it seems to hold may be the rows after a damaged one
+                end = row.start() + 1
+        end = max(end, certain)
         offset, text = offset + end - 1, text[end - 1 :]  # with the line feed before it
 
 
-class FingerprintCache(Generic[F]):
+class FingerprintCache(Generic[E]):
     """Fingerprints of files, in a CSV file that other runs and other libraries may share.
 
     Lookups answer from memory. New rows are appended as they come and flushed every FLUSH_ROWS or FLUSH_SECONDS;
@@ -636,36 +681,37 @@ class FingerprintCache(Generic[F]):
     says so once, and the run goes on without.
     """
 
-    def __init__(self, form: CacheFormat[F], folder: str, scanned: Scan) -> None:
+    def __init__(self, form: CacheFormat[E], folder: str, scanned: Scan) -> None:
         self.form = form
+        self.folder = folder
         self.path = os.path.join(folder, form.name)
-        self.root = scanned.root
+        self.scanned = scanned
         self.files = {stored_path(file.path): file for file in scanned.files}
-        self.known: dict[str, F] = {}
+        self.known: dict[str, E] = {}
         self.others: dict[str, CachedRow] = {}
         self.moved: dict[tuple[str, int], list[CachedRow]] = defaultdict(list)  # by name and size
-        self.uncertain: set[str] = set()  # files that were found under another path: see `is_uncertain`
+        self.uncertain: dict[str, tuple[E, list[CachedRow]]] = {}  # found under another path, with the rows there
+        self.relocating = False
         self.forgotten = 0
         self.untidy = False  # the file holds more than the rows that count
         self.warned = False
         self.pending: list[bytes] = []
         self.last_flush = time.monotonic()
-        self.stream: BinaryIO | None = None
+        self.stream: BinaryIO | None = None  # to append to
+        self.reader: BinaryIO | None = None  # of the rows of others
         self.load()
 
     # ── reading ──
 
     def load(self) -> None:
         try:
-            if not stat.S_ISREG(os.stat(self.path).st_mode):
-                raise OSError(errno.EINVAL, "it is not a file")
-            with open(self.path, "rb") as stream:
+            with opened_own(self.path, "rb") as stream:
                 first = stream.readline(len(self.form.header) + 1)
                 if first.rstrip(b"\r\n") != self.form.header.rstrip():
                     stream.seek(0)
                     self.untidy = True
                 end = stream.tell()
-                for offset, row in rows_in(stream, self.form.pattern):
+                for offset, row in rows_in(stream, self.form):
                     self.untidy |= offset != end
                     end = offset + len(row[0])
                     self.take(offset, row)
@@ -693,48 +739,59 @@ class FingerprintCache(Generic[F]):
         if fits:
             self.known[found.path] = self.form.decoded(row)
 
-    def lookup(self, file: MediaFile) -> F | None:
-        """The fingerprint of the file as it is now, or None. One that moved keeps the one it had."""
+    def lookup(self, file: MediaFile) -> E | None:
+        """The fingerprint of the file as it is now, or None. One that moved keeps the one it had, uncertainly.
+
+        An uncertain one is never written, so that it stays uncertain in later runs, which find it as this one does.
+        """
         path = stored_path(file.path)
-        if path not in self.known and (fingerprint := self.from_old_path(file)) is not None:
-            self.store(file, fingerprint)
-            self.uncertain.add(path)
-        return self.known.get(path)
+        if path not in self.known and path not in self.uncertain and (found := self.from_old_path(file)):
+            self.uncertain[path] = found
+        return self.uncertain[path][0] if path in self.uncertain else self.known.get(path)
+
+    def certain(self, file: MediaFile) -> E | None:
+        """The fingerprint that was stored of the very file, or None."""
+        return self.known.get(stored_path(file.path))
 
     def is_uncertain(self, file: MediaFile) -> bool:
         """Whether nothing but its name, size and time says that the file is the one that was fingerprinted."""
         return stored_path(file.path) in self.uncertain
 
-    def from_old_path(self, file: MediaFile) -> F | None:
-        """The fingerprint under the path this file had before it moved; None unless it is certain which."""
+    def from_old_path(self, file: MediaFile) -> tuple[E, list[CachedRow]] | None:
+        """The fingerprint under the path this file had before it moved, and its rows there; None if in doubt."""
         rows = [row for row in self.moved.get((os.path.basename(file.path), file.size), ()) if is_of(row, file)]
-        drive = os.path.splitdrive(self.root)[0]
+        drive = os.path.splitdrive(self.scanned.root)[0]
         if not rows or any(os.path.lexists(drive + row.path) for row in rows):
             return None
         try:
-            with open(self.path, "rb") as stream:
-                texts = [b"\n" + stream.read(row.length) for row in rows if stream.seek(row.offset) >= 0]
-                matches = [self.form.pattern.fullmatch(text, 1) for text in texts]
-                found = {self.form.decoded(match) for match in matches if match}
+            matches = [self.form.pattern.fullmatch(b"\n" + self.text_of(row), 1) for row in rows]
         except OSError as error:
             self.warn("read", error)
             return None
-        return found.pop() if len(found) == 1 else None
+        found = {self.form.decoded(match) for match in matches if match}
+        return (found.pop(), rows) if len(found) == 1 else None
+
+    def text_of(self, row: CachedRow) -> bytes:
+        """A row as it stands in the file."""
+        self.reader = self.reader or opened_own(self.path, "rb")
+        self.reader.seek(row.offset)
+        return self.reader.read(row.length)
 
     # ── writing ──
 
-    def store(self, file: MediaFile, fingerprint: F) -> None:
+    def store(self, file: MediaFile, fingerprint: E) -> None:
         """Keep the fingerprint of the file, in place of any it had."""
         path = stored_path(file.path)
         self.untidy |= path in self.known
         self.known[path] = fingerprint
-        self.uncertain.discard(path)
+        self.uncertain.pop(path, None)
         self.pending.append(self.form.encoded(file, fingerprint))
         if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
             self.flush()
 
     def relocate(self, old: MediaFile, new: MediaFile) -> None:
         """Let a scanned file that has been moved keep its fingerprint."""
+        self.relocating = True
         fingerprint = self.known.pop(stored_path(old.path), None)
         self.files.pop(stored_path(old.path), None)
         if fingerprint is not None:
@@ -771,19 +828,28 @@ class FingerprintCache(Generic[F]):
             except OSError as error:
                 self.warn("write", error)
             self.stream = None
-        listings: dict[str, frozenset[str]] = {}
-        kept = [row for row in self.others.values() if not self.is_forgotten(row, listings)]
+        kept = list(self.others.values())
+        if not self.relocating:  # the scan was of the files that moved: it does not tell which rows others still use
+            used = {row.path for _, rows in self.uncertain.values() for row in rows}
+            listings: dict[str, frozenset[str]] = {}
+            kept = [row for row in kept if row.path in used or not self.is_forgotten(row, listings)]
         self.forgotten = len(self.others) - len(kept)
         if (self.forgotten or self.untidy) and not self.warned:
             self.rewrite(kept)
+        self.close_reader()
+
+    def close_reader(self) -> None:
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
 
     def is_forgotten(self, row: CachedRow, listings: dict[str, frozenset[str]]) -> bool:
         """Whether the row's file is gone for good: inside this library, its folder there and not empty.
 
         An empty folder may be the mount point of an unplugged drive.
         """
-        path = os.path.splitdrive(self.root)[0] + row.path
-        if not is_inside(path, self.root):
+        path = os.path.splitdrive(self.scanned.root)[0] + row.path
+        if not is_inside(path, self.scanned.root):
             return False
         folder, name = os.path.split(path)
         if folder not in listings:
@@ -797,24 +863,30 @@ class FingerprintCache(Generic[F]):
         """Replace the file, atomically, by the rows of the scanned files and these of others."""
         temporary = self.path + ".tmp"
         try:
-            with open(temporary, "wb") as new, open(self.path, "rb") as old:
+            new = opened_own(temporary, "wb")
+        except OSError as error:  # it may be anything, and is not this run's to take away
+            self.warn("write", error, temporary)
+            return
+        try:
+            with new:
                 new.write(self.form.header)
                 for path, fingerprint in self.known.items():
                     new.write(self.form.encoded(self.files[path], fingerprint))
                 for row in others:
-                    old.seek(row.offset)
-                    new.write(old.read(row.length))
+                    new.write(self.text_of(row))
                 new.flush()
                 os.fsync(new.fileno())
+            self.close_reader()  # Windows replaces no file that is open
             os.replace(temporary, self.path)
         except OSError as error:
             self.warn("write", error)
             with suppress(OSError):  # the warning is out; a left-over temporary file is only untidy
                 os.unlink(temporary)
 
-    def warn(self, verb: str, error: OSError) -> None:
+    def warn(self, verb: str, error: OSError, path: str = "") -> None:
         if not self.warned:
-            say(f"warning: cannot {verb} the cache {printable(self.path)}: {reason_of(error)}; going on without it")
+            name = printable(path or self.path)
+            say(f"warning: cannot {verb} the cache {name}: {reason_of(error)}; going on without it")
         self.warned = True
 
 
@@ -2122,13 +2194,13 @@ class Checksum:
         return None
 
 
-def checksum_cache(name: str, column: str) -> CacheFormat[Checksum]:
-    """A cache of checksums. Its columns must stay as they are, because other tools share the first one."""
+def checksum_cache(name: str, column: str, shared: bool = False) -> CacheFormat[Checksum]:
+    """A cache of checksums, in the columns that other tools know."""
     checksum = Column(column, "[0-9a-fA-F]{64}", lambda text: text.decode().lower(), str, "digest")
-    return CacheFormat(name, (PATH, SIZE, CTIME, MTIME, checksum), Checksum)
+    return CacheFormat(name, (PATH, SIZE, CTIME, MTIME, checksum), Checksum, shared)
 
 
-CHECKSUM_CACHE = checksum_cache("all_media_sha_hash_db.csv", "checksum")
+CHECKSUM_CACHE = checksum_cache("all_media_sha_hash_db.csv", "checksum", shared=True)
 WHOLE_CACHE = checksum_cache("large_media_whole_sha_hash_db.csv", "sha256")  # of files compared whole
 
 
@@ -3391,29 +3463,87 @@ MODES = {"images": ("images",), "videos": ("images", "videos"), "exact": ("exact
 # ── the steps that these share ──
 
 
-def fingerprints_of(
-    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], pool: Pool
-) -> tuple[list[Replica[F]], list[Problem], int]:
-    """The files with their fingerprints, the unreadable ones, and how many came from the cache."""
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """That a file's bytes cannot be read: what was tried, why it failed, and which decoders said so."""
+
+    work: str
+    reason: str
+    decoders: str
+
+
+UNREADABLE_CACHE: CacheFormat[Unreadable] = CacheFormat(
+    "unreadable_media_db.csv",
+    (
+        *(PATH, SIZE, MTIME, CTIME, Column("work", "[a-z]{1,20}")),
+        Column(
+            "reason",
+            r"[\w.~%/ -]{1,4000}",
+            lambda text: unquote(text.decode()),
+            lambda reason: quote(reason, safe="/ ", errors="replace"),
+        ),
+        Column("decoders", "[0-9a-f]{16}"),
+    ),
+    Unreadable,
+)
+
+
+@functools.cache
+def decoders() -> str:
+    """A digest of what decodes in this run, idem itself included: another release may read what this one cannot."""
+    found: list[object] = []
+    for package in ("Pillow", "pillow-heif"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append((package, metadata.version(package)))
+    for program in filter(None, (__file__, ffmpeg_path())):
+        status = os.stat(program)
+        found.append((program, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(found).encode("utf-8", ODD_NAMES)).hexdigest()[:16]
+
+
+def notes_beside(cache: FingerprintCache[Any]) -> FingerprintCache[Unreadable]:
+    """The notes, in the folder of a cache and about the same files, of those that could not be read."""
+    return FingerprintCache(UNREADABLE_CACHE, cache.folder, cache.scanned)
+
+
+def recalled(
+    files: Iterable[MediaFile], cache: FingerprintCache[F], notes: FingerprintCache[Unreadable], work: Work[F]
+) -> tuple[list[Replica[F]], list[Problem], list[MediaFile]]:
+    """The files with their cached fingerprints, those noted as unreadable by the decoders there are, and the rest."""
     replicas: list[Replica[F]] = []
     unreadable: list[Problem] = []
     missing: list[MediaFile] = []
     for file in files:
-        fingerprint = cache.lookup(file)
-        if fingerprint is None:
-            missing.append(file)
-        else:
+        if (fingerprint := cache.lookup(file)) is not None:
             replicas.append(Replica(file, fingerprint))
-    cached = len(replicas)
-
-    def take(file: MediaFile, result: F | Problem) -> None:
-        if isinstance(result, Problem):
-            unreadable.append(result)
+        elif (note := notes.certain(file)) and (note.work, note.decoders) == (work.noun, decoders()):
+            unreadable.append(Problem(file.path, note.reason, lasting=True))
         else:
-            cache.store(file, result)
-            replicas.append(Replica(file, result))
+            missing.append(file)
+    return replicas, unreadable, missing
 
-    compute(pool, work, missing, take)
+
+def fingerprints_of(
+    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], pool: Pool
+) -> tuple[list[Replica[F]], list[Problem], int]:
+    """The files with their fingerprints, the unreadable ones, and how many of both were known without a look.
+
+    A file that can never be read is noted, and named in every run, but not tried again until it or a decoder changes.
+    """
+    with closing(notes_beside(cache)) as notes:
+        replicas, unreadable, missing = recalled(files, cache, notes, work)
+        cached = len(replicas) + len(unreadable)
+
+        def take(file: MediaFile, result: F | Problem) -> None:
+            if not isinstance(result, Problem):
+                cache.store(file, result)
+                replicas.append(Replica(file, result))
+                return
+            unreadable.append(result)
+            if result.lasting:
+                notes.store(file, Unreadable(work.noun, result.reason, decoders()))
+
+        compute(pool, work, missing, take)
     return replicas, unreadable, cached
 
 
@@ -3426,7 +3556,8 @@ def video_fingerprints(
     scanned: Scan, cache: FingerprintCache[VideoFingerprint], pool: Pool
 ) -> tuple[list[Replica[VideoFingerprint]], list[Problem], int]:
     """`fingerprints_of` videos. ffmpeg is asked about new ones ahead, many at once."""
-    new = [file for file in scanned.files if cache.lookup(file) is None]
+    with closing(notes_beside(cache)) as notes:
+        _, _, new = recalled(scanned.files, cache, notes, VIDEO_WORK)
     plain = [file for file in new if printable(file.path) == file.path]  # others could look like ffmpeg's words
     probed: dict[str, VideoStream] = {}
     for _, future in pool.map(video_streams, for_one_ffmpeg(plain)):

@@ -25,6 +25,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -599,6 +600,9 @@ HOSTILE_ROWS: dict[str, Callable[[bytes], bytes]] = {
     "no signature": lambda row: row.rsplit(b",", 1)[0] + b",\n",
     "signature with other characters": lambda row: row[:-9] + b"????????\n",
     "not UTF-8": lambda row: b"\xff\xfe" + row,
+    "another hash": lambda row: re.sub(rb",[0-9a-f]{16},", b",0123456789abcdef,", row, count=1),
+    "another quantiser": lambda row: row.replace(b",640,480,", b",640,480,1"),
+    "a quote that swallows rows": lambda row: b'"' + row + b'"/x",' + row.partition(b",")[2],
 }
 
 
@@ -613,6 +617,80 @@ def test_a_hostile_row_is_dropped_and_its_neighbours_are_kept(
     cache_file(cached_library).write_bytes(b"".join([*lines[:position], hostile, *lines[position + 1 :]]))
     assert counts(cached_library, capsys=capsys) == (6, 1, 5)
     assert sorted(cache_file(cached_library).read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+def mutations(field: bytes, other: bytes) -> set[bytes]:
+    """The field with what may befall it, one at a time; `other` is what another row has there."""
+    changed = {b"", other, field + b"0", b"0" + field, field + b"\n", field * 2, field.swapcase(), b'"' + field + b'"'}
+    for at in {0, len(field) // 2, len(field) - 1} if field else set():
+        for new in (b"", b"0", b"f", b"\0", bytes([field[at] ^ 1]), bytes([field[at] ^ 128])):
+            changed.add(field[:at] + new + field[at + 1 :])
+    return changed - {field}
+
+
+@functools.cache
+def fingerprint_of_photo() -> ImageFingerprint:
+    with tempfile.TemporaryDirectory() as folder:
+        return fingerprint(save(photo(), Path(folder) / "a.jpg"))
+
+
+VIDEO = VideoFingerprint(192, 144, 4000, False, True, (False,) * 8, "", tuple(range(8)), b"abcd" * 1024, b"efgh" * 1024)
+CACHED: list[tuple[idem.CacheFormat[Any], Callable[[int], Any]]] = [
+    (idem.IMAGE_CACHE, lambda number: replace(fingerprint_of_photo(), phash=number)),
+    (idem.VIDEO_CACHE, lambda number: replace(VIDEO, milliseconds=4000 + number)),
+    (idem.CHECKSUM_CACHE, lambda number: idem.Checksum(f"{number:064x}")),
+    (idem.WHOLE_CACHE, lambda number: idem.Checksum(f"{number:064x}")),
+    (idem.UNREADABLE_CACHE, lambda number: idem.Unreadable("photo", f"it is no. {number}, é", "0" * 16)),
+]
+
+
+@pytest.mark.parametrize(("form", "made"), CACHED, ids=[form.name for form, _ in CACHED])
+def test_a_row_with_any_field_mutated_says_nothing_and_its_neighbours_stay(
+    tmp_path: Path, form: idem.CacheFormat[Any], made: Callable[[int], Any]
+) -> None:
+    second = 10**9
+    files = [
+        MediaFile(f"/lib/{number}/a.jpg", 1000 + number, 1_700_000_000 * second, 1_710_000_000 * second, 1, number)
+        for number in (1, 2, 3)
+    ]
+    intact = {file.path: made(file.inode) for file in files}
+    rows = [form.encoded(file, intact[file.path]) for file in files]
+    scanned = idem.Scan("/lib", tuple(files), (), ())
+
+    def known() -> dict[str, Any]:
+        return idem.FingerprintCache(form, str(tmp_path), scanned).known
+
+    (tmp_path / form.name).write_bytes(form.header + b"".join(rows))
+    assert known() == intact
+    first, fields, last = rows[0], rows[1][:-1].split(b","), rows[2]
+    expected = {files[0].path: intact[files[0].path], files[2].path: intact[files[2].path]}
+    for at, field in enumerate(fields):
+        for changed in mutations(field, last[:-1].split(b",")[at]):
+            row = b",".join([*fields[:at], changed, *fields[at + 1 :]]) + b"\n"
+            (tmp_path / form.name).write_bytes(form.header + first + row + last)
+            if changed.rstrip(b"\n") != field:  # an empty line before the next row costs nothing
+                assert known() == expected, (at, changed)
+
+
+@pytest.mark.storm
+def test_bytes_mutated_anywhere_in_the_caches_change_no_group(
+    cached_library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(cached_library / "0" / "a.jpg", cached_library / "0" / "equal.jpg")
+    modes: list[tuple[str, ...]] = [(), ("--exact",)]
+    clean = [groups(cached_library, *mode, capsys=capsys) for mode in modes]
+    databases = cache_file(cached_library), cached_library / "__databases" / "all_media_sha_hash_db.csv"
+    whole = [database.read_bytes() for database in databases]
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    for _ in range(int(os.environ.get("IDEM_ROUNDS", "2"))):
+        for mode, expected, database, content in zip(modes, clean, databases, whole, strict=True):
+            mutated = bytearray(content)
+            for _ in range(rng.choice((1, 1, 1, 2, 5))):
+                at = rng.randrange(len(mutated))
+                mutated[at : at + rng.randrange(3)] = rng.choice((b"", b"0", b"9", b"a", b",", b"\n", rng.randbytes(1)))
+            database.write_bytes(mutated)
+            assert groups(cached_library, *mode, capsys=capsys) == expected, seed
 
 
 def test_a_torn_row_that_a_later_run_ended_is_still_torn(
@@ -711,6 +789,110 @@ def test_a_namesake_of_one_that_went_is_seen_anew_before_it_is_reported(
     assert groups(tmp_path, "--video", capsys=capsys) == []
 
 
+def same_size_and_time(*paths: Path) -> None:
+    """Make files alike in what tells files apart without reading them."""
+    size = max(path.stat().st_size for path in paths)
+    for path in paths:
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+
+
+def test_a_namesake_in_no_group_is_still_seen_anew_when_a_later_run_groups_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, small = tmp_path / "lib", (160, 120)
+    old, namesake = save(photo(1, small), library / "1" / "a.tif"), save(photo(2, small), tmp_path / "a.tif")
+    same_size_and_time(old, namesake)
+    (library / "1" / "other.txt").touch()  # its folder is there, so it is no unplugged drive
+    assert groups(library, capsys=capsys) == []
+    old.unlink()
+    (library / "2").mkdir()
+    namesake.rename(library / "2" / "a.tif")
+    for _ in range(2):
+        found = report(library, capsys=capsys)
+        assert (found["totals"]["cached"], found["groups"]) == (1, [])
+        assert b"/1/a.tif," in cache_file(library).read_bytes()
+        assert b"/2/a.tif," not in cache_file(library).read_bytes()
+    save(photo(1, small), library / "copy of the old one.png")
+    assert groups(library, capsys=capsys) == []
+    save(photo(2, small), library / "copy.png")
+    assert [sorted(group) for group in groups(library, capsys=capsys)] == [["2/a.tif", "copy.png"]]
+    assert b"/1/a.tif," not in cache_file(library).read_bytes()
+
+
+def test_acting_on_some_files_keeps_the_fingerprints_of_others_that_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo(1), tmp_path / "1" / "a.jpg")
+    for name in ("b.png", "c.png"):
+        save(photo(2, (160, 120)), tmp_path / "1" / name)
+    report(tmp_path, capsys=capsys)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "1" / "a.jpg").rename(tmp_path / "2" / "a.jpg")
+    assert report(tmp_path, capsys=capsys)["totals"]["new"] == 0
+    moved = idem.as_it_is(str(tmp_path / "1" / "c.png"))
+    (tmp_path / "1" / "c.png").rename(tmp_path / "1" / "d.png")
+    after = idem.as_it_is(str(tmp_path / "1" / "d.png"))
+    before = idem.Scan(str(tmp_path), (moved,), (), ())
+    with closing(idem.FingerprintCache(idem.IMAGE_CACHE, str(tmp_path / "__databases"), before)) as cache:
+        cache.relocate(moved, after)
+    assert report(tmp_path, capsys=capsys)["totals"]["new"] == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell when the status of a file changed")
+def test_frames_of_one_size_and_time_that_are_renumbered_are_not_taken_for_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("bmp", "tif"):
+        for number in (1, 2, 3):
+            save(photo(number, (160, 120)), tmp_path / form / f"shot {number}.{form}")
+        same_size_and_time(*sorted((tmp_path / form).iterdir()))
+    expected = groups(tmp_path, capsys=capsys)
+    assert len(expected) == 3
+    names = [("shot 1", "best"), ("shot 2", "shot 1"), ("shot 3", "shot 2")]
+    for old, new in names:
+        (tmp_path / "bmp" / f"{old}.bmp").rename(tmp_path / "bmp" / f"{new}.bmp")
+    renamed = dict(names)
+    for _ in range(2):
+        assert {frozenset(group) for group in groups(tmp_path, capsys=capsys)} == {
+            frozenset(f"bmp/{renamed[Path(name).stem]}.bmp" if name.startswith("bmp/") else name for name in group)
+            for group in expected
+        }
+
+
+def test_two_folders_exchanged_do_not_exchange_their_fingerprints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [save(photo(number, (160, 120)), tmp_path / str(number) / "shot.bmp") for number in (1, 2)]
+    same_size_and_time(*frames)
+    save(photo(1, (160, 120)), tmp_path / "copy of 1.png")
+    assert [sorted(group) for group in groups(tmp_path, capsys=capsys)] == [["1/shot.bmp", "copy of 1.png"]]
+    for old, new in (("1", "x"), ("2", "1"), ("x", "2")):
+        (tmp_path / old).rename(tmp_path / new)
+    for _ in range(2):
+        assert [sorted(group) for group in groups(tmp_path, capsys=capsys)] == [["2/shot.bmp", "copy of 1.png"]]
+
+
+def test_a_namesake_on_an_unplugged_drive_lends_its_fingerprint_to_no_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "lib"
+    frames = [save(photo(number, (160, 120)), library / str(number) / "shot.bmp") for number in (1, 2)]
+    same_size_and_time(*frames)
+    (library / "2").rename(tmp_path / "later")
+    assert groups(library, capsys=capsys) == []
+    (library / "1").rename(tmp_path / "unplugged")
+    (tmp_path / "later").rename(library / "2")
+    assert report(library, capsys=capsys)["totals"]["new"] == 0  # it may be the one that moved
+    save(photo(1, (160, 120)), library / "copy of 1.png")
+    assert groups(library, capsys=capsys) == []
+    (tmp_path / "unplugged").rename(library / "1")
+    found = report(library, capsys=capsys)
+    assert [sorted(each["relative"].replace(os.sep, "/") for each in group["files"]) for group in found["groups"]] == [
+        ["1/shot.bmp", "copy of 1.png"]
+    ]
+
+
 def test_a_copied_or_renamed_file_is_fingerprinted_anew(
     cached_library: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -803,9 +985,78 @@ def test_a_cache_that_cannot_be_a_file_is_warned_of_once(tmp_path: Path, capsys:
     cache_file(tmp_path).mkdir(parents=True)
     assert main([str(tmp_path)]) == 0
     assert re.fullmatch(
-        r"warning: cannot read the cache .*: it is not a file; going on without it\nScanned .*\n",
+        r"warning: cannot read the cache .*: it is .* no file; going on without it\nScanned .*\n",
         capsys.readouterr().err,
     )
+
+
+def odd_thing(kind: str, path: Path, victim: Path) -> None:
+    """Something else than a cache of idem's own, at its path."""
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "dangling link":
+        path.symlink_to(victim.with_name("not there"))
+    elif kind == "hard link":
+        path.hardlink_to(victim)
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "device":
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero
+    else:
+        path.mkdir()
+
+
+@ON_LINUX
+@pytest.mark.parametrize("name", ["all_media_sha_hash_db.csv", "all_media_sha_hash_db.csv.tmp"])
+@pytest.mark.parametrize(
+    "kind", ["link", "dangling link", "hard link", "FIFO", "folder", pytest.param("device", marks=AS_ROOT)]
+)
+def test_what_stands_in_place_of_a_cache_is_neither_read_nor_written_nor_taken_away(
+    tmp_path: Path, kind: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "lib"
+    library.mkdir()
+    for copy in ("a.jpg", "b.jpg"):
+        (library / copy).write_bytes(b"equal")
+    victim = tmp_path / "victim.txt"
+    victim.write_bytes(b"precious words\n")
+    database = checksum_database(library)
+    database.parent.mkdir()
+    if name.endswith(".tmp"):
+        database.write_bytes(b"junk, so that it is rewritten\n")
+    odd_thing(kind, database.with_name(name), victim)
+    there = database.with_name(name).lstat()
+    assert main([str(library), "--exact", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["groups"]) == 1
+    assert re.fullmatch(
+        rf"warning: cannot (read|write) the cache {re.escape(str(database.with_name(name)))}: .*\nScanned .*\n", err
+    )
+    assert database.with_name(name).lstat()[:4] == there[:4]
+    assert victim.read_bytes() == b"precious words\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lib", "victim.txt"]
+
+
+def test_six_gigabytes_of_zeros_in_place_of_a_cache_are_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"equal")
+    database = checksum_database(tmp_path)
+    database.parent.mkdir()
+    with open(database, "wb") as stream:
+        stream.truncate(6 * 10**9)
+    assert main([str(tmp_path), "--exact", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["groups"]) == 1
+    assert err.startswith(f"warning: cannot read the cache {database}: it is no cache; going on without it\n")
+    assert database.stat().st_size == 6 * 10**9
+
+
+@ON_LINUX
+def test_the_search_for_rows_ends_also_where_a_file_does_not() -> None:
+    with open("/dev/zero", "rb") as endless, pytest.raises(OSError, match="it is no cache"):
+        list(idem.rows_in(endless, idem.CHECKSUM_CACHE))
 
 
 @ON_LINUX
@@ -820,6 +1071,80 @@ def test_a_read_only_library_is_reported_all_the_same(open_folder: Path) -> None
         f"warning: cannot write the cache {cache_file(library)}: Permission denied; going on without it",
         f"Scanned {library}: 6 found, 6 new, 0 cached",
     ]
+
+
+# ── what could not be read ──
+
+
+def refuse_bad_ones(file: MediaFile, *more: Any) -> Any:
+    """A worker that can never read files named bad, and cannot read those named busy this time; it notes its tries."""
+    path = Path(file.path)
+    if path.stem not in ("bad", "busy"):
+        return idem.fingerprint_image(file)
+    with open(path.with_suffix(".tries"), "a") as stream:
+        stream.write("!")
+    return idem.Problem(file.path, f"{path.stem}, ünd 100 %\nso", lasting=path.stem == "bad")
+
+
+def tries(path: Path) -> int:
+    return path.with_suffix(".tries").stat().st_size
+
+
+def test_what_can_never_be_read_is_named_in_every_run_but_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(idem, "IMAGE_WORK", replace(idem.IMAGE_WORK, do=refuse_bad_ones))
+    bad, busy = tmp_path / "bad.jpg", tmp_path / "sub" / "busy.jpg"
+    busy.parent.mkdir()
+    for path in (bad, busy):
+        path.write_bytes(b"no picture")
+    reasons = {path.name: f"{path.stem}, ünd 100 %\nso" for path in (bad, busy)}
+    for run in (1, 2, 3):
+        found = report(tmp_path, capsys=capsys)
+        assert {Path(each["path"]).name: each["reason"] for each in found["unreadable"]} == reasons
+        assert (found["totals"]["new"], found["totals"]["cached"]) == ((2, 0) if run == 1 else (1, 1))
+        assert (tries(bad), tries(busy)) == (1, run)
+    os.utime(bad, (1_600_000_000, 1_600_000_000))
+    report(tmp_path, capsys=capsys)
+    assert tries(bad) == 2
+    monkeypatch.setattr(idem, "decoders", lambda: "0123456789abcdef")  # another release of one
+    for _ in range(2):
+        assert unreadable(tmp_path, capsys) == reasons
+        assert tries(bad) == 3
+    bad.unlink()
+    report(tmp_path, capsys=capsys)
+    assert b"/bad." not in (tmp_path / "__databases" / "unreadable_media_db.csv").read_bytes()
+
+
+def test_no_decoder_is_started_for_a_video_that_can_never_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(idem, "VIDEO_WORK", replace(idem.VIDEO_WORK, do=refuse_bad_ones))
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    first = report(tmp_path, "--video", capsys=capsys)
+
+    def started(*_: Any) -> Any:
+        raise AssertionError("nothing is to be read again")
+
+    monkeypatch.setattr(idem, "Worker", started)
+    assert report(tmp_path, "--video", capsys=capsys)["unreadable"] == first["unreadable"] != []
+
+
+def test_another_release_of_a_decoder_has_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [idem.decoders.__wrapped__()]
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"99.{package}")
+    digests.append(idem.decoders.__wrapped__())
+    program = tmp_path / "ffmpeg"
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: str(program))
+    for content in ("one", "another"):
+        program.write_text(content)
+        digests.append(idem.decoders.__wrapped__())
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: None)
+    digests.append(idem.decoders.__wrapped__())
+    assert len(set(digests)) == 5
+
+
+# ── killed ──
 
 
 def test_a_run_killed_half_way_resumes_and_finds_the_same_groups(
@@ -4443,6 +4768,9 @@ def test_the_checksum_database_has_the_shared_columns(tmp_path: Path, capsys: py
     report(tmp_path, "--exact", capsys=capsys)
     rows = list(csv.DictReader(checksum_database(tmp_path).read_text("utf-8").splitlines()))
     times = {path.name: path.stat() for path in tmp_path.iterdir() if path.is_file()}
+    for row in rows:  # other tools know microseconds: what stands behind them is no part of the time
+        assert len(row["ctime"].partition(".")[2]) == len(row["mtime"].partition(".")[2]) == 9
+        row |= {name: row[name][:-3] for name in ("ctime", "mtime")}
     assert rows == [
         {
             "path": os.path.splitdrive(str(tmp_path / name))[1],
@@ -4484,6 +4812,27 @@ def test_a_checksum_row_that_is_none_is_dropped_and_made_anew(
         again = report(tmp_path, "--exact", capsys=capsys)
         assert (again["totals"]["new"], again["groups"]) == (1, first["groups"])
         assert sorted(checksum_database(tmp_path).read_text("utf-8").splitlines()) == sorted(good.splitlines())
+
+
+def test_a_shared_row_is_checked_by_the_decimals_of_both_times(tmp_path: Path) -> None:
+    file = MediaFile("/lib/a.jpg", 5, 1_600_000_000_123_456_789, 1_700_000_000_987_654_321, 1, 1)
+    row = idem.CHECKSUM_CACHE.encoded(file, idem.Checksum("ab" * 32)).decode()
+    times = re.findall(r"\.[0-9]{9}", row)
+    assert len(times) == 2
+    short = [time[:-3] for time in times]
+
+    def is_taken(*written: str) -> bool:
+        changed = row.replace(times[0], written[0]).replace(times[1], written[1])
+        (tmp_path / idem.CHECKSUM_CACHE.name).write_bytes(idem.CHECKSUM_CACHE.header + changed.encode())
+        scanned = idem.Scan("/lib", (file,), (), ())
+        return bool(idem.FingerprintCache(idem.CHECKSUM_CACHE, str(tmp_path), scanned).known)
+
+    assert is_taken(*times)
+    assert is_taken(*short)  # as another tool writes it
+    assert is_taken(*(time[:-2] for time in times))
+    assert not is_taken(times[0], short[1])
+    assert not is_taken(short[0], times[1])
+    assert not is_taken(times[0], f"{short[1]}{(int(times[1][-3:]) + 1) % 1000:03d}")
 
 
 def test_large_files_that_differ_outside_the_windows_are_no_group(
