@@ -60,12 +60,12 @@ for "not a copy".
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` is made of: it takes no time to import
 import os
-import signal
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     # The imports take a while, and what is broken off while it is imported would speak of a fault of its own.
-    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(130))
+    _signal.signal(_signal.SIGINT, lambda _number, _frame: os._exit(130))
 
 import argparse
 import base64
@@ -84,6 +84,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import struct
