@@ -60,6 +60,13 @@ for "not a copy".
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` is made of: it takes no time to import
+import os
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    # The imports take a while, and what is broken off while it is imported would speak of a fault of its own.
+    _signal.signal(_signal.SIGINT, lambda _number, _frame: os._exit(130))
+
 import argparse
 import base64
 import ctypes
@@ -73,7 +80,6 @@ import importlib.util
 import io
 import json
 import multiprocessing
-import os
 import re
 import secrets
 import shlex
@@ -146,11 +152,21 @@ READ_BLOCK = 1 << 20  # bytes
 
 
 class IdemError(Exception):
-    """What could not be done, to which path, and why: one line for the user. Exit status 2."""
+    """What could not be done, to which path, and why: one line for the user."""
+
+    status = 2
+
+
+class OutputLost(Exception):  # noqa: N818 (it may be no error)
+    """Standard output takes no more; the text says why, and nothing if its reader has left."""
+
+    status = 1
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The user stopped the run; the text says what was kept. Exit status 130."""
+    """The user stopped the run; the text says what was kept."""
+
+    status = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +223,25 @@ def printable_character(character: str) -> str:
 
 def say(message: str) -> None:
     """One line on stderr. Escape names in it with `printable`."""
-    with suppress(OSError):  # nobody reads it, and nothing else could be told
-        print(message, file=sys.stderr)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it, and nothing else could be told
+        discard(sys.stderr)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print it on stdout now. OutputLost when nobody takes it; what comes after that is printed nowhere."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        discard(sys.stdout)
+        read = not isinstance(error, BrokenPipeError)
+        raise OutputLost(f"cannot write the output: {reason_of(error)}" if read else "") from None
+
+
+def discard(stream: TextIO) -> None:
+    """Send what the stream still holds, and all to come, nowhere: Python would fail on it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def reason_of(error: BaseException) -> str:
@@ -365,6 +398,105 @@ def interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# ── one run at a time ──
+
+LOCK_FILE = "idem.lock"
+LOCK_FILES_HELD: set[str] = set()  # by this process
+# A folder that cannot be written at all: nothing in it can be moved or saved, so that it needs no lock.
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EFBIG}
+NO_LOCK_FILE = {errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO}  # what `opened_own` says of links, pipes, folders
+
+
+def folders_above(folder: str, root: str = "") -> list[str]:
+    """All folders above this one, the uppermost first; only those below the root, if one is given."""
+    above: list[str] = []
+    while folder != (folder := os.path.dirname(folder)) and (not root or is_inside(folder, root)):
+        above.insert(0, folder)
+    return above
+
+
+@contextmanager
+def folder_lock(folder: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a folder alone, or `shared`: with all who do not want it alone. ValueError when another run prevents it.
+
+    The folder itself is locked: links and mounts lead to the same lock, nothing is left on the disk, and a killed run
+    holds nothing. Where folders cannot be locked (on Windows, on some network drives), this does nothing.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (ImportError, FileNotFoundError, NotADirectoryError, PermissionError):
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            part = "" if shared else ", or a folder in it"
+            raise ValueError(f"another run of idem is using {printable(folder)}{part}") from None
+        except OSError:  # this file system has no such locks
+            pass
+        yield
+    finally:
+        with suppress(OSError):  # by name: a process forked meanwhile has the descriptor, too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+@contextmanager
+def run_lock(folder: str) -> Iterator[None]:
+    """Keep other runs away from a folder of caches by a lock file in it.
+
+    IdemError when one is at work in it, or when what is there instead of the lock file is a link or no file. A folder
+    that cannot be written is used without a lock: nothing in it can be moved or saved.
+    """
+    from filelock import FileLock, Timeout
+
+    path = os.path.join(folder, LOCK_FILE)
+    with ExitStack() as held:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            if os.path.lexists(path):  # a lock may follow links, and empty what it finds
+                opened_own(path, "rb").close()
+            held.enter_context(FileLock(path, timeout=0))
+            LOCK_FILES_HELD.add(path)
+            held.callback(LOCK_FILES_HELD.discard, path)
+        except Timeout:
+            raise IdemError(f"another run of idem is using {printable(folder)}") from None
+        except (OSError, NotImplementedError) as error:
+            number = error.errno if isinstance(error, OSError) else errno.ENOSYS
+            if number in NO_LOCK_FILE:
+                raise IdemError(f"cannot lock {printable(path)}: {reason_of(error)}") from None
+            if number not in UNWRITABLE or os.access(folder, os.W_OK):
+                warning = f"warning: cannot lock {printable(folder)}: {reason_of(error)}"
+                say(f"{warning}; do not run idem on it twice at once")
+        yield
+
+
+def check_unused(folder: str) -> None:
+    """IdemError when another run holds the lock file of this folder of caches."""
+    path = os.path.join(folder, LOCK_FILE)
+    if path not in LOCK_FILES_HELD and os.path.isfile(path):
+        with run_lock(folder):
+            pass
+
+
+@contextmanager
+def folders_held(root: str, paths: Iterable[str]) -> Iterator[None]:
+    """While files at these paths of the library are checked and moved, no other run does that in their folders.
+
+    Two runs can meet in a folder although neither library is inside the other: by a bind mount. ValueError when
+    another run is using one of the folders, OSError when they are too many to be held.
+    """
+    folders = {os.path.dirname(path) for path in paths} - {root}  # which the run holds already
+    above = {each for folder in folders for each in folders_above(folder, root)}
+    with ExitStack() as held:
+        for folder in sorted(folders | above):
+            held.enter_context(folder_lock(folder, shared=folder not in folders))
+        yield
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Scan: directory -> MediaFile
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -414,6 +546,8 @@ def scan(directory: str, suffixes: Collection[str]) -> Scan:
         """Note a file; True for a folder to go into."""
         suffix = os.path.splitext(entry.name)[1].lower()
         if entry.is_dir(follow_symlinks=False):
+            if entry.name == CACHE_FOLDER:
+                check_unused(entry.path)
             if suffix not in APPLICATION_LIBRARY_SUFFIXES:
                 return not is_skipped(entry)
             libraries.append(entry.path)
@@ -4197,6 +4331,7 @@ def carry_out(
             try:
                 mover.carry_out(decision, doubted)
             finally:
+                mover.held.close()
                 one = replace(mover.outcome, batch=journal.batch)
                 outcome += one
                 tell(one)
@@ -4212,6 +4347,7 @@ class Mover:
         self.root = journal.root
         self.members = members
         self.outcome = Outcome()  # of the decision at hand, as far as it has got
+        self.held = ExitStack()  # its folders
 
     def carry_out(self, decision: Decision, doubts: Mapping[str, str]) -> None:
         """First the trash, then the name: a keeper may take that of a replica that has just gone."""
@@ -4219,6 +4355,8 @@ class Mover:
         self.outcome = Outcome()
         try:
             check_decision(decision, self.root)
+            paths = [decision.target, *(each.file.path for each in (decision.keeper, *decision.trash))]
+            self.held.enter_context(folders_held(self.root, paths))
             check_still(keeper)
             if keeper.path in doubts:
                 raise ValueError(doubts[keeper.path])
@@ -4701,7 +4839,7 @@ class Terminal(Session):
             hint = "k keep as suggested, s skip, u undo the last group, x stop"
             if folders:
                 hint = f"a folder's letters keep the best copy there, {hint}"
-            print(self.question(position, suggestion, folders), hint, sep="\n")
+            show(f"{self.question(position, suggestion, folders)}\n{hint}")
             answer = self.answer({*ANSWERS, *folders}, hint)
             if answer == "x":
                 return
@@ -4744,16 +4882,18 @@ class Terminal(Session):
             except EOFError:
                 if not self.answered and not sys.stdin.isatty():
                     raise IdemError("cannot ask: standard input is not a terminal and holds no answers") from None
-                print()
+                show("")
                 return "x"
+            except OSError as error:  # the terminal is gone
+                raise IdemError(f"cannot ask: {reason_of(error)}") from None
             if answer in allowed:
                 return answer
-            print(f"That is no answer here: {hint}")
+            show(f"That is no answer here: {hint}")
 
     def undo_last(self, position: int) -> int:
         """Put back the files of the last group that was acted on; the group to ask about next."""
         if not self.batches:
-            print("There is nothing to undo yet.")
+            show("There is nothing to undo yet.")
             return position
         batch = self.batches[-1]
         outcome = undo(self.scoring.root, batch.number) or Outcome()
@@ -4766,7 +4906,7 @@ class Terminal(Session):
     def tell(self, outcome: Outcome) -> None:
         """Print what was moved and what was not."""
         for line in outcome_lines(outcome, self.scoring.root):
-            print(line)
+            show(line)
 
 
 def folder_labels(group: AnyGroup) -> dict[str, str]:
@@ -5753,6 +5893,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise IdemError(message)
 
+    def print_help(self, file: object = None) -> None:
+        show(self.format_help(), end="")
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
@@ -5845,6 +5988,9 @@ def checked_run(namespace: argparse.Namespace) -> Run:
     if any(os.path.splitext(part)[1].lower() in APPLICATION_LIBRARY_SUFFIXES for part in root.split(os.sep)):
         raise IdemError(f"cannot scan {printable(directory)}: it belongs to a library of another application")
     cache = os.path.join(root, CACHE_FOLDER)
+    for path in (cache, os.path.join(root, TRASH_FOLDER)):
+        if os.path.lexists(path) and not (os.path.isdir(path) and os.path.realpath(path) == path):
+            raise IdemError(f"cannot use {printable(path)}: it is a link or no folder")
     if namespace.cache is not None:
         cache = os.path.expanduser(namespace.cache)
         if os.path.lexists(cache) and not os.path.isdir(cache):
@@ -5894,40 +6040,26 @@ def available_cores() -> int:
 
 # ── one run at a time ──
 
-LOCK_FILE = "idem.lock"
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EFBIG}
-
-
-@contextmanager
-def run_lock(folder: str) -> Iterator[None]:
-    """Keep other runs away from a library or a cache folder. IdemError when one is at work in it.
-
-    A folder that cannot be written is used without a lock: nothing in it can be moved or saved.
-    """
-    from filelock import FileLock, Timeout
-
-    with ExitStack() as held:
-        try:
-            os.makedirs(folder, exist_ok=True)
-            held.enter_context(FileLock(os.path.join(folder, LOCK_FILE), timeout=0))
-        except Timeout:
-            raise IdemError(f"another run of idem is using {printable(folder)}") from None
-        except OSError as error:
-            if error.errno not in UNWRITABLE or os.access(folder, os.W_OK):
-                warning = f"warning: cannot lock {printable(folder)}: {reason_of(error)}"
-                say(f"{warning}; do not run idem on it twice at once")
-        yield
-
 
 @contextmanager
 def library_in_use(run: Run, *, moves: bool = False) -> Iterator[None]:
-    """Keep other runs away from the library and its caches; if files are to be moved, also those on folders above."""
+    """Keep other runs away from the library, all folders above and below it, and its caches. IdemError when one is at
+    work there.
+
+    Lock files are for where folders cannot be locked; then only a run that moves files heeds those of folders above.
+    """
     own = os.path.join(run.root, CACHE_FOLDER)
+    above = folders_above(run.root)
     with ExitStack() as held:
-        above = run.root
-        while moves and above != (above := os.path.dirname(above)):
-            if os.path.isfile(os.path.join(above, CACHE_FOLDER, LOCK_FILE)):
-                held.enter_context(run_lock(os.path.join(above, CACHE_FOLDER)))
+        try:
+            for folder in above:
+                held.enter_context(folder_lock(folder, shared=True))
+            held.enter_context(folder_lock(run.root))
+        except ValueError as error:
+            raise IdemError(str(error)) from None
+        for folder in (os.path.join(each, CACHE_FOLDER) for each in above if moves):
+            if os.path.isfile(os.path.join(folder, LOCK_FILE)):
+                held.enter_context(run_lock(folder))
         for folder in sorted({run.cache, own}):
             if folder == run.cache or os.path.isdir(own) or moves:
                 held.enter_context(run_lock(folder))
@@ -5947,16 +6079,7 @@ def run_report(run: Run) -> int:
     """Print the copies; the exit status."""
     with library_in_use(run):
         findings = findings_of(run)
-    try:
-        print(json_report(findings) if run.json else text_report(findings), end="\n" if run.json else "")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard(sys.stdout)  # its reader has left
-        return 1
-    except OSError as error:
-        discard(sys.stdout)
-        say(f"idem: cannot write the report: {reason_of(error)}")
-        return 1
+    show(json_report(findings) if run.json else text_report(findings), end="\n" if run.json else "")
     return 0
 
 
@@ -5979,7 +6102,7 @@ def run_review(run: Run) -> int:
     with library_in_use(run, moves=True):
         findings = findings_of(run)
         if not findings.groups:
-            print(text_report(findings), end="")
+            show(text_report(findings), end="")
             return 0
         finished = threading.Event()
         status = 0
@@ -5988,7 +6111,7 @@ def run_review(run: Run) -> int:
             review = Review(findings, run.ignored, taken_names(run.root), pool, run.page_size)
             try:
                 address = ended.enter_context(serving(review, finished.set))
-                print_if_read(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.")
+                show_if_read(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.")
                 open_in_browser(address)
                 while not finished.wait(0.5):  # Windows hears of Ctrl-C only in between
                     pass
@@ -6001,7 +6124,7 @@ def run_review(run: Run) -> int:
                     review.stop()
                     caches_follow(review.history, run.cache, run.root)
                     if review.history:
-                        print_if_read("\n" + summary(review.total(), len(review.skipped), run.root, "page"))
+                        show_if_read("\n" + summary(review.total(), len(review.skipped), run.root, "page"))
                     ended.close()
     return status or int(review.failed or any(outcome.refused for outcome in review.history))
 
@@ -6011,7 +6134,7 @@ def run_interactive(run: Run) -> int:
     with library_in_use(run, moves=True):
         findings = findings_of(run)
         if not findings.groups:
-            print(text_report(findings), end="")
+            show(text_report(findings), end="")
             return 0
         status = 0
         with closing(Pool(run.jobs, silent=True)) as pool:
@@ -6020,11 +6143,11 @@ def run_interactive(run: Run) -> int:
                 session.run()
             except (KeyboardInterrupt, Interrupted):
                 status = 130
-                print()
+                show_if_read("")
             finally:
                 caches_follow(session.history, run.cache, run.root)
                 if session.answered:
-                    print(summary(session.total(), len(session.skipped), run.root))
+                    show_if_read(summary(session.total(), len(session.skipped), run.root))
     return status or int(any(outcome.refused for outcome in session.history))
 
 
@@ -6033,12 +6156,12 @@ def run_undo(run: Run) -> int:
     with library_in_use(run, moves=True):
         outcome = undo(run.root)
         if outcome is None:
-            print("Nothing to undo.")
+            show("Nothing to undo.")
             return 0
         caches_follow([outcome], run.cache, run.root)
     for line in outcome_lines(outcome, run.root):
-        print(line)
-    print(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")
+        show(line)
+    show(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")
     return 1 if outcome.refused else 0
 
 
@@ -6048,7 +6171,7 @@ def run_verify_trash(run: Run) -> int:
         tell_of_interrupted_moves(run)
         trash = os.path.join(run.root, TRASH_FOLDER)
         if not os.path.lexists(trash):
-            print("There is no trash: nothing to verify.")
+            show("There is no trash: nothing to verify.")
             return 0
         if os.path.realpath(trash) != trash or not os.path.isdir(trash):
             raise IdemError(f"cannot verify {printable(trash)}: it is a link or no folder")
@@ -6060,12 +6183,12 @@ def run_verify_trash(run: Run) -> int:
         unmatched = [*trashed.unreadable, *unverified(run, both, trash)]
         left_out = unchecked(run, trashed, trash)
     for item in (*unmatched, *left_out):
-        print(f"{printable(relative(item.path, run.root))}: {item.reason}")
+        show(f"{printable(relative(item.path, run.root))}: {item.reason}")
     verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
     counts = [f"{plural(verified, 'file')} in the trash verified", f"{len(unmatched):,} not"]
     counts += [f"{len(left_out):,} of other kinds not checked"] if left_out else []
     counts += ["by the cache alone: nothing was read anew"] if run.fast else []
-    print(", ".join(counts))
+    show(", ".join(counts))
     return 1 if unmatched or left_out else 0
 
 
@@ -6078,17 +6201,10 @@ ACTIONS = {
 }
 
 
-def print_if_read(text: str) -> None:
+def show_if_read(text: str) -> None:
     """Print it now; nothing more when nobody reads the output."""
-    try:
-        print(text, flush=True)
-    except OSError:  # its reader has left, or the terminal
-        discard(sys.stdout)
-
-
-def discard(stream: TextIO) -> None:
-    """Send what the stream still holds, and all to come, nowhere: Python would fail on it once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(OutputLost):  # its reader has left, or the terminal
+        show(text)
 
 
 # ── the start ──
@@ -6110,8 +6226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (any of them may be closed)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names must come out whatever the locale
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names must come out whatever the locale, answers come in
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
@@ -6127,16 +6243,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         run = checked_run(namespace)
         return ACTIONS[action_of(namespace)](run)
-    except IdemError as error:
-        say(f"idem: {error}")
-        return 2
-    except Interrupted as stop:
-        say(f"idem: {stop}")
-        return 130
+    except (IdemError, OutputLost, Interrupted) as end:
+        if str(end):
+            say(f"idem: {end}")
+        return end.status
     except KeyboardInterrupt:
         say("idem: interrupted")
         return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    on_interrupt = signal.getsignal(signal.SIGINT)  # leave at once, unless it is ignored
+    try:
+        if on_interrupt != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        exit_status = main()
+    except KeyboardInterrupt:
+        exit_status = 130
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+    sys.exit(exit_status)

@@ -42,7 +42,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idem forks workers; threads would not survive that
@@ -3071,9 +3071,10 @@ def test_a_name_taken_in_the_trash_gets_a_counter(tmp_path: Path) -> None:
 
 def test_a_trash_folder_that_leads_out_of_the_library_is_refused(tmp_path: Path) -> None:
     library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    findings = found_in(library, "--exact")
     (tmp_path / "outside").mkdir()
     (library / TRASH).symlink_to(tmp_path / "outside")
-    outcome = carried_out(found_in(library, "--exact"))
+    outcome = carried_out(findings)
     assert list(refusals(outcome, library)) == ["IMG_1.jpg"]
     assert list((tmp_path / "outside").iterdir()) == []
 
@@ -3377,6 +3378,147 @@ def test_a_second_run_on_a_library_stops_with_one_line(tmp_path: Path, capsys: p
         for arguments in (["-i"], ["--undo"], ["--verify-trash"], [], ["-i", "--cache", str(tmp_path / "cache")]):
             assert main([str(tmp_path), "--exact", *arguments]) == 2
             assert capsys.readouterr().err == f"idem: another run of idem is using {tmp_path / '__databases'}\n"
+
+
+# ── SAFETY row 41 ──
+
+
+@contextmanager
+def asking(library: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that has found the copies in a library and waits for an answer about the first group."""
+    command = [sys.executable, str(HERE / "idem.py"), str(library), "--exact", "-i"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        shown = b""
+        while not shown.endswith(b"> ") and (more := process.stdout.read(1)):
+            shown += more
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked there")
+def test_runs_above_and_below_a_run_stop_whatever_is_there_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path / "up" / "low", "1/beach.jpg", "2/IMG_1.jpg")
+    made_doubles(tmp_path / "up" / "beside", "beach.jpg", "IMG_1.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "up" / "low")
+    before = contents(tmp_path)
+    with asking(tmp_path / "up" / "low") as first:
+        shutil.rmtree(tmp_path / "up" / "low" / "__databases")
+        for library, used in (
+            ("up", "up, or a folder in it"),
+            ("up/low", "up/low, or a folder in it"),
+            ("link", "up/low, or a folder in it"),
+            ("up/low/2", "up/low"),
+        ):
+            for arguments in (["--exact"], ["-i"], ["--undo"], ["--verify-trash"]):
+                assert main([str(tmp_path / library), *arguments]) == 2
+                assert capsys.readouterr() == ("", f"idem: another run of idem is using {tmp_path / used}\n")
+        assert main([str(tmp_path / "up" / "beside"), "--exact"]) == 0
+        assert first.poll() is None
+    assert main([str(tmp_path / "up"), "--exact"]) == 0  # a killed run holds nothing
+    assert {name: each for name, each in contents(tmp_path).items() if "__databases" not in name} == before
+
+
+@ON_LINUX
+@AS_ROOT
+@pytest.mark.parametrize("mount_point", ["inside", "outside"])
+def test_runs_that_meet_by_a_mount_keep_a_copy_of_every_group(tmp_path: Path, mount_point: str) -> None:
+    below = made_doubles(tmp_path / "one" / "sub", "a/beach.jpg", "b/IMG_1.jpg")
+    other = tmp_path / ("two/mounted" if mount_point == "inside" else "two")
+    other.mkdir(parents=True)
+    with mounted(other, "--bind", str(below)), asking(tmp_path / "one") as first, asking(tmp_path / "two") as second:
+        ended = [first.communicate(b"a\n", timeout=30), second.communicate(b"b\n", timeout=30)]
+        assert [name for name in contents(below) if not name.startswith(TRASH)] != []
+        if mount_point == "outside":  # the other run holds `sub` as its library
+            reason = f"another run of idem is using {below}".encode()
+            assert reason in ended[0][0]
+            assert first.returncode == 1
+
+
+@ON_LINUX
+@AS_ROOT
+def test_a_folder_that_another_run_is_moving_files_in_refuses_the_group(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path, "a/beach.jpg", "b/c/IMG_1.jpg")
+    findings = found_in(library, "--exact")
+    with idem.folders_held(str(tmp_path / "b"), [str(tmp_path / "b" / "c" / "IMG_2.jpg")]):
+        reason = f"another run of idem is using {tmp_path / 'b' / 'c'}"
+        assert reason in refusals(carried_out(findings), library)["b/c/IMG_1.jpg"]
+        with idem.folders_held(str(library), [str(library / "a" / "1.jpg"), str(library / "b" / "1.jpg")]):
+            pass  # a folder above theirs, and one beside
+    assert carried_out(findings).refused == ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the first run must lock folders")
+def test_where_folders_cannot_be_locked_a_lock_file_below_stops_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_doubles(tmp_path / "up" / "low", "beach.jpg", "IMG_1.jpg")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with asking(library):
+        assert main([str(tmp_path / "up"), "--exact"]) == 2
+        assert capsys.readouterr().err == f"idem: another run of idem is using {library / '__databases'}\n"
+    capsys.readouterr()
+    assert main([str(tmp_path / "up"), "--exact", "--cache", str(library / "__databases")]) == 0
+
+
+# ── SAFETY row 40: what a library may come with ──
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder"])
+def test_a_lock_file_that_is_something_else_is_refused_and_left(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    victim, lock = tmp_path / "victim", library / "__databases" / "idem.lock"
+    lock.parent.mkdir()
+    if kind != "dangling link":
+        victim.write_bytes(b"precious")
+    if kind == "second name":
+        os.link(victim, lock)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(victim)
+    for arguments in (["--exact"], ["-i"], ["--undo"]):
+        assert main([str(library), *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), err.startswith(f"idem: cannot lock {lock}: ")) == ("", 1, True)
+    assert [path.name for path in lock.parent.iterdir()] == ["idem.lock"]
+    assert kind == "dangling link" or victim.read_bytes() == b"precious"
+    assert victim.exists() == (kind != "dangling link")
+
+
+@pytest.mark.parametrize("name", ["__databases", TRASH])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
+def test_a_folder_of_idems_own_that_is_a_link_or_a_file_is_refused_before_anything_is_written(
+    tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    if kind == "link":
+        (tmp_path / "outside").mkdir()
+    if kind == "file":
+        touch(library / name)
+    else:
+        (library / name).symlink_to(tmp_path / "outside")
+    before = sorted(tmp_path.rglob("*"))
+    for arguments in ([], ["-i"], ["--undo"], ["--verify-trash"], ["--review"], ["--cache", str(tmp_path / "cache")]):
+        assert main([str(library), "--exact", *arguments]) == 2
+        assert capsys.readouterr() == ("", f"idem: cannot use {library / name}: it is a link or no folder\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_folder_of_cache_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert main([str(library), "--exact", "--cache", str(tmp_path / "link")]) == 0
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["all_media_sha_hash_db.csv", "idem.lock"]
+    assert not (library / "__databases").exists()
 
 
 # ── decisions that may not be ──
@@ -3805,14 +3947,6 @@ def test_a_source_that_vanishes_during_a_copy_leaves_the_copy(tmp_path: Path, mo
     monkeypatch.setattr(idem, "save_folder", lose)
     assert carried_out(findings).refused == ()
     assert (tmp_path / TRASH / "IMG_1.jpg").read_bytes() == b"double"
-
-
-def test_a_trash_that_is_a_link_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    library = made_doubles(tmp_path / "lib", "a.jpg")
-    made_doubles(tmp_path / "elsewhere", "unique.jpg", content=b"unique")
-    (library / TRASH).symlink_to(tmp_path / "elsewhere")
-    assert main([str(library), "--verify-trash", "--exact"]) == 2
-    assert capsys.readouterr().err == f"idem: cannot verify {library / TRASH}: it is a link or no folder\n"
 
 
 def test_u_undoes_no_batch_but_that_of_the_last_group(
@@ -4304,7 +4438,7 @@ def test_a_report_that_cannot_be_written_gets_one_clear_line(tmp_path: Path) -> 
     with open("/dev/full", "w") as full:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
         said = run.stderr.decode().splitlines()[1:]
-        assert (run.returncode, said) == (1, ["idem: cannot write the report: No space left on device"])
+        assert (run.returncode, said) == (1, ["idem: cannot write the output: No space left on device"])
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
         assert run.stdout.startswith(b"Found 3 duplicate group(s)")
 
@@ -4316,6 +4450,105 @@ def test_closed_streams_do_not_disturb_a_run(tmp_path: Path) -> None:
         shell = f"'{sys.executable}' '{HERE / 'idem.py'}' '{tmp_path}' --json 2>&- <&-"
         run = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, check=True)
         assert len(json.loads(run.stdout)["groups"]) == 3
+
+
+# ── SAFETY row 49 ──
+
+
+def takes_nothing(kind: str, unbuffered: bool) -> io.TextIOWrapper:
+    """A stream whose disk is `full`, or whose reader has `left`."""
+    if kind == "full":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    raw = open(descriptor, "wb", buffering=0) if unbuffered else open(descriptor, "wb")  # noqa: SIM115
+    return io.TextIOWrapper(cast(BinaryIO, raw), write_through=unbuffered)
+
+
+@ON_LINUX
+@pytest.mark.parametrize("kind", ["left", "full"])
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_output_that_cannot_be_written_ends_every_mode_with_one_line_at_most(
+    tmp_path: Path, kind: str, unbuffered: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    before = contents(tmp_path)
+    reason = "idem: cannot write the output: No space left on device\n" if kind == "full" else ""
+    for mode in ("", "--json", "-i", "--undo", "--verify-trash", "--help"):
+        if mode == "--undo":
+            assert main([str(tmp_path), "--exact", "--json"]) == 0
+            assert carried_out(found_in(tmp_path, "--exact")).refused == ()
+        stream = takes_nothing(kind, unbuffered)
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            patched.setattr(sys, "stdin", io.StringIO("k\n"))
+            status = main([str(tmp_path), "--exact", *([mode] if mode else [])])
+        stream.close()  # it fails no more
+        said = "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if "Scanned" not in line)
+        assert (status, said) == (1, reason), mode
+        assert contents(tmp_path) == before, mode
+
+
+@ON_LINUX
+def test_a_session_that_nobody_reads_ends_without_a_word_by_python(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    command = f"yes k | '{sys.executable}' '{HERE / 'idem.py'}' '{tmp_path}' --exact -i"
+    run = subprocess.run(["sh", "-c", f"{command} >/dev/full"], capture_output=True, check=False)
+    said = run.stderr.decode().split("cached\n")[-1]
+    assert (run.returncode, said) == (1, "idem: cannot write the output: No space left on device\n")
+
+
+@ON_LINUX
+def test_an_answer_that_is_no_text_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nk\n"), encoding="utf-8"))
+    assert main([str(tmp_path), "--exact", "-i"]) == 0
+    assert "That is no answer here" in capsys.readouterr().out
+    assert (tmp_path / TRASH / "IMG_1.jpg").exists()
+
+
+@ON_LINUX
+def test_a_terminal_that_is_gone_ends_the_questions_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    before = contents(tmp_path)
+    leader, terminal = os.openpty()
+    os.close(terminal)
+    with open(leader) as gone:
+        monkeypatch.setattr(sys, "stdin", gone)
+        assert main([str(tmp_path), "--exact", "-i"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["idem: cannot ask: Input/output error"]
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+def test_ctrl_c_while_a_library_is_imported_ends_the_run_at_once(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    run = idem_process(tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (*run.communicate(timeout=30), run.returncode) == (b"", b"", 130)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+@pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGHUP", 129)])
+def test_a_session_that_is_told_to_stop_says_what_was_done(tmp_path: Path, sent: str, status: int) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    made_doubles(tmp_path, "lake.jpg", "IMG_2.jpg", content=b"other")
+    with asking(tmp_path) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"k\n")
+        process.stdin.flush()
+        while b"trashed" not in process.stdout.readline():
+            pass
+        process.send_signal(getattr(signal, sent))
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == status
+        assert b"1 trashed, 0 renamed" in out
+        assert b"Traceback" not in err
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -4438,6 +4671,83 @@ def test_the_script_metadata_and_requirements_name_the_same_packages() -> None:
     required = (HERE / "requirements.txt").read_text("utf-8").split("# To test it")[0]
     assert metadata == [line for line in required.splitlines() if line and not line.startswith("#")]
     assert '# requires-python = ">=3.10"' in block[1]
+
+
+# ── places ──
+
+
+@ON_LINUX
+def test_no_home_and_no_locale_change_nothing(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "Zürich 東京.jpg", "b/é.png")
+    bare = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = idem_process(tmp_path, "--exact", "--json", env=bare)
+    out, err = run.communicate()
+    assert (run.returncode, err.decode()) == (0, f"Scanned {tmp_path}: 2 found, 2 new, 0 cached\n")
+    names = [os.fsencode(each["relative"]).decode() for each in json.loads(out)["groups"][0]["files"]]
+    assert sorted(names) == ["Zürich 東京.jpg", "b/é.png"]
+
+
+def test_files_of_the_future_are_cached_moved_and_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+    for name in ("beach.jpg", "IMG_1.jpg"):  # as after a clock was set back
+        os.utime(tmp_path / name, (4_000_000_000, 4_000_000_000))
+    before = contents(tmp_path)
+    assert main([str(tmp_path), "--exact"]) == 0
+    assert answered(tmp_path, "k", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert list(contents(tmp_path)) != list(before)
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
+    capsys.readouterr()
+    assert main([str(tmp_path), "--exact"]) == 0
+    assert "2 found, 0 new, 2 cached" in capsys.readouterr().err
+
+
+@ON_LINUX
+def test_paths_of_nearly_4096_bytes_work_and_longer_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = f"{tmp_path}/{('d' * 200 + '/') * 20}"[:3990].rstrip("/")
+    made_doubles(Path(folder), "1.jpg", "2.jpg")
+    deep = os.open(folder, os.O_RDONLY)
+    os.mkdir("e" * 200, dir_fd=deep)
+    os.close(deep)
+    trashed = Path(folder.replace(str(tmp_path), str(tmp_path / TRASH))) / "2.jpg"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("k\n"))
+    assert main([str(tmp_path), "--exact", "-i"]) == 0
+    assert f"left out {folder}/{'e' * 200}: File name too long\n" in capsys.readouterr().err
+    assert (trashed.read_bytes(), sorted(os.listdir(folder))) == (b"double", ["1.jpg", "e" * 200])
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert (trashed.exists(), sorted(os.listdir(folder))) == (False, ["1.jpg", "2.jpg", "e" * 200])
+
+
+@ON_LINUX
+@AS_ROOT
+def test_the_root_of_a_drive_may_be_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounted(tmp_path, "-t", "tmpfs", "tmpfs"):
+        made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
+        before = contents(tmp_path)
+        assert answered(tmp_path, "k", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+        assert (tmp_path / TRASH / "IMG_1.jpg").exists()
+        assert main([str(tmp_path), "--undo"]) == 0
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.storm
+def test_a_folder_of_many_files_is_scanned_in_bounded_memory(tmp_path: Path) -> None:
+    import resource  # Windows has none
+
+    many = 20_000 * int(os.environ.get("IDEM_ROUNDS", "0")) or 500
+    for number in range(many):
+        (tmp_path / f"IMG_{number:06}.jpg").write_bytes(b"%d" % (number // 2))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = idem.scan(str(tmp_path), idem.IMAGE_SUFFIXES)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert len(found.files) == many
+    assert grown * 1024 < 64_000_000 + 2_000 * many
 
 
 # ── questions in the terminal ──
