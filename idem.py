@@ -5022,7 +5022,7 @@ class Connections:
     """
 
     def __init__(self) -> None:
-        self.open: dict[socket.socket, bool] = {}  # whether it has sent a whole request, and is being answered
+        self.open: dict[socket.socket, str] = {}  # "asking", "answered" once its whole request is there, or "closed"
         self.changed = threading.Condition()  # for the above
 
     def has_room(self) -> bool:
@@ -5035,21 +5035,23 @@ class Connections:
     def close_oldest(self) -> None:
         """Close the oldest that has sent no whole request yet; wait a moment until its thread, or another, is over."""
         with self.changed:
-            oldest = next((each for each, answered in self.open.items() if not answered), None)
+            oldest = next((each for each, state in self.open.items() if state == "asking"), None)
             if oldest:
+                self.open[oldest] = "closed"  # and what has been read of its request counts for nothing
                 with suppress(OSError):  # its client was faster
                     oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
             self.changed.wait(CONNECTION_POLL)
 
     def admit(self, connection: socket.socket) -> None:
         with self.changed:
-            self.open[connection] = False
+            self.open[connection] = "asking"
 
     def answer(self, connection: socket.socket) -> None:
-        """Its whole request is there."""
+        """Its whole request is there. Rejected if it has been closed meanwhile."""
         with self.changed:
-            if connection in self.open:
-                self.open[connection] = True
+            if self.open[connection] == "closed":
+                raise Rejected(408, "there are too many connections: this one has been closed")
+            self.open[connection] = "answered"
 
     def drop(self, connection: socket.socket) -> None:
         with self.changed:
@@ -5069,7 +5071,7 @@ AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
 
 
 class Kitchen:
-    """Has workers make what is asked for: the most urgent first, and of these the newest. Any thread may call it.
+    """Has workers make what is asked for: the most urgent first, and of these the oldest. Any thread may call it.
 
     What several ask for is made once. Nothing is made for clients that have left before it was their turn.
     """
@@ -5087,7 +5089,7 @@ class Kitchen:
         """What `make` makes of the files. Rejected if that cannot be, or the client has left."""
         key, mine = (make, *files), None
         with self.changed:
-            turn = priority, -next(self.numbers)
+            turn = priority, next(self.numbers)
             self.waiting.append(turn)
             try:
                 while key not in self.at_work:
@@ -5504,7 +5506,7 @@ def request_handler(connections: Connections) -> type[WSGIRequestHandler]:
             super().end_headers()
 
         def finish(self) -> None:
-            if not connections.open.get(self.connection):
+            if connections.open[self.connection] != "answered":
                 drain(self.connection)
             super().finish()
 
