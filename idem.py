@@ -4676,7 +4676,8 @@ def playable_video(file: MediaFile, folder: str) -> str:
     size += f"'trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*ih/2)*2',setsar=1"
     video = ["-map", "0:V:0", "-map", "0:a:0?", "-vf", size, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "22"]
     rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{part}"]
-    _, said = run_ffmpeg("-nostats", "-y", *video_input(file.path), *video, *rest)
+    with opened_unchanged(file):
+        _, said = run_ffmpeg("-nostats", "-y", *video_input(file.path), *video, *rest)
     try:
         video_stream(part)  # a disk that is full leaves half a file
     except ValueError:
@@ -5070,7 +5071,7 @@ def has_left(connection: socket.socket) -> bool:
 AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
 
 
-class Kitchen:
+class RenderQueue:
     """Has workers make what is asked for: the most urgent first, and of these the oldest. Any thread may call it.
 
     What several ask for is made once. Nothing is made for clients that have left before it was their turn.
@@ -5128,7 +5129,7 @@ class Server:
     """What the web application works with."""
 
     review: Review
-    kitchen: Kitchen
+    queue: RenderQueue
     converter: Pool  # of one process, because converting takes long
     folder: str  # for converted videos
     token: str
@@ -5310,17 +5311,14 @@ def add_pictures(app: Flask, server: Server) -> None:
         def files_now() -> list[MediaFile]:
             return [server.review.file(group, replica) for replica in replicas]
 
-        def made_of(files: Sequence[MediaFile]) -> R:
-            return server.kitchen.made(make, files, priority, request.environ["werkzeug.socket"])
-
-        files = files_now()
+        client, files = request.environ["werkzeug.socket"], files_now()
         try:
-            return made_of(files)
+            return server.queue.made(make, files, priority, client)
         except Rejected:
             server.review.wait_for_moves()  # one of them may just have been moved
             if (now := files_now()) == files:
                 raise
-            return made_of(now)
+            return server.queue.made(make, now, priority, client)
 
     def sent(picture: Rendering) -> Response:
         response = Response(picture.data, mimetype="image/jpeg")
@@ -5561,7 +5559,7 @@ def serving(review: Review, jobs: int, finish: Callable[[], None]) -> Iterator[s
         pool = stack.enter_context(closing(Pool(jobs, threaded=True)))
         converter = stack.enter_context(closing(Pool(1, threaded=True)))
         token, port = secrets.token_urlsafe(24), bound.getsockname()[1]
-        server = Server(review, Kitchen(pool), converter, folder, token, port, finish)
+        server = Server(review, RenderQueue(pool), converter, folder, token, port, finish)
         listening = http_server(review_app(server), bound, server.connections)
         stack.callback(listening.server_close)
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)

@@ -5857,6 +5857,12 @@ def test_a_video_that_browsers_do_not_play_is_converted(gallery: Served, tmp_pat
     assert gallery.ask(f"converted/{gallery.number_of('turned.jpg')}/0").refusal() == (404, "there is no such video")
 
 
+def test_a_video_edited_since_the_scan_is_not_converted_as_what_was_found(gallery: Served, tmp_path: Path) -> None:
+    found = replace(media_file(gallery.library / "a" / "old.avi"), mtime_ns=1)
+    problem = idem.playable_video(found, str(tmp_path))
+    assert isinstance(problem, idem.Problem) and problem.reason == "changed while it was scanned"
+
+
 # ── the workers that make pictures ──
 
 
@@ -6314,6 +6320,42 @@ def test_the_viewer_flips_in_place_at_the_same_zoom(shared: Reviewed) -> None:
     page.keyboard.press(" ")
     page.wait_for_selector("#viewer:not([open])", state="attached")
     assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
+
+
+def test_an_answer_that_comes_late_is_shown_for_no_other_picture(shared: Reviewed) -> None:
+    page, held, released = shared.page, list[Route](), threading.Event()
+
+    def hold(route: Route) -> None:
+        route.continue_() if released.is_set() else held.append(route)
+
+    page.route(re.compile("/(preview|difference|facts)/"), hold)
+    shared.open()
+
+    def see_large(name: str) -> None:
+        shared.group(name).locator(".well").first.click()
+        page.wait_for_selector("#viewer[open]")
+
+    see_large("coast.heic")
+    for key in ("d", "ArrowRight", "d", " "):
+        page.keyboard.press(key)
+        page.wait_for_timeout(50)  # the browser asks
+    see_large("beach.jpg")
+    assert {"preview", "difference", "facts"} == {route.request.url.split("/")[4] for route in held}
+    asked = page.locator("#stage .layer").evaluate_all("all => all.map(each => each.src)")
+    released.set()
+    for route in held:
+        route.continue_()
+    until(page, "[...document.querySelectorAll('#stage .layer')].every(each => each.src.includes('preview'))")
+    page.wait_for_load_state("networkidle")
+    shown = page.locator("#stage .layer").evaluate_all("all => all.map(each => each.src)")
+    assert shown == [each.replace("thumbnail", "preview") for each in asked]
+    assert (texts(page.locator("#viewer-message")), page.locator("#stage .over").count()) == ([""], 0)
+    page.keyboard.press(" ")
+    formats = {
+        name: texts(shared.group(name).locator(".facts div:has(dt:text-is('Format')) dd span:first-child"))
+        for name in ("coast.heic", "beach.jpg")
+    }
+    assert formats == {"coast.heic": ["HEIC", "PNG"], "beach.jpg": ["JPEG", "JPEG"]}
 
 
 def test_videos_play_or_are_converted_for_the_browser(chromium: Browser, tmp_path: Path) -> None:
