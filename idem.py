@@ -136,7 +136,7 @@ except ImportError as error:
 if TYPE_CHECKING:  # imported where they are used: most runs need none of them
     from flask import Flask, Request, Response
     from tqdm import tqdm
-    from werkzeug.serving import WSGIRequestHandler
+    from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5094,6 +5094,59 @@ def video_type(stream: BinaryIO) -> str:
     return next((name for name, pattern in VIDEO_TYPES.items() if pattern.match(head)), "")
 
 
+SCRATCH_PREFIX = "idem-"  # of the folder for converted videos, in that for temporary files
+LOCK_OF_SCRATCH, MARK_OF_SCRATCH = "lock", "made-by-idem"  # the mark is there once the lock is held
+SCRATCH_FILE = re.compile(r"(\d+-){2}-?\d+\.mp4(\.part)?")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder of this user alone, for converted videos, removed at the end; and so are those of reviews that died.
+
+    IdemError where there can be none.
+    """
+    from filelock import FileLock
+
+    with suppress(OSError):  # not everybody may list it
+        for entry in os.scandir(tempfile.gettempdir()):
+            if entry.name.startswith(SCRATCH_PREFIX):
+                clear_scratch_folder(entry.path)
+    with ExitStack() as stack:
+        try:
+            folder = tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(FileLock(os.path.join(folder, LOCK_OF_SCRATCH), timeout=0))
+            opened_own(os.path.join(folder, MARK_OF_SCRATCH), "wb").close()
+        except OSError as error:
+            raise IdemError(f"cannot use a temporary folder: {reason_of(error)}") from None
+        yield folder
+
+
+def clear_scratch_folder(folder: str) -> None:
+    """Remove a folder for converted videos if a review has left it that was killed.
+
+    That is: it is a folder of this user that nobody else may write to, idem has marked it, and no process holds its
+    lock. Only files go that are called like what idem puts there. No link is followed.
+    """
+    from filelock import FileLock, Timeout
+
+    mark, lock = (os.path.join(folder, name) for name in (MARK_OF_SCRATCH, LOCK_OF_SCRATCH))
+    with suppress(OSError, ValueError, Timeout):  # it is in use, or not idem's, or another review has just cleared it
+        status = os.lstat(folder)
+        foreign = hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o077)
+        if foreign or not stat.S_ISDIR(status.st_mode):
+            return
+        for own in (mark, lock):
+            as_it_is(own)
+        with FileLock(lock, timeout=0):
+            for name in filter(SCRATCH_FILE.fullmatch, os.listdir(folder)):
+                os.unlink(os.path.join(folder, name))
+            os.unlink(mark)
+        with suppress(FileNotFoundError):  # as on Windows, where the lock goes with its release
+            os.unlink(lock)
+        os.rmdir(folder)
+
+
 @problem_if_unreadable
 def playable_video(file: MediaFile, folder: str) -> str:
     """The path of the video in a form that browsers play, H.264 in MP4, in this folder."""
@@ -5103,7 +5156,8 @@ def playable_video(file: MediaFile, folder: str) -> str:
     size += f"'trunc(min(1,{BROWSER_VIDEO_SIDE}/max(iw*sar,ih))*ih/2)*2',setsar=1"
     video = ["-map", "0:V:0", "-map", "0:a:0?", "-vf", size, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "22"]
     rest = ["-pix_fmt", "yuv420p", "-c:a", "aac", "-ac", "2", "-movflags", "+faststart", "-f", "mp4", f"file:{part}"]
-    _, said = run_ffmpeg("-nostats", "-y", *video_input(file.path), *video, *rest)
+    with opened_unchanged(file):
+        _, said = run_ffmpeg("-nostats", "-y", *video_input(file.path), *video, *rest)
     try:
         video_stream(part)  # a disk that is full leaves half a file
     except ValueError:
@@ -5421,8 +5475,11 @@ def parsed_choices(body: dict[str, Any], review: Review) -> tuple[dict[int, Choi
 
 FIRST_PORT = 5757
 PORTS_TRIED = 100
+MOST_CONNECTIONS = 64  # a browser has 6; each has a thread, and with a video a file, and macOS allows 256 of these
+CONNECTION_POLL = 0.1  # s, while there are too many
 MOST_BYTES_POSTED = 1_000_000
-MOST_BYTES_DRAINED = 64_000_000  # of a request that is refused; one that is cut off would not see why
+MOST_BYTES_DRAINED = 64_000_000  # of a request that is refused, and
+SECONDS_DRAINED = 5  # at most: a client that is cut off while it sends would not see why
 SOCKET_TIMEOUT = 120  # s without a byte
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self'; "
@@ -5440,20 +5497,129 @@ HEADERS = {
 FOR_GOOD = "private, max-age=86400, immutable"  # the address holds a token of this run
 
 
+class Connections:
+    """The open connections of a server, oldest first. Any thread may call it.
+
+    There are at most MOST_CONNECTIONS. When one more comes, the oldest of those that have sent no whole request yet
+    is closed. While all are being answered, newcomers wait in the queue of the system.
+    """
+
+    def __init__(self) -> None:
+        self.open: dict[socket.socket, str] = {}  # "asking", "answered" once its whole request is there, or "closed"
+        self.changed = threading.Condition()  # for the above
+
+    def has_room(self) -> bool:
+        """Whether one more may come. If there is no room, some is made, which may take a moment."""
+        with self.changed:
+            if len(self.open) >= MOST_CONNECTIONS:
+                self.close_oldest()
+            return len(self.open) < MOST_CONNECTIONS
+
+    def close_oldest(self) -> None:
+        """Close the oldest that has sent no whole request yet; wait a moment until its thread, or another, is over."""
+        with self.changed:
+            oldest = next((each for each, state in self.open.items() if state == "asking"), None)
+            if oldest:
+                self.open[oldest] = "closed"  # and what has been read of its request counts for nothing
+                with suppress(OSError):  # its client was faster
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+            self.changed.wait(CONNECTION_POLL)
+
+    def admit(self, connection: socket.socket) -> None:
+        with self.changed:
+            self.open[connection] = "asking"
+
+    def answer(self, connection: socket.socket) -> None:
+        """Its whole request is there. Rejected if it has been closed meanwhile."""
+        with self.changed:
+            if self.open[connection] == "closed":
+                raise Rejected(408, "there are too many connections: this one has been closed")
+            self.open[connection] = "answered"
+
+    def drop(self, connection: socket.socket) -> None:
+        with self.changed:
+            self.open.pop(connection, None)
+            self.changed.notify_all()
+
+
+def has_left(connection: socket.socket) -> bool:
+    """Whether the client has closed its side of the connection: nobody waits for an answer."""
+    try:
+        return bool(wait([connection], 0)) and not connection.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):  # it has broken, or is closed
+        return True
+
+
+AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
+
+
+class RenderQueue:
+    """Has workers make what is asked for: the most urgent first, and of these the oldest. Any thread may call it.
+
+    What several ask for is made once. Nothing is made for clients that have left before it was their turn.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.numbers = count()
+        self.waiting: list[tuple[int, int]] = []  # turns
+        self.at_work: dict[object, Future[Any]] = {}
+        self.changed = threading.Condition()  # for all of the above
+
+    def made(
+        self, make: Callable[..., R | Problem], files: Sequence[MediaFile], priority: int, client: socket.socket
+    ) -> R:
+        """What `make` makes of the files. Rejected if that cannot be, or the client has left."""
+        key, mine = (make, *files), None
+        with self.changed:
+            turn = priority, next(self.numbers)
+            self.waiting.append(turn)
+            try:
+                while key not in self.at_work:
+                    if has_left(client):
+                        raise Rejected(408, "nobody waits for it any more")
+                    if turn == min(self.waiting) and len(self.at_work) < self.pool.jobs:
+                        mine = self.pool.submit(make, *files, seconds=sum(map(seconds_for, files)))
+                        self.at_work[key] = mine
+                    else:
+                        self.changed.wait(WORKER_POLL)
+                future = self.at_work[key]
+            finally:
+                self.waiting.remove(turn)
+                self.changed.notify_all()
+        try:
+            return result_of(future)
+        finally:
+            if mine:
+                with self.changed:
+                    del self.at_work[key]
+                    self.changed.notify_all()
+
+
+def result_of(future: Future[R | Problem]) -> R:
+    """What a worker has made. Rejected with the reason if that could not be."""
+    if lost := future.exception():
+        raise Rejected(415, str(lost))
+    result = future.result()
+    if isinstance(result, Problem):
+        raise Rejected(415, result.reason)
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """What the web application works with."""
 
     review: Review
-    pool: Pool
+    queue: RenderQueue
     converter: Pool  # of one process, because converting takes long
     folder: str  # for converted videos
     token: str
     port: int
     finish: Callable[[], None]  # called when the browser says Done, and has its answer
+    connections: Connections = field(default_factory=Connections)
     conversions: dict[MediaFile, Future[str | Problem]] = field(default_factory=dict)
-    under_way: dict[object, Future[Any]] = field(default_factory=dict)  # what is being made, to be made only once
-    lock: threading.Lock = field(default_factory=threading.Lock)  # for the two above
+    lock: threading.Lock = field(default_factory=threading.Lock)  # for the conversions
 
 
 def check_request(request: Request, server: Server) -> None:
@@ -5461,7 +5627,8 @@ def check_request(request: Request, server: Server) -> None:
 
     The Host header keeps out names that were pointed to this computer (DNS rebinding), the token everybody who does
     not know the address, and Origin, Sec-Fetch-Site and the content type pages of other sites, which a browser
-    would let send a request blindly.
+    would let send a request blindly. A request that does not say how long it is, or is too long, is refused before
+    any of its body is read: werkzeug crashes Python over a body in chunks that ends early.
     """
     hosts = {f"127.0.0.1:{server.port}", f"localhost:{server.port}"}
     host = request.headers.get("Host", "")
@@ -5479,18 +5646,17 @@ def check_request(request: Request, server: Server) -> None:
         raise Rejected(403, "the request comes from another site")
     if not reading and request.mimetype != "application/json":
         raise Rejected(403, "only JSON is taken")
+    length = request.environ.get("CONTENT_LENGTH") or ("0" if reading else "")
+    if "Transfer-Encoding" in request.headers or not re.fullmatch("[0-9]{1,18}", length):
+        raise Rejected(400, "a request must say once, in bytes, how long it is")
+    if int(length) > MOST_BYTES_POSTED:
+        raise Rejected(400, f"more than {readable_size(MOST_BYTES_POSTED)}")
 
 
 def posted(request: Request) -> dict[str, Any]:
     """The JSON object of a request. Rejected when it is none."""
     try:
-        data = request.stream.read(MOST_BYTES_POSTED + 1)
-    except broken_off():
-        raise Rejected(400, "the request breaks off") from None
-    if len(data) > MOST_BYTES_POSTED:
-        raise Rejected(400, f"more than {readable_size(MOST_BYTES_POSTED)}")
-    try:
-        body = json.loads(data)
+        body = json.loads(request.get_data())
     except (ValueError, RecursionError):
         raise Rejected(400, "this is no JSON") from None
     if not isinstance(body, dict):
@@ -5498,25 +5664,10 @@ def posted(request: Request) -> dict[str, Any]:
     return body
 
 
-def broken_off() -> tuple[type[Exception], ...]:
-    """What is raised when a request ends before it says it does, or is no good chunk of one."""
-    from werkzeug.exceptions import ClientDisconnected
-
-    return OSError, ClientDisconnected
-
-
-def drain(request: Request) -> None:
-    """Read what is left of a request: a connection that is closed before that takes the answer with it."""
-    left = MOST_BYTES_DRAINED
-    with suppress(*broken_off()):
-        while left > 0 and (block := request.stream.read(min(left, READ_BLOCK))):
-            left -= len(block)
-
-
 def review_app(server: Server) -> Flask:
     """The web application. Every request is checked in one place, and every answer gets the same headers."""
     from flask import Flask, jsonify, request
-    from werkzeug.exceptions import HTTPException
+    from werkzeug.exceptions import ClientDisconnected, HTTPException
     from werkzeug.routing import BaseConverter
 
     class Number(BaseConverter):
@@ -5531,13 +5682,17 @@ def review_app(server: Server) -> Flask:
     @app.before_request
     def before() -> None:
         check_request(request, server)
+        try:
+            request.get_data()  # kept for those who ask for it again
+        except (OSError, ClientDisconnected):
+            raise Rejected(400, "the request breaks off") from None
+        server.connections.answer(request.environ["werkzeug.socket"])
 
     @app.after_request
     def after(response: Response) -> Response:
         for name, value in HEADERS.items():
             response.headers[name] = value
         response.headers.setdefault("Cache-Control", "no-store")
-        drain(request)
         return response
 
     @app.errorhandler(Rejected)
@@ -5630,47 +5785,22 @@ def add_actions(app: Flask, server: Server) -> None:
         return response
 
 
-AT_ONCE, SOON, LATER = 0, 1, 2  # how urgent something is
-
-
-def result_of(future: Future[R | Problem]) -> R:
-    """What a worker has made. Rejected with the reason if that could not be."""
-    if lost := future.exception():
-        raise Rejected(415, str(lost))
-    result = future.result()
-    if isinstance(result, Problem):
-        raise Rejected(415, result.reason)
-    return result
-
-
 def add_pictures(app: Flask, server: Server) -> None:
     """Pictures and metadata, made by workers, by the numbers of group and replica alone."""
-    from flask import Response, jsonify
+    from flask import Response, jsonify, request
 
     def made(make: Callable[..., R | Problem], priority: int, group: int, *replicas: int) -> R:
         def files_now() -> list[MediaFile]:
             return [server.review.file(group, replica) for replica in replicas]
 
-        def made_of(files: Sequence[MediaFile]) -> R:
-            key, seconds = (make, *files), sum(map(seconds_for, files))
-            with server.lock:
-                future = server.under_way.get(key)
-                if future is None:
-                    future = server.pool.submit(make, *files, seconds=seconds, priority=priority)
-                    server.under_way[key] = future
-            try:
-                return result_of(future)
-            finally:
-                server.under_way.pop(key, None)
-
-        files = files_now()
+        client, files = request.environ["werkzeug.socket"], files_now()
         try:
-            return made_of(files)
+            return server.queue.made(make, files, priority, client)
         except Rejected:
             server.review.wait_for_moves()  # one of them may just have been moved
             if (now := files_now()) == files:
                 raise
-            return made_of(now)
+            return server.queue.made(make, now, priority, client)
 
     def sent(picture: Rendering) -> Response:
         response = Response(picture.data, mimetype="image/jpeg")
@@ -5809,7 +5939,7 @@ def bound_socket() -> socket.socket:
     raise IdemError(f"cannot listen on 127.0.0.1: {reason}")
 
 
-def request_handler() -> type[WSGIRequestHandler]:
+def request_handler(connections: Connections) -> type[WSGIRequestHandler]:
     """What reads requests: silent in the terminal, and answering those that are no good HTTP like all others."""
     from werkzeug.serving import WSGIRequestHandler
 
@@ -5827,13 +5957,23 @@ def request_handler() -> type[WSGIRequestHandler]:
         def version_string(self) -> str:
             return "idem"
 
+        def make_environ(self) -> dict[str, Any]:
+            environ = super().make_environ()
+            lengths = self.headers.get_all("Content-Length", [])
+            environ |= {"wsgi.input": self.sent, "CONTENT_LENGTH": ",".join(lengths).strip(" \t")}
+            environ.pop("wsgi.input_terminated", None)
+            return environ
+
         def run_wsgi(self) -> None:
+            self.sent, self.rfile = self.rfile, io.BytesIO()  # werkzeug would read on after the answer, with no limit
             try:
                 self.make_environ()
             except ValueError:  # the address is none
                 self.send_error(400)
             else:
                 super().run_wsgi()
+            finally:
+                self.rfile = self.sent  # which `finish` closes
 
         def send_error(self, *args: Any, **kwargs: Any) -> None:
             self.headers_to_add = HEADERS
@@ -5845,23 +5985,63 @@ def request_handler() -> type[WSGIRequestHandler]:
                 self.send_header(*item)
             super().end_headers()
 
+        def finish(self) -> None:
+            if connections.open[self.connection] != "answered":
+                drain(self.connection)
+            super().finish()
+
     return Handler
+
+
+def drain(connection: socket.socket) -> None:
+    """Read on after the answer to a request that was refused: a connection closed before that takes the answer along.
+
+    Not for ever: MOST_BYTES_DRAINED, SECONDS_DRAINED.
+    """
+    left, deadline = MOST_BYTES_DRAINED, time.monotonic() + SECONDS_DRAINED
+    with suppress(OSError):  # the client has left
+        connection.shutdown(socket.SHUT_WR)
+        while left > 0 and (seconds := deadline - time.monotonic()) > 0:
+            connection.settimeout(seconds)
+            if not (block := connection.recv(READ_BLOCK)):
+                return
+            left -= len(block)
+
+
+def http_server(app: Flask, bound: socket.socket, connections: Connections) -> BaseWSGIServer:
+    """The server of this application on this socket, with a thread for each connection."""
+    from werkzeug.serving import ThreadedWSGIServer
+
+    class Listening(ThreadedWSGIServer):
+        def get_request(self) -> tuple[socket.socket, Any]:
+            if not connections.has_room():
+                raise OSError("all connections are being answered")  # which has it tried again
+            try:
+                connection, address = super().get_request()
+            except OSError:  # out of descriptors: trying again at once would take all of a core
+                connections.close_oldest()
+                raise
+            connections.admit(connection)
+            return connection, address
+
+        def shutdown_request(self, request: Any) -> None:
+            super().shutdown_request(request)
+            connections.drop(request)
+
+    host, port = bound.getsockname()
+    return Listening(host, port, app, request_handler(connections), fd=bound.fileno())
 
 
 @contextmanager
 def serving(review: Review, finish: Callable[[], None]) -> Iterator[str]:
     """The page's address, while it is served."""
-    from werkzeug.serving import make_server
-
     with ExitStack() as stack:
         bound = stack.enter_context(closing(bound_socket()))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="idem-", ignore_cleanup_errors=True))
+        folder = stack.enter_context(scratch_folder())
         converter = stack.enter_context(closing(Pool(1, threaded=True)))
         token, port = secrets.token_urlsafe(24), bound.getsockname()[1]
-        app = review_app(Server(review, review.pool, converter, folder, token, port, finish))
-        listening = make_server(
-            "127.0.0.1", port, app, threaded=True, request_handler=request_handler(), fd=bound.fileno()
-        )
+        server = Server(review, RenderQueue(review.pool), converter, folder, token, port, finish)
+        listening = http_server(review_app(server), bound, server.connections)
         stack.callback(listening.server_close)
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         with interrupts_held_back():  # the thread, and all it starts, inherit that: Ctrl-C is for the main one

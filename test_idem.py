@@ -38,7 +38,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,10 +47,12 @@ from urllib.parse import quote, urlsplit
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idem forks workers; threads would not survive that
 
+import hypothesis
 import numpy as np
 import pillow_heif
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageEnhance, ImageOps
 from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
@@ -6013,6 +6015,261 @@ def test_a_request_that_is_no_good_http_is_answered_like_any_other(
     assert capfd.readouterr().err == ""  # it would be printed in the user's terminal
 
 
+# ── whatever is sent, the answer is 2xx or 4xx with a reason, and 4xx has changed nothing ──
+
+LETTERS = st.text("ax0 ./\\%&?#\0\n\x7fé٢\u202e\ud800", max_size=4)  # of all of Unicode, hypothesis makes tables first
+ODD = st.none() | st.booleans() | st.integers(-2, 12) | st.integers() | st.floats() | LETTERS
+KEYS = st.sampled_from(["group", "groups", "revision", "keep", "name", "folder", "skipped"]) | LETTERS
+ANY_JSON = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+PLACE = st.sampled_from([0, 0, 0, 1]) | ANY_JSON
+ANY_CHOICE = ANY_JSON | st.fixed_dictionaries(
+    {"group": st.integers(0, 2) | PLACE, "revision": st.integers(0, 2) | PLACE, "keep": st.lists(PLACE, max_size=3)},
+    optional={"name": PLACE, "folder": PLACE, "skipped": st.booleans() | PLACE},
+)
+ANY_BODY = ANY_CHOICE | st.fixed_dictionaries({"groups": st.lists(ANY_CHOICE, max_size=3) | ANY_JSON})
+ANY_PART = st.sampled_from(["", "0", "1", "2", "00", "-1", "1e9", "999999999", "9" * 30, "..", "%2e%2e", "%00", "%ff"])
+ANY_PART |= st.sampled_from(["thumbnail", "preview", "difference", "facts", "video", "conversion", "converted"])
+ANY_PART |= st.sampled_from(["groups", "progress", "static", "review.js", "choose", "confirm", "undo"])
+ANY_PART |= LETTERS.map(lambda text: quote(text, safe="", errors="surrogatepass"))
+ANY_QUERY = st.lists(
+    st.tuples(st.sampled_from(["sort", "kind", "view", "step", "at", "x"]), ANY_PART | st.just("space"))
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A JSON text of which some bytes may be missing, or others."""
+    text = json.dumps(draw(ANY_BODY)).encode()
+    first, end = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
+    return draw(st.sampled_from([text, text, text[:end], text[:first] + draw(st.binary(max_size=3)) + text[end:]]))
+
+
+def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    """Check what the strategy makes for IDEM_FUZZ_SECONDS; the same again each time."""
+    deadline = time.monotonic() + float(os.environ.get("IDEM_FUZZ_SECONDS", "0.3"))
+    quiet = list(hypothesis.HealthCheck)
+    options = hypothesis.settings(max_examples=25, deadline=None, database=None, suppress_health_check=quiet)
+    for number in itertools.count():
+
+        def one(made: Any) -> None:
+            check(made)
+
+        hypothesis.seed(number)(options(hypothesis.given(strategy)(one)))()
+        if time.monotonic() > deadline:
+            return
+
+
+def acceptable(answer: Answer, method: str = "") -> bool:
+    """Whether the answer is 2xx or 3xx, or 4xx with a reason."""
+    if answer.status >= 400 and method != "HEAD":
+        assert answer.json()["error"]
+    return answer.status < 500
+
+
+@pytest.mark.parametrize("path", ["choose", "confirm", "undo", "done"])
+def test_a_body_of_any_kind_is_done_or_refused_with_a_reason(tmp_path: Path, path: str) -> None:
+    library = many_doubles(tmp_path, 3)
+    review = review_of(library)
+    page_of(review)
+    whole = media(library)
+
+    def check(server: Served, body: bytes) -> None:
+        if path == "undo" and not review.batches:
+            review.confirm({0: review.choices[0]})
+        before = contents(library)
+        answer = server.ask(path, "POST", body)
+        assert acceptable(answer)
+        assert answer.status == 200 or contents(library) == before
+        assert media(library) == whole
+        live = [
+            [os.path.exists(review.now.get(each.file, each.file).path) for each in group.replicas]
+            for group in review.groups
+        ]
+        assert all(map(any, live))
+        if path == "confirm" and review.batches:
+            review.undo()
+
+    for server in served(library, review):
+        fuzz(damaged(), functools.partial(check, server))
+
+
+def test_an_address_of_any_kind_is_answered_or_refused_with_a_reason(target: Served) -> None:
+    methods = st.sampled_from(["GET", "GET", "GET", "GET", "HEAD", "OPTIONS", "PUT", "x"])
+
+    def check(asked: tuple[str, list[str], list[tuple[str, str]]]) -> None:
+        method, parts, query = asked
+        path = "/".join(parts) + ("?" + "&".join(map("=".join, query)) if query else "")
+        assert acceptable(target.ask(path, method), method)
+
+    fuzz(st.tuples(methods, st.lists(ANY_PART, max_size=5), ANY_QUERY), check)
+
+
+# ── SAFETY rows 47 and 51 ──
+
+
+def threads_and_files(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    return tuple(len(os.listdir(f"/proc/{process.pid}/{name}")) for name in ("task", "fd"))  # type: ignore[return-value]
+
+
+def answer_to(server: Client, *sent: bytes) -> bytes:
+    """All that comes back when this is sent, part by part, and nothing more."""
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        with suppress(OSError):  # it may be refused before all is sent
+            for part in sent:
+                connection.sendall(part)
+            connection.shutdown(socket.SHUT_WR)
+        came = b""
+        with suppress(ConnectionResetError):
+            while block := connection.recv(65536):
+                came += block
+        return came
+
+
+@ON_LINUX
+@pytest.mark.storm
+def test_no_request_ends_the_server_or_stays_in_it(tmp_path: Path, started: Start) -> None:
+    process, server = started(many_doubles(tmp_path / "lib", 1), "--exact")
+    server.ask("groups")
+    before = threads_and_files(process)
+    chunked = b"Transfer-Encoding: chunked\r\n"
+    rests = {
+        "early end": chunked + b"\r\nfffffff\r\nx",
+        "many chunks": chunked + b"\r\n" + b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n",
+        "chunked and a length": chunked + b"Content-Length: 2\r\n\r\n{}",
+        "other coding": b"Transfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        "negative": b"Content-Length: -2\r\n\r\n{}",
+        "two lengths": b"Content-Length: 2\r\nContent-Length: 20\r\n\r\n{}",
+        "same length twice": b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        "other digits": "Content-Length: ٢\r\n\r\n{}".encode(),
+        "huge length": b"Content-Length: 99999999999999999999\r\n\r\n{}",
+        "cut off": b"Content-Length: 20\r\n\r\n{}",
+        "no length": b"\r\n{}",
+        "huge header": b"X: " + b"x" * 1_000_000 + b"\r\n\r\n",
+        "many headers": b"X: x\r\n" * 100_000 + b"\r\n",
+        "folded": b"Content-Length:\r\n 2\r\n 0\r\n\r\n{}",
+        "binary": bytes(range(256)) * 100,
+    }
+    rng = random.Random(1)
+    json_type = b"Content-Type: application/json\r\n"
+    for _ in range(int(os.environ.get("IDEM_ROUNDS", "1"))):
+        for name, rest in rests.items():
+            for token, host in itertools.product([server.token, "no-token"], [f"127.0.0.1:{server.port}", "x"]):
+                head = f"POST /{token}/undo HTTP/1.1\r\nHost: {host}\r\n".encode() + json_type
+                came = answer_to(server, head, rest)
+                assert re.match(rb"HTTP/1\.1 4\d\d |$", came), (name, came)
+                assert came or len(rest) > 100_000, name
+        for junk in (b"", b"\r\n", b"\0" * 70_000, rng.randbytes(1000), b"POST", b"GET / HTTP/9.9\r\n\r\n"):
+            assert b" 5" not in answer_to(server, junk).partition(b"\r\n")[0][8:10]
+        head = f"POST /{server.token}/undo HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n".encode()
+        slow = head + json_type + b"Content-Length: 2\r\n\r\n{}"
+        assert b"nothing to undo" in answer_to(server, *(slow[at : at + 1] for at in range(len(slow))))
+    deadline = time.monotonic() + 10
+    while threads_and_files(process) > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (process.poll(), threads_and_files(process)) == (None, before)
+
+
+@ON_LINUX
+def test_hundreds_of_idle_connections_keep_no_good_client_out(tmp_path: Path, started: Start) -> None:
+    import resource
+
+    process, server = started(many_doubles(tmp_path / "lib", 1), "--exact")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (256, 256))
+    head = f"GET /{server.token}/groups HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n".encode()
+    body = head.replace(b"GET", b"POST") + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with ExitStack() as idle:
+        for number in range(372):
+            connection = idle.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+            connection.sendall((b"", head, body)[number % 3])
+        assert server.ask("groups").status == 200
+        assert all(each < idem.MOST_CONNECTIONS + 30 for each in threads_and_files(process))
+
+
+@ON_LINUX
+def test_without_descriptors_left_a_connection_is_closed_for_a_new_one(tmp_path: Path, started: Start) -> None:
+    import resource
+
+    process, server = started(many_doubles(tmp_path / "lib", 1), "--exact")
+    few = threads_and_files(process)[1] + 20
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (few, few))
+    with ExitStack() as idle:
+        for _ in range(40):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+        assert server.ask("progress").status == 200
+
+
+@ON_LINUX
+def test_what_a_review_killed_while_it_converts_leaves_goes_with_the_next(
+    tmp_path: Path, started: Start, gallery: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temp").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "lib").mkdir(exist_ok=True)
+        video = tmp_path / "lib" / f"{name}.avi"
+        ffmpeg("-stream_loop", "1000", "-i", gallery.library / "a" / "old.avi", "-c", "copy", video)
+    process, server = started(tmp_path / "lib", "--exact", TMPDIR=str(tmp_path / "temp"))
+    server.ask("groups")
+    assert server.ask("conversion/0/0").json() == {"ready": False, "reason": ""}
+    while not list(tmp_path.glob("temp/idem-*/*.part")):
+        assert server.ask("conversion/0/0").json() == {"ready": False, "reason": ""}
+    workers = workers_of(process.pid)
+    running = [*workers, *(child for worker in workers for child in workers_of(worker))]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while still_running(running) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert still_running(running) == [], "ffmpeg goes on"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    assert list(tmp_path.glob("temp/idem-*/*.part")) != []
+    with idem.scratch_folder() as folder:
+        assert list((tmp_path / "temp").iterdir()) == [Path(folder)]
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
+def test_nothing_is_cleared_but_what_a_dead_review_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temp = tmp_path / "temp"
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+
+    def left(folder: Path, *names: str) -> Path:
+        folder.mkdir(parents=True, mode=0o700)
+        for name in names:
+            (folder / name).touch()
+        return folder
+
+    every = (idem.LOCK_OF_SCRATCH, idem.MARK_OF_SCRATCH, "1-2-3.mp4", "1-2-4.mp4.part")
+    left(temp / "idem-gone", *every)
+    left(temp / "other", *every)
+    left(temp / "idem-unmarked", idem.LOCK_OF_SCRATCH, "1-2-3.mp4")
+    left(temp / "idem-open", *every).chmod(0o755)
+    left(temp / "idem-more", *every, "letter.txt")
+    left(tmp_path / "outside", *every)
+    (temp / "idem-link").symlink_to(tmp_path / "outside")
+    (left(temp / "idem-links", *every[:2]) / "1-2-5.mp4").symlink_to(tmp_path / "outside" / "1-2-3.mp4")
+    (left(temp / "idem-linked-lock", *every[1:]) / idem.LOCK_OF_SCRATCH).symlink_to(tmp_path / "outside" / "1-2-3.mp4")
+    if os.name == "posix" and os.geteuid() == 0:
+        os.chown(left(temp / "idem-foreign", *every), 65534, 65534)
+    with idem.scratch_folder() as used:
+        before = contents(tmp_path)
+        with idem.scratch_folder():
+            pass
+        assert contents(tmp_path) == before
+        gone = {"idem-gone", "idem-links"}
+        assert {each.name for each in temp.iterdir()} >= {
+            "other",
+            "idem-unmarked",
+            "idem-open",
+            "idem-more",
+            "idem-link",
+        }
+        assert not gone & {each.name for each in temp.iterdir()}
+        assert Path(used).is_dir()
+        assert [each.name for each in (temp / "idem-more").iterdir()] == ["letter.txt"]
+        for untouched in [tmp_path / "outside", temp / "other", temp / "idem-open", *temp.glob("idem-foreign")]:
+            assert {each.name for each in untouched.iterdir()} == set(every)
+        assert len(list((temp / "idem-linked-lock").iterdir())) == 4
+
+
 # ── SAFETY row 34 ──
 
 
@@ -6443,6 +6700,12 @@ def test_a_video_that_browsers_do_not_play_is_converted(gallery: Served, tmp_pat
     assert gallery.ask(f"converted/{gallery.number_of('turned.jpg')}/0").refusal() == (404, "there is no such video")
 
 
+def test_a_video_edited_since_the_scan_is_not_converted_as_what_was_found(gallery: Served, tmp_path: Path) -> None:
+    found = replace(media_file(gallery.library / "a" / "old.avi"), mtime_ns=1)
+    problem = idem.playable_video(found, str(tmp_path))
+    assert isinstance(problem, idem.Problem) and problem.reason == "changed while it was scanned"
+
+
 # ── the workers that make pictures ──
 
 
@@ -6461,6 +6724,30 @@ def test_what_is_asked_for_twice_at_once_is_made_once(gallery: Served, monkeypat
         answers = list(clients.map(lambda _: gallery.ask(f"preview/{number}/0"), range(6)))
     assert [answer.status for answer in answers] == [200] * 6
     assert len(asked) == 1
+
+
+def test_what_nobody_waits_for_any_more_is_not_made(gallery: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, submit, asked = gallery.number_of("noise.jpg"), idem.Pool.submit, []
+
+    def noted(pool: idem.Pool, work: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(work)
+        if len(asked) == 1:
+            for _ in range(pool.jobs):  # nothing else is done for a while
+                submit(pool, time.sleep, 0.7, priority=-1)
+        return submit(pool, work, *arguments, **options)
+
+    monkeypatch.setattr(idem.Pool, "submit", noted)
+    head = f"HTTP/1.1\r\nHost: 127.0.0.1:{gallery.port}\r\n\r\n"
+    pairs = [(group, other) for group in gallery.review.shown for other in (0, 1)]
+    paths = [f"preview/{group}/{each}" for group, each in pairs] + [
+        f"thumbnail/{group}/{each}" for group, each in pairs
+    ]
+    for path in paths:
+        with socket.create_connection(("127.0.0.1", gallery.port), 10) as client:
+            client.sendall(f"GET /{gallery.token}/{path} {head}".encode())
+    assert gallery.ask(f"thumbnail/{number}/0").status == 200
+    assert len(paths) > 10
+    assert len(asked) <= 3, "of those that left, only what was handed out before that"
 
 
 def worker_of(pool: idem.Pool) -> idem.Worker:
@@ -6876,6 +7163,42 @@ def test_the_viewer_flips_in_place_at_the_same_zoom(shared: Reviewed) -> None:
     page.keyboard.press(" ")
     page.wait_for_selector("#viewer:not([open])", state="attached")
     assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
+
+
+def test_an_answer_that_comes_late_is_shown_for_no_other_picture(shared: Reviewed) -> None:
+    page, held, released = shared.page, list[Route](), threading.Event()
+
+    def hold(route: Route) -> None:
+        route.continue_() if released.is_set() else held.append(route)
+
+    page.route(re.compile("/(preview|difference|facts)/"), hold)
+    shared.open()
+
+    def see_large(name: str) -> None:
+        shared.group(name).locator(".well").first.click()
+        page.wait_for_selector("#viewer[open]")
+
+    see_large("coast.heic")
+    for key in ("d", "ArrowRight", "d", " "):
+        page.keyboard.press(key)
+        page.wait_for_timeout(50)  # the browser asks
+    see_large("beach.jpg")
+    assert {"preview", "difference", "facts"} == {route.request.url.split("/")[4] for route in held}
+    asked = page.locator("#stage .layer").evaluate_all("all => all.map(each => each.src)")
+    released.set()
+    for route in held:
+        route.continue_()
+    until(page, "[...document.querySelectorAll('#stage .layer')].every(each => each.src.includes('preview'))")
+    page.wait_for_load_state("networkidle")
+    shown = page.locator("#stage .layer").evaluate_all("all => all.map(each => each.src)")
+    assert shown == [each.replace("thumbnail", "preview") for each in asked]
+    assert (texts(page.locator("#viewer-message")), page.locator("#stage .over").count()) == ([""], 0)
+    page.keyboard.press(" ")
+    formats = {
+        name: texts(shared.group(name).locator(".facts div:has(dt:text-is('Format')) dd span:first-child"))
+        for name in ("coast.heic", "beach.jpg")
+    }
+    assert formats == {"coast.heic": ["HEIC", "PNG"], "beach.jpg": ["JPEG", "JPEG"]}
 
 
 def test_videos_play_or_are_converted_for_the_browser(chromium: Browser, tmp_path: Path) -> None:
