@@ -1332,9 +1332,9 @@ def test_what_is_made_to_cost_time_or_memory_is_refused_by_its_size(tmp_path: Pa
     scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" + bytes(4)
     several.write_bytes(several.read_bytes()[:-2] + 600 * scan + b"\xff\xd9")
     reasons = {
-        "empty.gif": "43 B are too few for the 176 megapixels that it claims",
+        "empty.gif": "35 B are too few for the 176 megapixels that it claims",
         "long.png": "5.4 GB are too many for one picture",
-        "metadata.png": "damaged: 537 MB of metadata in a PNG",
+        "metadata.png": "damaged: 536.9 MB of metadata in a PNG",
         "long.jpg": "2.1 GB are too many for a JPEG",
         "junk.jpg": "truncated: a JPEG without picture data",
         "pieces.jpg": "damaged: a JPEG in too many pieces",
@@ -1728,7 +1728,7 @@ def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended(
     fake.write_text("#!/bin/sh\n" + FAKE_FFMPEG[kind].format(log=log))
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(fake.parent) + os.pathsep + os.environ["PATH"])
-    monkeypatch.setattr(idem, "TASK_TIMEOUT", 2)
+    monkeypatch.setattr(idem, "TASK_TIMEOUT", 1)
     idem.ffmpeg_path.cache_clear()
     found = report(library, "--video", capsys=capsys)
     idem.ffmpeg_path.cache_clear()
@@ -1736,7 +1736,7 @@ def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended(
     assert (
         found["unreadable"][0]["reason"]
         == {
-            "hangs": "it took more than 2 s",
+            "hangs": "it took more than 1 s",
             "prints nothing": "ffmpeg says nothing",
             "dies": "ffmpeg says nothing",
             "prints rubbish": "Input",
@@ -1814,6 +1814,26 @@ def test_videos_are_fingerprinted_once_and_shown_after_the_images(
     assert (second["totals"]["new"], second["totals"]["cached"]) == (0, 5)
     assert second["groups"] == first["groups"]
     assert report(tmp_path, capsys=capsys)["totals"]["files"] == 2
+
+
+@ON_LINUX
+def test_an_ffmpeg_that_writes_or_wants_too_much_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "ffmpeg"
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: str(fake))
+    monkeypatch.setattr(idem, "MAX_FFMPEG_BYTES", 1 << 20)
+    monkeypatch.setattr(idem, "MAX_FFMPEG_WORDS", 1 << 20)
+
+    def run(script: str) -> tuple[bytes, str]:
+        fake.write_text(f"#!/bin/sh\n{script}")
+        fake.chmod(0o755)
+        return idem.run_ffmpeg()
+
+    with pytest.raises(ValueError, match="more packets than a film has"):
+        run("exec yes")
+    out, said = run("head -c 3000000 /dev/zero >&2; echo out")
+    assert (out, 0 < len(said) <= 2 << 20) == (b"out\n", True)
+    with pytest.raises(MemoryError):
+        run("echo a.mp4: Cannot allocate memory >&2; exit 1")
 
 
 # ── checksums ──
