@@ -1399,10 +1399,15 @@ OUT_OF_MEMORY = re.compile("out of memory|not enough memory|memory allocation|ca
 
 
 def can_be_read(file: MediaFile) -> bool:
-    """Whether the file is still the one that was scanned, to its end: then what failed comes of its bytes."""
+    """Whether the file is still the one that was scanned, to its end: then what failed comes of its bytes.
+
+    Not known, so False, of files that take long to read.
+    """
+    if file.size > MAX_IMAGE_BYTES:
+        return False
     try:
         with opened_unchanged(file) as stream:
-            while file.size <= MAX_IMAGE_BYTES and stream.read(READ_BLOCK):
+            while stream.read(READ_BLOCK):
                 pass
     except (OSError, ValueError):
         return False
