@@ -110,6 +110,7 @@ from itertools import count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import (
+    IO,
     TYPE_CHECKING,
     Any,
     BinaryIO,
@@ -391,8 +392,9 @@ def interrupts_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which may raise one that has just come
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -1046,23 +1048,39 @@ MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at o
 # Forking is many times faster, but safe only where the system libraries start no threads of their own.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+# All workers together may take this part of the memory that is free when they start. The review has two pools.
+MEMORY_TAKEN, MEMORY_TAKEN_OF_TWO = 0.7, 0.35
+WORKER_MEMORY = 256 << 20  # bytes that each must be able to take, or there are fewer workers
+MEMORY_ASSUMED = 4 << 30  # bytes free, on systems that do not tell
 # Loaded ahead: between fork and exec is no time for it.
 LIBC: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+# Not by a decoder, but when memory is short, or by somebody.
+KILLED_FROM_OUTSIDE = {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 T = TypeVar("T")  # what a task is about
 R = TypeVar("R")  # its result
 
 
 class TaskLost(Exception):  # noqa: N818 (it is no error of this process)
-    """The process at work on a task died or took too long; the text says which."""
+    """A task that was not done; the text says why. Lasting if another run would lose it, too."""
+
+    def __init__(self, reason: str, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Task:
-    """A function to call in a worker, with its arguments. Tasks are sorted by priority, then by age."""
+    """A function to call in a worker, with its arguments. Tasks are sorted by priority, then by age.
+
+    One that was lost is tried again with nothing else at work, after all others of its priority: what others did to
+    it, such as taking all memory, is then no part of the answer.
+    """
 
     priority: int
+    alone: bool
     number: int
     seconds: float = field(compare=False)  # that it may take
+    again: bool = field(compare=False)  # whether it is tried a second time
     call: tuple[Callable[..., Any], tuple[Any, ...]] = field(compare=False)
     future: Future[Any] = field(compare=False)
 
@@ -1070,16 +1088,21 @@ class Task:
 class Pool:
     """At most `jobs` processes that do what is submitted.
 
-    A process that dies or takes too long costs the task it was at, and no other: the future of that task raises
-    TaskLost. `close` ends all processes at once, and nothing outlives the process that made the pool.
+    A process that dies or takes too long costs the task it was at, and no other: when that happens again while the
+    task is alone at work, its future raises TaskLost. `close` ends all processes at once, and nothing outlives the
+    process that made the pool.
+
+    All processes together take no more memory than was free when the pool was made: each has an equal share, and a
+    task that is out of memory with that is alone at work the second time, with all of it.
 
     Whoever waits for results drives the pool, by `map`: without threads, forking is safe. If it is `threaded`, a thread
     of its own drives it, any thread may submit, map and wait, and processes are spawned.
     """
 
     def __init__(self, jobs: int, *, threaded: bool = False, silent: bool = False) -> None:
-        self.jobs = jobs
         self.silent = silent  # shows no progress: what it does never takes long
+        self.memory = int(available_memory() * (MEMORY_TAKEN_OF_TWO if threaded else MEMORY_TAKEN))  # bytes
+        self.jobs = max(1, min(jobs, self.memory // WORKER_MEMORY))
         self.start_method = "spawn" if threaded else START_METHOD
         self.ahead = 1 if threaded else TASKS_AHEAD  # an urgent task must not wait behind one that is handed out
         self.waiting: list[Task] = []  # a heap
@@ -1095,7 +1118,12 @@ class Pool:
                 self.thread.start()
 
     def submit(
-        self, work: Callable[..., R], *arguments: Any, seconds: float = TASK_TIMEOUT, priority: int = 0
+        self,
+        work: Callable[..., R],
+        *arguments: Any,
+        seconds: float = TASK_TIMEOUT,
+        priority: int = 0,
+        again: bool = True,
     ) -> Future[R]:
         """Have a worker call a function of a module; the lowest priority comes first."""
         future: Future[R] = Future()
@@ -1103,7 +1131,8 @@ class Pool:
             if self.closed:
                 future.set_exception(TaskLost("idem is stopping"))
                 return future
-            heapq.heappush(self.waiting, Task(priority, next(self.numbers), seconds, (work, arguments), future))
+            task = Task(priority, False, next(self.numbers), seconds, again, (work, arguments), future)
+            heapq.heappush(self.waiting, task)
             if self.thread:
                 self.ring.send_bytes(b"!")
         return future
@@ -1114,13 +1143,14 @@ class Pool:
         tasks: Iterable[T],
         seconds: Callable[[T], float] = lambda _task: TASK_TIMEOUT,
         more: Callable[[T], tuple[Any, ...]] = lambda _task: (),
+        again: bool = True,
     ) -> Iterator[tuple[T, Future[R]]]:
         """Each task with the future of `work(task, *more(task))`, as they are done. Few are held at a time."""
         left = iter(tasks)
         under_way: dict[Future[R], T] = {}
         while True:
             for task in islice(left, 2 * TASKS_AHEAD * self.jobs - len(under_way)):
-                under_way[self.submit(work, task, *more(task), seconds=seconds(task))] = task
+                under_way[self.submit(work, task, *more(task), seconds=seconds(task), again=again)] = task
             if not under_way:
                 return
             if self.thread:
@@ -1138,7 +1168,7 @@ class Pool:
                     self.step()
                 except IdemError as error:  # no worker can be started
                     with self.lock:
-                        self.lose(self.waiting, str(error))
+                        self.lose_all(str(error))
         finally:  # nobody may wait for ever
             self.end_all()
 
@@ -1158,17 +1188,16 @@ class Pool:
         now = time.monotonic()
         for worker in list(self.workers):
             if worker.connection in ready:
-                reason = worker.take_result()
+                self.take_answer(worker)
             elif worker.deadline <= now:
-                reason = f"it took more than {worker.tasks[0].seconds:.0f} s"
-            else:
-                continue
-            if reason:
-                self.end(worker, reason)
+                self.end(worker, TaskLost(f"it took more than {worker.tasks[0].seconds:.0f} s", lasting=True))
 
     def hand_out(self) -> None:
         """Give tasks to the workers that hold fewest, starting further workers while all are busy."""
         while self.waiting:
+            under_way = [task for worker in self.workers for task in worker.tasks]
+            if under_way and (self.waiting[0].alone or under_way[0].alone):
+                return
             worker = min(self.workers, key=lambda each: len(each.tasks), default=None)
             if (worker is None or worker.tasks) and len(self.workers) < self.jobs:
                 try:
@@ -1182,23 +1211,46 @@ class Pool:
             if len(worker.tasks) >= (1 if shared_out else self.ahead):
                 return
             task = heapq.heappop(self.waiting)
-            if not worker.give(task):
+            if not worker.give(task, self.memory if task.alone else self.memory // self.jobs):
                 heapq.heappush(self.waiting, task)
                 return
 
-    def end(self, worker: Worker, reason: str) -> None:
+    def take_answer(self, worker: Worker) -> None:
+        """Hand what a worker has made to whoever waits for it; end the worker if it has died instead."""
+        try:
+            number, result = worker.connection.recv()
+        except (EOFError, OSError):
+            self.end(worker, worker.death())
+            return
+        task = worker.taken_back(number)
+        if task and isinstance(result, MemoryError):
+            self.lose(task, TaskLost(str(result) or "not enough memory to decode it"))
+        elif task:
+            task.future.set_result(result)
+
+    def end(self, worker: Worker, lost: TaskLost) -> None:
         """End a worker, lose the task it was at, and take back the others."""
         worker.stop()
         with self.lock:
             self.workers.remove(worker)
-            lost = [worker.tasks.popleft()] if worker.tasks else []
+            at_work = worker.tasks.popleft() if worker.tasks else None
             for task in worker.tasks:
                 heapq.heappush(self.waiting, task)
-        self.lose(lost, reason)
+        if at_work:
+            self.lose(at_work, lost)
 
-    def lose(self, tasks: list[Task], reason: str) -> None:
-        while tasks:
-            tasks.pop().future.set_exception(TaskLost(reason))
+    def lose(self, task: Task, lost: TaskLost) -> None:
+        """Have a task tried a second time, alone; give it up when that has been done."""
+        if task.alone or not task.again:
+            task.future.set_exception(lost)
+            return
+        with self.lock:
+            heapq.heappush(self.waiting, replace(task, alone=True))
+
+    def lose_all(self, reason: str) -> None:
+        """Give up what waits for a worker. The caller holds the lock."""
+        while self.waiting:
+            self.waiting.pop().future.set_exception(TaskLost(reason))
 
     def close(self) -> None:
         """End all processes, whatever they are at. What has not been done is lost."""
@@ -1216,7 +1268,7 @@ class Pool:
             for worker in self.workers:
                 worker.stop()
                 self.waiting += worker.tasks
-            self.lose(self.waiting, "idem is stopping")
+            self.lose_all("idem is stopping")
 
 
 class Worker:
@@ -1237,10 +1289,13 @@ class Worker:
         finally:
             remote.close()
 
-    def give(self, task: Task) -> bool:
-        """Hand over a task; False if the process has died meanwhile, which its connection will tell."""
+    def give(self, task: Task, memory: int) -> bool:
+        """Hand over a task and how many bytes of memory it may take.
+
+        False if the process has died meanwhile, which its connection will tell.
+        """
         try:
-            self.connection.send(task.call)
+            self.connection.send((task.number, memory, task.call))
         except OSError:
             return False
         if not self.tasks:
@@ -1248,21 +1303,22 @@ class Worker:
         self.tasks.append(task)
         return True
 
-    def take_result(self) -> str:
-        """Hand what it has finished to whoever waits for that; the reason, if it has died instead."""
+    def taken_back(self, number: int) -> Task | None:
+        """The task of this number, which has been answered; None if it was given up before."""
+        task = next((each for each in self.tasks if each.number == number), None)
+        if task:
+            self.tasks.remove(task)
+            self.deadline = time.monotonic() + self.tasks[0].seconds if self.tasks else float("inf")
+        return task
+
+    def death(self) -> TaskLost:
+        """Why the process has ended by itself. A decoder crashes again, but does not kill itself."""
+        self.process.join()
+        code = self.process.exitcode or 0
         try:
-            result = self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode or 0
-            try:
-                return f"the decoder crashed ({signal.Signals(-code).name})"
-            except ValueError:
-                return f"the decoder ended with status {code}"
-        task = self.tasks.popleft()
-        self.deadline = time.monotonic() + self.tasks[0].seconds if self.tasks else float("inf")
-        task.future.set_result(result)
-        return ""
+            return TaskLost(f"the decoder crashed ({signal.Signals(-code).name})", -code not in KILLED_FROM_OUTSIDE)
+        except ValueError:
+            return TaskLost(f"the decoder ended with status {code}", lasting=True)
 
     def stop(self) -> None:
         """End the process, whatever it is at, with the processes it has started."""
@@ -1291,10 +1347,81 @@ def worker_main(connection: Connection, parent: int) -> None:
         os.dup2(nowhere.fileno(), 2)  # codecs write there what the file's own reason says better
     try:
         while True:
-            work, arguments = connection.recv()
-            connection.send(work(*arguments))
+            number, memory, (work, arguments) = connection.recv()
+            try:
+                with limited_memory(memory):
+                    result = work(*arguments)
+            except MemoryError as error:
+                result = MemoryError(str(error))  # without what it refers to
+            connection.send((number, result))
     except (EOFError, OSError):
         return  # the run is over
+
+
+# ── memory ──
+
+memory_allowed = float("inf")  # bytes that the task at work may take; of a worker
+
+
+@contextmanager
+def limited_memory(size: int) -> Iterator[None]:
+    """MemoryError for whoever takes more bytes meanwhile, and the same limit for each process that is started.
+
+    Only Linux counts what a process takes; elsewhere there is nothing but `check_memory`.
+    """
+    global memory_allowed  # noqa: PLW0603
+    memory_allowed = size
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    with open("/proc/self/statm", "rb") as stream:
+        taken = int(stream.read().split()[5]) * resource.getpagesize()
+    most = taken + size if hard == resource.RLIM_INFINITY else min(hard, taken + size)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def check_memory(size: float) -> None:
+    """MemoryError if the task at work may not take so many bytes."""
+    if size > memory_allowed:
+        free = readable_size(int(memory_allowed))
+        raise MemoryError(f"decoding it takes {readable_size(int(size))} of memory, and {free} are free")
+
+
+def available_memory(system: str = "/") -> int:
+    """Bytes of memory that processes can still take, as Linux and its control groups (version 2) have it.
+
+    Elsewhere half of what there is, or MEMORY_ASSUMED.
+    """
+
+    def read(path: str) -> str:
+        try:
+            with open(os.path.join(system, path), encoding="utf-8") as stream:
+                return stream.read()
+        except (OSError, ValueError):
+            return ""
+
+    if found := re.search(r"^MemAvailable: *(\d+) kB", read("proc/meminfo"), re.MULTILINE):
+        free = [int(found[1]) << 10]
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
+    else:
+        free = [MEMORY_ASSUMED]
+    group = re.search(r"^0::/(.*)", read("proc/self/cgroup"), re.MULTILINE)
+    parts = ["sys/fs/cgroup", *filter(None, group[1].split("/"))] if group else []
+    for depth in range(len(parts)):  # each group on the way may have a limit
+        folder = "/".join(parts[: depth + 1])
+        most, used = read(f"{folder}/memory.max").strip(), read(f"{folder}/memory.current").strip()
+        cached = re.search(r"^inactive_file (\d+)", read(f"{folder}/memory.stat"), re.MULTILINE)
+        if most.isdecimal() and used.isdecimal():
+            free.append(max(0, int(most) - int(used) + (int(cached[1]) if cached else 0)))
+    return min(free)
 
 
 def die_with_parent() -> None:
@@ -1359,7 +1486,10 @@ def compute(
             for file, future in pool.map(work.do, files, seconds_for, work.more):
                 lost = future.exception()
                 with interrupts_held_back():
-                    take(file, Problem(file.path, str(lost)) if lost else future.result())
+                    take(
+                        file,
+                        Problem(file.path, str(lost), getattr(lost, "lasting", False)) if lost else future.result(),
+                    )
                     done += 1
                 bar.update(weight(file))
         except KeyboardInterrupt:
@@ -1456,18 +1586,30 @@ PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
-    *(AssertionError, EOFError, MemoryError, struct.error, zlib.error),
+    *(AssertionError, EOFError, struct.error, zlib.error),
 )
+MAX_IMAGE_BYTES = 4 << 30  # no format idem reads is used for larger files of a picture within Pillow's limit of pixels
+MANY_PIXELS = 25_000_000
+# A blank page as a fax packs it, one bit for a row of 25,000 px. What claims more has been made to cost time.
+PIXELS_PER_BYTE = 200_000
+# Memory for each pixel that is decoded, as measured: Pillow's own 4 bytes, and what decoders and conversions hold.
+BYTES_PER_PIXEL = 10
+BYTES_PER_HEAVY_PIXEL = 18  # of WebP, and of 16-bit, 32-bit and float greys
+BYTES_PER_COEFFICIENT_PIXEL = 6  # of a JPEG in several scans: it is held whole, at whatever scale it is decoded
 P = ParamSpec("P")
 
 
 def problem_if_unreadable(
     work: Callable[Concatenate[MediaFile, P], R],
 ) -> Callable[Concatenate[MediaFile, P], R | Problem]:
-    """Have a function of a file return a Problem with the reason when that file cannot be read or decoded."""
+    """Have a function of a file return a Problem with the reason when that file cannot be read or decoded.
+
+    Not when memory is short: MemoryError is for the pool to deal with.
+    """
 
     @functools.wraps(work)
     def guarded(file: MediaFile, /, *more: P.args, **named: P.kwargs) -> R | Problem:
+        lasting = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
             try:
@@ -1475,16 +1617,36 @@ def problem_if_unreadable(
             except UnidentifiedImageError:
                 reason = "not a picture in a format idem reads"
                 if file.path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
-                    reason = "HEIC pictures need pillow-heif: python -m pip install pillow-heif"
+                    reason, lasting = "HEIC pictures need pillow-heif: python -m pip install pillow-heif", False
             except Image.DecompressionBombError:
                 reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
-            except MemoryError:
-                reason = "not enough memory to decode it"
             except DECODER_ERRORS as error:
                 reason = reason_of(error)
-            return Problem(file.path, reason)
+                lasting = not isinstance(error, OSError) or error.errno is None
+                if OUT_OF_MEMORY.search(reason):  # as decoders say it
+                    raise MemoryError(reason) from None
+            return Problem(file.path, reason, lasting and can_be_read(file))
 
     return guarded
+
+
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|memory allocation|cannot allocate memory", re.IGNORECASE)
+
+
+def can_be_read(file: MediaFile) -> bool:
+    """Whether the file is still the one that was scanned, to its end: then what failed comes of its bytes.
+
+    Not known, so False, of files that take long to read.
+    """
+    if file.size > MAX_IMAGE_BYTES:
+        return False
+    try:
+        with opened_unchanged(file) as stream:
+            while stream.read(READ_BLOCK):
+                pass
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @functools.cache
@@ -1509,13 +1671,60 @@ def load_decoders() -> None:
 
 
 def opened_picture(stream: BinaryIO) -> Image.Image:
-    """The picture in an open file, with only its header read. Raises what Pillow raises."""
-    if stream.read(8) == b"\x89PNG\r\n\x1a\n":
-        stream.seek(0)
-        with Image.open(stream, formats=usable_formats()) as picture:
-            picture.verify()  # Pillow looks at no checksums when it decodes
+    """The picture in an open file, with only its header read. Raises what Pillow raises.
+
+    ValueError for what has been made to cost time or memory, by its size.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{readable_size(size)} are too many for one picture")
+    if stream.read(len(PNG_START)) == PNG_START:
+        check_png(stream)
     stream.seek(0)
-    return Image.open(stream, formats=usable_formats())
+    picture = Image.open(stream, formats=usable_formats())
+    pixels = picture.width * picture.height
+    if pixels > max(MANY_PIXELS, size * PIXELS_PER_BYTE):
+        raise ValueError(f"{readable_size(size)} are too few for the {pixels // 10**6} megapixels that it claims")
+    return picture
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+MAX_PNG_METADATA = 256 << 20  # bytes; Pillow reads each piece of metadata whole
+MAX_PNG_PIECES = 1 << 20  # the largest picture has 200,000 of the usual size
+
+
+def check_png(stream: BinaryIO) -> None:
+    """ValueError unless each piece of a PNG has the checksum it states: Pillow looks at none when it decodes.
+
+    The file is open, after its first bytes. Not more than READ_BLOCK is held.
+    """
+    for _ in range(MAX_PNG_PIECES):
+        head = stream.read(8)
+        left, name = int.from_bytes(head[:4], "big"), head[4:]
+        if name != b"IDAT" and left > MAX_PNG_METADATA:
+            raise ValueError(f"damaged: {readable_size(left)} of metadata in a PNG")
+        checksum = zlib.crc32(name)
+        while left > 0 and (block := stream.read(min(left, READ_BLOCK))):
+            checksum = zlib.crc32(block, checksum)
+            left -= len(block)
+        stated = stream.read(4)
+        if len(stated) < 4:
+            raise ValueError("truncated: a PNG without its end")
+        if checksum != int.from_bytes(stated, "big"):
+            raise ValueError("damaged: a PNG with a checksum that is wrong")
+        if name == b"IEND":
+            return
+    raise ValueError("damaged: a PNG in too many pieces")
+
+
+def decode(picture: Image.Image, held: int = 0) -> None:
+    """Decode a picture of which only the header has been read. Raises what Pillow raises.
+
+    MemoryError ahead if that takes more memory than there is: for its pixels, and so many bytes that the decoder holds.
+    """
+    each = BYTES_PER_HEAVY_PIXEL if picture.format == "WEBP" or picture.mode[0] in "IF" else BYTES_PER_PIXEL
+    check_memory(picture.width * picture.height * each + held)
+    picture.load()
 
 
 def picture_in(data: bytes) -> Image.Image:
@@ -1526,10 +1735,13 @@ def picture_in(data: bytes) -> Image.Image:
 # ── JPEG files that end early ──
 
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
+MAX_JPEG_SEGMENTS = 1 << 16  # before the picture; their lengths have 16 bits, so that they hold 4 GB
+MAX_JPEG_SCANS = 500  # each makes the decoder go over the whole picture; encoders write up to some twenty
 DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
 END_OF_IMAGE = b"\xff\xd9"
 START_OF_SCAN = b"\xff\xda"
 MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
+NEXT_MARKER = re.compile(b"\xff[^%s]" % re.escape(bytes(sorted(MARKERS_WITHOUT_LENGTH))), re.DOTALL)
 METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
 FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
 
@@ -1545,6 +1757,11 @@ class Jpeg:
     several_scans: bool  # or one that is not Huffman-coded
 
     @property
+    def data_bytes(self) -> int:
+        """How long its picture data are."""
+        return len(self.tables) + self.end - self.first_scan
+
+    @property
     def picture_data(self) -> bytes:
         """All that the picture is decoded from."""
         return self.tables + self.data[self.first_scan : self.end]
@@ -1557,7 +1774,9 @@ class Jpeg:
         closed decodes "completely". With zeros in place of the marker it asks for more data instead, and Pillow
         reports the file as truncated. That does not work for several scans: see `check_last_scan`.
         """
-        return self.data if self.several_scans else self.data[: self.end] + bytes(DECODER_LOOKAHEAD)
+        if self.several_scans:
+            return self.data
+        return b"".join([memoryview(self.data)[: self.end], bytes(DECODER_LOOKAHEAD)])  # copied only once
 
 
 def jpeg_in(stream: BinaryIO) -> Jpeg | None:
@@ -1569,14 +1788,16 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
     stream.seek(0)
     if start != b"\xff\xd8":
         return None
-    data = stream.read(MAX_JPEG_BYTES)
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_JPEG_BYTES:
+        raise ValueError(f"{readable_size(size)} are too many for a JPEG")
+    check_memory(3 * size)  # read, copied for the decoder, and one copy more on the way
+    data = stream.read()
     components, tables = b"", []
-    frame, position = 0, 2
-    while position + 4 <= len(data):  # ITU-T T.81, annex B
+    frame, segments, position = 0, 0, 2
+    while found := NEXT_MARKER.search(data, position):  # ITU-T T.81, annex B; decoders pass over fill bytes and junk
+        position = found.start()
         marker = data[position + 1]
-        if data[position] != 0xFF or marker in MARKERS_WITHOUT_LENGTH:
-            position += 1  # fill bytes, or junk that decoders pass over
-            continue
         if marker == START_OF_SCAN[1]:
             break
         if marker in FRAME_MARKERS and position + 9 < len(data):
@@ -1585,34 +1806,53 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
         following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if marker not in METADATA_MARKERS:
             tables.append(data[position:following])
+        segments += 1
+        if segments > MAX_JPEG_SEGMENTS:
+            raise ValueError("damaged: a JPEG in too many pieces")
         position = following
     else:
         raise ValueError("truncated: a JPEG without picture data")
-    one_scan = frame in (0xC0, 0xC1) and data[position + 4] == len(components)
+    one_scan = frame in (0xC0, 0xC1) and data[position + 4 : position + 5] == bytes([len(components)])
     # The first marker ends a single scan; more scans come with tables that may contain its bytes.
     end = (data.find if one_scan else data.rfind)(END_OF_IMAGE, position)
     if end < 0:
         raise ValueError("truncated: a JPEG without its end")
-    if frame == 0xC2 and lacks_scans(data, position, components):
+    scans = [position] if one_scan else scans_in(data, position)
+    if len(scans) > MAX_JPEG_SCANS:
+        raise ValueError(f"more than {MAX_JPEG_SCANS} scans in a JPEG")
+    if frame == 0xC2 and lacks_scans(data, scans, components):
         raise ValueError("truncated: a progressive JPEG without its last scans")
     return Jpeg(data, b"".join(tables), position, end, not one_scan)
 
 
-def lacks_scans(data: bytes, first_scan: int, components: bytes) -> bool:
+def scans_in(data: bytes, first_scan: int) -> list[int]:
+    """Where the scans of a JPEG start, from the first one on to the end of the image; one more than allowed at most."""
+    scans: list[int] = []
+    position = first_scan
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = NEXT_MARKER.search(data, position)  # escaped where the data of a scan would contain it
+        if found is None or found[0] == END_OF_IMAGE or len(scans) > MAX_JPEG_SCANS:
+            break
+        position = found.start()
+        if found[0] == START_OF_SCAN:
+            scans.append(position)
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return scans
+
+
+def lacks_scans(data: bytes, scans: Iterable[int], components: bytes) -> bool:
     """Whether the scans of a progressive JPEG leave out a bit of a coefficient of a component.
 
     A last scan that is itself cut short is not noticed here.
     """
     missing = {(component, coefficient) for component in components for coefficient in range(64)}
-    scan_at = first_scan
-    while scan_at >= 0:
+    for scan_at in scans:
         count = data[scan_at + 4] if scan_at + 4 < len(data) else 0
         header = data[scan_at + 5 : scan_at + 8 + 2 * count]
         if len(header) == 2 * count + 3:
             first, last, approximation = header[-3:]
             if approximation & 15 == 0:
                 missing -= {(component, k) for component in header[:-3:2] for k in range(first, last + 1)}
-        scan_at = data.find(START_OF_SCAN, scan_at + 2)  # escaped where the data of a scan would contain it
     return bool(missing)
 
 
@@ -1648,7 +1888,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         if picture.format in ("JPEG", "MPO"):
             load_reduced(picture)
         else:
-            picture.load()
+            decode(picture, file.size)
             size = picture.size  # Pillow has turned a TIFF upright by now
         palette, (luma_step, chroma_step) = picture.mode in ("P", "PA"), quantisers(picture)
         orientation = orientation_of(picture)
@@ -1657,7 +1897,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         file_digest = digest_of(stream) if by_file else ""
         integrity = Integrity(
             several_scans=jpeg is not None and jpeg.several_scans,
-            data_bytes=len(jpeg.picture_data) if jpeg else file.size,
+            data_bytes=jpeg.data_bytes if jpeg else file.size,
             file_sum=sum_of(stream),
         )
     phash, dhash = perceptual_hashes(seen)
@@ -1695,9 +1935,10 @@ def has_frames(picture: Image.Image) -> bool:
 def load_reduced(picture: Image.Image) -> None:
     """Decode a JPEG at a reduced scale, as YCbCr where it is stored so, which saves a conversion there and back."""
     identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
+    held = picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL if "progressive" in picture.info else 0
     stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
     picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
-    picture.load()
+    decode(picture, held)
 
 
 def quantisers(picture: Image.Image) -> tuple[int, int]:
@@ -1809,12 +2050,12 @@ def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
     side, which alone made small copies differ from their originals by up to 8 levels.
     """
     width, height = picture.size
-    pixels = np.asarray(picture).reshape(height, -1)
-    rows = np.empty((cells, pixels.shape[1]), np.float32)
+    rows = np.empty((cells, width * len(picture.getbands())), np.float32)
     weights = area_weights(height, cells)
     for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
         top, bottom = height * cell // cells, -(-height * (cell + 1) // cells)
-        rows[cell] = weights[cell, top:bottom] @ pixels[top:bottom].astype(np.float32)
+        pixels = np.asarray(picture.crop((0, top, width, bottom))).reshape(bottom - top, -1)
+        rows[cell] = weights[cell, top:bottom] @ pixels.astype(np.float32)
     return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, cells).T
 
 
@@ -1883,7 +2124,7 @@ def seen_picture(file: MediaFile, side: int | None) -> Image.Image:
         picture = opened_picture(stream)
         if side and picture.format in ("JPEG", "MPO"):
             picture.draft("CMYK" if picture.mode == "CMYK" else "RGB", (side, side))
-        picture.load()
+        decode(picture, file.size)
     exchanged, rows, columns = TURNS[orientation_of(picture)]
     upright = in_srgb(picture, side)
     for wanted, turn in (
@@ -2077,11 +2318,19 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
         )
 
 
+MAX_FFMPEG_BYTES = 256 << 20  # of its output: some four million packets, or 100 films of the frames that are asked for
+MAX_FFMPEG_WORDS = 16 << 20  # bytes that it says
+
+
 def run_ffmpeg(*arguments: str) -> tuple[bytes, str]:
-    """What ffmpeg writes to its standard output and what it says. ValueError when there is no ffmpeg."""
+    """What ffmpeg writes to its standard output and what it says, each as far as it is of sensible length.
+
+    OSError when there is no ffmpeg, ValueError when it writes more than that, MemoryError when it wants more than the
+    task may take.
+    """
     ffmpeg = ffmpeg_path()
     if ffmpeg is None:
-        raise ValueError("videos need ffmpeg: python -m pip install imageio-ffmpeg")
+        raise FileNotFoundError(errno.ENOENT, "videos need ffmpeg: python -m pip install imageio-ffmpeg")
     with subprocess.Popen(
         [ffmpeg, "-nostdin", "-hide_banner", *arguments],
         stdin=subprocess.DEVNULL,
@@ -2089,8 +2338,28 @@ def run_ffmpeg(*arguments: str) -> tuple[bytes, str]:
         stderr=subprocess.PIPE,
         preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (the other thread sleeps)
     ) as process:
-        out, said = process.communicate()
-    return out, said.decode("utf-8", "replace")
+        assert process.stdout and process.stderr
+        said: list[bytes] = []
+        listener = threading.Thread(target=read_at_most, args=(process.stderr, MAX_FFMPEG_WORDS, said))
+        listener.start()
+        out = process.stdout.read(MAX_FFMPEG_BYTES + 1)
+        if len(out) > MAX_FFMPEG_BYTES:
+            process.kill()
+        listener.join()
+    words = b"".join(said).decode("utf-8", "replace")
+    if len(out) > MAX_FFMPEG_BYTES:
+        raise ValueError("more packets than a film has")
+    if process.returncode and OUT_OF_MEMORY.search(words):
+        raise MemoryError("not enough memory to decode it")
+    return out, words
+
+
+def read_at_most(stream: IO[bytes], most: int, blocks: list[bytes]) -> None:
+    """Read a stream to its end into blocks; what comes after so many bytes is dropped."""
+    while block := stream.read(READ_BLOCK):
+        if most > 0:
+            blocks.append(block)
+            most -= len(block)
 
 
 def video_input(path: str) -> list[str]:
@@ -2201,7 +2470,8 @@ def packet_ends(table: bytes) -> dict[int, float]:
     """When the last packet of each stream ends, by the number of the stream in ffmpeg's list of packets."""
     bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
     ends: dict[int, float] = defaultdict(float)
-    for stream, begin, lasts in re.findall(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE):
+    for packet in re.finditer(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE):
+        stream, begin, lasts = packet.groups()
         ends[int(stream)] = max(ends[int(stream)], bases[int(stream)] * (int(begin) + int(lasts)))
     return ends
 
@@ -3694,7 +3964,7 @@ def video_fingerprints(
         _, _, new = recalled(scanned.files, cache, notes, VIDEO_WORK)
     plain = [file for file in new if printable(file.path) == file.path]  # others could look like ffmpeg's words
     probed: dict[str, VideoStream] = {}
-    for _, future in pool.map(video_streams, for_one_ffmpeg(plain)):
+    for _, future in pool.map(video_streams, for_one_ffmpeg(plain), again=False):
         probed |= {} if future.exception() else future.result()  # whichever file it was will fail again by itself
     work = replace(VIDEO_WORK, more=lambda file: (probed.get(file.path),))
     return fingerprints_of(scanned.files, cache, work, pool)
@@ -3709,7 +3979,7 @@ def with_ends_noted(
     """The replicas, each doubtful one whose end is easily found noted to be whole."""
     videos = [(each.file, each.fingerprint.seconds) for each in replicas if each.file.path in doubtful]
     proven: set[str] = set()
-    for _, future in pool.map(videos_with_end, for_one_ffmpeg(videos)):
+    for _, future in pool.map(videos_with_end, for_one_ffmpeg(videos), again=False):
         proven |= set() if future.exception() else future.result()
     found = []
     for each in replicas:

@@ -41,6 +41,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -1640,6 +1641,86 @@ def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path: Path, capsys: p
     assert unreadable(tmp_path, capsys) == {"bomb.png": "more than 178 megapixels"}
 
 
+def test_what_is_made_to_cost_time_or_memory_is_refused_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in (".png", ".jpg"):
+        save(Image.new("L", (8, 8)), tmp_path / f"small{suffix}")
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    screen = b"GIF89a" + struct.pack("<HHBBB", 65535, 2700, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    (tmp_path / "empty.gif").write_bytes(screen + frame + b";")
+    png = (tmp_path / "small.png").read_bytes()
+    monkeypatch.setattr(idem, "MAX_JPEG_BYTES", 50_000_000)
+    sparse = {  # their size, and what they start with
+        "long.png": (5 << 30, png[:33]),
+        "metadata.png": (1000, png[:33] + struct.pack(">I", 1 << 29) + b"tEXt"),
+        "long.jpg": (60_000_000, (tmp_path / "small.jpg").read_bytes()[:-2]),
+        "junk.jpg": (30_000_000, b"\xff\xd8"),
+    }
+    for name, (size, start) in sparse.items():
+        (tmp_path / name).write_bytes(start)
+        os.truncate(tmp_path / name, size)
+    (tmp_path / "pieces.jpg").write_bytes(b"\xff\xd8" + b"\xff\xe1\0\x02" * 70_000)
+    (tmp_path / "pieces.png").write_bytes(png[:33] + b"\0\0\0\0IDAT5\xaf\x06\x1e" * 1_100_000)
+    several = save(photo(), tmp_path / "scans.jpg", progressive=True)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" + bytes(4)
+    several.write_bytes(several.read_bytes()[:-2] + 600 * scan + b"\xff\xd9")
+    reasons = {
+        "empty.gif": "35 B are too few for the 176 megapixels that it claims",
+        "long.png": "5.4 GB are too many for one picture",
+        "metadata.png": "damaged: 536.9 MB of metadata in a PNG",
+        "long.jpg": "60.0 MB are too many for a JPEG",
+        "junk.jpg": "truncated: a JPEG without picture data",
+        "pieces.jpg": "damaged: a JPEG in too many pieces",
+        "pieces.png": "damaged: a PNG in too many pieces",
+        "scans.jpg": "more than 500 scans in a JPEG",
+    }
+    for name, reason in reasons.items():
+        path = tmp_path / name
+        lasting = name != "long.png"  # which would take long to read
+        assert idem.fingerprint_image(media_file(path)) == idem.Problem(str(path), reason, lasting)
+
+
+def test_a_blank_page_is_not_taken_for_a_bomb(tmp_path: Path) -> None:
+    blank = save(Image.new("1", (4960, 7016), 1), tmp_path / "blank.tif", compression="group4")
+    assert blank.stat().st_size < 4960 * 7016 / 10_000
+    assert fingerprint(blank).width == 4960
+
+
+def test_a_file_that_several_scans_and_junk_lengthen_is_still_read(tmp_path: Path) -> None:
+    plain = save(photo(), tmp_path / "plain.jpg", progressive=True)
+    content = plain.read_bytes()
+    trailer = b"\xff\xda" * 1000  # a film after the picture contains such bytes by chance
+    (tmp_path / "trailer.jpg").write_bytes(content + trailer)
+    (tmp_path / "fill.jpg").write_bytes(content[:2] + b"\xff" * 100 + bytes(100) + content[2:])
+    assert {fingerprint(path).signature for path in tmp_path.iterdir()} == {fingerprint(plain).signature}
+
+
+def test_only_a_problem_of_the_bytes_themselves_is_lasting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = save(photo(), tmp_path / "a.png").read_bytes()
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(content[:-50])
+    seen = media_file(cut)
+    problems = {"cut": idem.fingerprint_image(seen)}
+    os.utime(cut, ns=(1, 1))
+    problems["changed"] = idem.fingerprint_image(seen)
+    cut.unlink()
+    problems["gone"] = idem.fingerprint_image(seen)
+
+    def failing(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(idem, "check_png", failing)
+    problems["unreadable"] = idem.fingerprint_image(media_file(tmp_path / "a.png"))
+    reasons = {name: (each.reason, each.lasting) for name, each in problems.items() if isinstance(each, idem.Problem)}
+    assert reasons == {
+        "cut": ("truncated: a PNG without its end", True),
+        "changed": ("changed while it was scanned", False),
+        "gone": ("No such file or directory", False),
+        "unreadable": ("Input/output error", False),
+    }
+
+
 def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     panorama = photo(3, (12_000, 8_000))  # 96 megapixels: above Pillow's warning, below its error
     save(panorama, tmp_path / "panorama.jpg", quality=60)
@@ -1982,7 +2063,7 @@ def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended(
     fake.write_text("#!/bin/sh\n" + FAKE_FFMPEG[kind].format(log=log))
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(fake.parent) + os.pathsep + os.environ["PATH"])
-    monkeypatch.setattr(idem, "TASK_TIMEOUT", 2)
+    monkeypatch.setattr(idem, "TASK_TIMEOUT", 1)
     idem.ffmpeg_path.cache_clear()
     found = report(library, "--video", capsys=capsys)
     idem.ffmpeg_path.cache_clear()
@@ -1990,7 +2071,7 @@ def test_an_ffmpeg_that_misbehaves_costs_its_video_and_is_ended(
     assert (
         found["unreadable"][0]["reason"]
         == {
-            "hangs": "it took more than 2 s",
+            "hangs": "it took more than 1 s",
             "prints nothing": "ffmpeg says nothing",
             "dies": "ffmpeg says nothing",
             "prints rubbish": "Input",
@@ -2070,6 +2151,26 @@ def test_videos_are_fingerprinted_once_and_shown_after_the_images(
     assert report(tmp_path, capsys=capsys)["totals"]["files"] == 2
 
 
+@ON_LINUX
+def test_an_ffmpeg_that_writes_or_wants_too_much_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "ffmpeg"
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: str(fake))
+    monkeypatch.setattr(idem, "MAX_FFMPEG_BYTES", 1 << 20)
+    monkeypatch.setattr(idem, "MAX_FFMPEG_WORDS", 1 << 20)
+
+    def run(script: str) -> tuple[bytes, str]:
+        fake.write_text(f"#!/bin/sh\n{script}")
+        fake.chmod(0o755)
+        return idem.run_ffmpeg()
+
+    with pytest.raises(ValueError, match="more packets than a film has"):
+        run("exec yes")
+    out, said = run("head -c 3000000 /dev/zero >&2; echo out")
+    assert (out, 0 < len(said) <= 2 << 20) == (b"out\n", True)
+    with pytest.raises(MemoryError):
+        run("echo a.mp4: Cannot allocate memory >&2; exit 1")
+
+
 # ── checksums ──
 
 
@@ -2107,12 +2208,124 @@ def done_in(pool: idem.Pool, *task: Any, **options: Any) -> dict[Any, Any]:
         return {task: future.exception() or future.result() for task, future in pool.map(*task, **options)}
 
 
+def lost_or(result: Any) -> Any:
+    """What is said of a lost task and whether that is lasting; else its result."""
+    return (str(result), result.lasting) if isinstance(result, idem.TaskLost) else result
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSEGV to send")
 def test_a_task_that_crashes_its_process_is_lost_alone() -> None:
     results = done_in(idem.Pool(2), crash_on_odd, range(10))
-    assert {n: str(each) for n, each in results.items()} == {
-        n: "the decoder crashed (SIGSEGV)" if n % 2 else str(n) for n in range(10)
+    assert {n: lost_or(each) for n, each in results.items()} == {
+        n: ("the decoder crashed (SIGSEGV)", True) if n % 2 else n for n in range(10)
     }
+
+
+def killed_the_first_time(folder: str) -> str:
+    """How many tasks were at work beside this one, each of which has a file; killed unless it was before."""
+    others = len(os.listdir(folder))
+    if "first" not in os.listdir(folder):
+        Path(folder, "first").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"{others - 1} others"
+
+
+def note_while_at_work(folder: str, name: str) -> str:
+    Path(folder, name).touch()
+    time.sleep(0.1)
+    Path(folder, name).unlink()
+    return name
+
+
+def finished(pool: idem.Pool, *tasks: tuple[Any, ...]) -> list[Any]:
+    """What becomes of these tasks."""
+    with closing(pool):
+        futures = [pool.submit(*task) for task in tasks]
+        while not all(future.done() for future in futures):
+            pool.step()
+        return [lost_or(future.exception() or future.result()) for future in futures]
+
+
+@ON_LINUX
+def test_a_task_whose_process_is_killed_is_tried_again_with_nothing_else_at_work(tmp_path: Path) -> None:
+    others = [(note_while_at_work, str(tmp_path), f"other {n}") for n in range(4)]
+    tasks = [(killed_the_first_time, str(tmp_path)), *others, (os.kill, 0, signal.SIGKILL)]
+    names = [name for _, _, name in others]
+    assert finished(idem.Pool(2), *tasks) == ["0 others", *names, ("the decoder crashed (SIGKILL)", False)]
+
+
+def take_memory(size: int) -> int:
+    return len(bytes(size))
+
+
+@ON_LINUX
+def test_a_task_for_which_memory_is_short_is_tried_again_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idem, "available_memory", lambda: 800 << 20)
+    pool = idem.Pool(2)
+    share = pool.memory // 2
+    sizes = [share // 2, share * 3 // 2, share // 3, 3 * share]
+    results = finished(pool, *((take_memory, size) for size in sizes))
+    assert results == [*sizes[:3], ("not enough memory to decode it", False)]
+
+
+def test_fewer_workers_are_started_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idem, "available_memory", lambda: 1 << 30)
+    assert (idem.Pool(8).jobs, idem.Pool(1).jobs) == (2, 1)
+    monkeypatch.setattr(idem, "available_memory", lambda: 0)
+    assert idem.Pool(8).jobs == 1
+
+
+def test_the_limit_of_a_control_group_counts_as_the_memory_there_is(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n",
+        "proc/self/cgroup": "4:memory:/old\n0::/pod/box\n",
+        "sys/fs/cgroup/pod/memory.max": "5000000\n",
+        "sys/fs/cgroup/pod/memory.current": "3000000\n",
+        "sys/fs/cgroup/pod/memory.stat": "anon 1000000\ninactive_file 400000\n",
+        "sys/fs/cgroup/pod/box/memory.max": "max\n",
+        "sys/fs/cgroup/pod/box/memory.current": "1000000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert idem.available_memory(str(tmp_path)) == 2_400_000
+    (tmp_path / "sys/fs/cgroup/pod/memory.max").unlink()
+    assert idem.available_memory(str(tmp_path)) == 8000 * 1024
+
+
+@ON_LINUX
+def test_a_picture_for_which_memory_is_short_is_named_and_not_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(Image.linear_gradient("L").resize((5000, 5000)), tmp_path / "large.png", compress_level=1)
+    save(photo(), tmp_path / "small.png")
+    monkeypatch.setattr(idem, "available_memory", lambda: 200_000_000)
+    reason = "decoding it takes 250.6 MB of memory, and 140.0 MB are free"
+    found = unreadable(tmp_path, capsys)
+    size = (tmp_path / "large.png").stat().st_size
+    assert found == {"large.png": reason.replace("250.6 MB", idem.readable_size(250_000_000 + size))}
+    with pytest.raises(MemoryError), idem.limited_memory(1 << 20):
+        idem.fingerprint_image(media_file(tmp_path / "small.png"))
+
+
+def test_an_answer_is_never_taken_for_that_of_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [errno.EMFILE]
+
+    def failing(*arguments: Any) -> Any:
+        if failures:
+            raise OSError(failures.pop(), "out of descriptors")
+        return wait(*arguments)
+
+    with closing(idem.Pool(1)) as pool:
+        monkeypatch.setattr(idem, "wait", failing)
+        assert {n: future.result() for n, future in pool.map(abs, range(5))} == {n: n for n in range(5)}
+        given_up = pool.submit(time.sleep, 0.2)
+        pool.hand_out()
+        pool.workers[0].tasks.clear()  # nobody waits for it any more, and its worker answers late
+        following = pool.submit(abs, -7)
+        while not following.done():
+            pool.step()
+        assert (given_up.done(), following.result()) == (False, 7)
 
 
 def test_a_worker_that_dies_while_idle_costs_no_task() -> None:
@@ -2126,9 +2339,9 @@ def test_a_worker_that_dies_while_idle_costs_no_task() -> None:
 
 
 def test_a_task_that_hangs_is_lost_alone() -> None:
-    results = done_in(idem.Pool(2), hang_on_three, range(8), seconds=lambda number: 1)
-    assert {n: str(each) for n, each in results.items()} == {
-        n: "it took more than 1 s" if n == 3 else str(n) for n in range(8)
+    results = done_in(idem.Pool(2), hang_on_three, range(8), seconds=lambda number: 0.6)
+    assert {n: lost_or(each) for n, each in results.items()} == {
+        n: ("it took more than 1 s", True) if n == 3 else n for n in range(8)
     }
 
 
@@ -6760,15 +6973,14 @@ def worker_of(pool: idem.Pool) -> idem.Worker:
 
 
 @ON_LINUX
-def test_a_worker_that_dies_over_a_picture_loses_only_that(gallery: Served) -> None:
+def test_a_worker_that_is_killed_over_a_picture_loses_nothing(gallery: Served) -> None:
     files = {name: media_file(gallery.library / "a" / name) for name in ("noise.jpg", "turned.jpg", "hole.png")}
     with closing(idem.Pool(1, threaded=True)) as pool:
         lost = pool.submit(idem.preview_of, files["noise.jpg"])
         worker = worker_of(pool).process
         others = [pool.submit(idem.thumbnail_of, files[name], priority=1) for name in list(files)[1:]]
         os.kill(worker.pid or 0, signal.SIGKILL)
-        assert str(lost.exception(30)) == "the decoder crashed (SIGKILL)"
-        assert [type(other.result(30)) for other in others] == [idem.Rendering] * 2
+        assert [type(each.result(30)) for each in (lost, *others)] == [idem.Rendering] * 3
         assert pool.workers[0].process.pid != worker.pid
 
 
