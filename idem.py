@@ -3883,6 +3883,7 @@ class JournalLine:
             line = JournalLine(**values)
             numbers = [value for value in values.values() if isinstance(value, int)]
             is_whole = line.as_json().strip() == raw.strip() and all(abs(each) < MAX_NUMBER for each in numbers)
+            is_whole &= len(raw) <= MAX_LINE
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None
         types = all(type(values[each.name]) is type(each.default) for each in fields(JournalLine))
@@ -3946,7 +3947,7 @@ class Journal:
         try:
             check_folder(os.path.dirname(self.path), self.root)
             raw = JournalLine(self.line + 1, self.batch, event, **values).as_json()
-            if len(raw) > MAX_LINE or not JournalLine.from_json(raw):
+            if not JournalLine.from_json(raw):
                 raise ValueError("a number or a path is too long")
             with opened_for_lines(self.path) as stream:
                 stream.write(raw)
@@ -4406,7 +4407,7 @@ def remove_copy(source: str, target: str, line: JournalLine, root: str) -> None:
 def inside(path: str, root: str) -> str:
     """The path that a journal names, absolute. ValueError unless it is one of a photo, video or companion."""
     parts = path.split("/")
-    is_relative = not ({"", ".", ".."} & set(parts) or (os.name == "nt" and re.search(r"[\\:]", path)))
+    is_relative = not ({"", ".", ".."} & set(parts) or re.search(r"[\0\\:]" if os.name == "nt" else "\0", path))
     if not is_relative or folded(parts[0]) == folded(CACHE_FOLDER):
         raise ValueError(f"{printable(path)} is not in the library")
     if suffix_of(path).lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES | SIDECARS:
@@ -4451,7 +4452,7 @@ def unlisted_in_trash(root: str) -> tuple[list[str], list[Problem]]:
                 found.append(path)
             except ValueError as error:
                 problems.append(Problem(path, f"not put back: {error}"))
-    return sorted(found), problems
+    return sorted(found), sorted(problems, key=lambda problem: problem.path)
 
 
 def place_of(path: str, root: str) -> str:
