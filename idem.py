@@ -3619,18 +3619,15 @@ def stands_for(folder: str, root: str) -> str:
 
 def made_folder(name: str, above: int, like: str) -> int:
     """Make a folder, open to nobody to whom the folder `like` is not, if there is that one; its descriptor."""
-    try:
+    os.mkdir(name, 0o700 if os.path.lexists(like) else 0o777, dir_fd=above)
+    folder = os.open(name, FOLDER_FLAGS, dir_fd=above)
+    with suppress(OSError):  # it stays its owner's alone where the model cannot be opened
         model = os.open(like, FOLDER_FLAGS)
-    except OSError:  # nothing to go by
-        os.mkdir(name, dir_fd=above)
-        return os.open(name, FOLDER_FLAGS, dir_fd=above)
-    try:
-        os.mkdir(name, 0o700, dir_fd=above)
-        folder = os.open(name, FOLDER_FLAGS, dir_fd=above)
-        copy_access(model, folder)
-        return folder
-    finally:
-        os.close(model)
+        try:
+            copy_access(model, folder)
+        finally:
+            os.close(model)
+    return folder
 
 
 def copy_status(source: int, copy: int) -> None:
@@ -4224,6 +4221,7 @@ def still_moved(moves: Iterable[Moved]) -> tuple[Moved, ...]:
 
 UNDO_CLOCK = 2_000_000_000  # ns by which a file system may round the time of a file that is moved to it
 KILLED = "left by a run that was killed"
+MOST_DAMAGES = 100  # places that are named one by one: a crafted journal may have millions
 
 
 @dataclass(slots=True)
@@ -4288,7 +4286,7 @@ class Record:
         before = JournalLine(batch=1)
         for line in journal_lines(self.path):
             if line.line != before.line + 1:
-                self.damages.append(Damage.between(before, line))
+                self.note(Damage.between(before, line))
             if line.event == "undone":
                 self.batches.pop(line.batch, None)
                 self.undone.add(line.batch)
@@ -4299,11 +4297,20 @@ class Record:
                 self.batches.setdefault(line.batch, BatchRecord()).add(line)
             before = line
         if end_of_journal(self.path)[1] > before.line:
-            self.damages.append(Damage.between(before, None))
+            self.note(Damage.between(before, None))
+
+    def note(self, damage: Damage) -> None:
+        """Keep the damage, as one with the last one when there are too many."""
+        if len(self.damages) == MOST_DAMAGES:
+            other = self.damages.pop()
+            first, last = min(other.first, damage.first), max(other.last, damage.last)
+            damage = Damage("it is damaged in many more places", first, last)
+        self.damages.append(damage)
 
     def last_batch(self) -> int:
         """The last batch of which something is to be put back, or may be; 0 when there is none."""
-        return max((each for each, batch in self.batches.items() if batch.moves or self.damage(each)), default=0)
+        newest_first = sorted(self.batches, reverse=True)
+        return next((each for each in newest_first if self.batches[each].moves or self.damage(each)), 0)
 
     def damage(self, batch: int = 0) -> tuple[Problem, ...]:
         """What cannot be read about this batch, or about any that is not undone."""
@@ -4444,14 +4451,13 @@ def unlisted_in_trash(root: str) -> tuple[list[str], list[Problem]]:
         return [], [Problem(trash, "not looked into: it is a link")]
     for folder, _, names in os.walk(trash, onerror=unreadable):
         for path in (os.path.join(folder, name) for name in names):
-            is_file = stat.S_ISREG(os.lstat(path).st_mode)
-            if not is_file or relative(path, root).replace(os.sep, "/") in listed:
-                continue
             try:
-                place_of(path, root)
-                found.append(path)
-            except ValueError as error:
-                problems.append(Problem(path, f"not put back: {error}"))
+                is_file = stat.S_ISREG(os.lstat(path).st_mode)
+                if is_file and relative(path, root).replace(os.sep, "/") not in listed:
+                    place_of(path, root)
+                    found.append(path)
+            except (OSError, ValueError) as error:
+                problems.append(Problem(path, f"not put back: {reason_of(error)}"))
     return sorted(found), sorted(problems, key=lambda problem: problem.path)
 
 

@@ -3553,6 +3553,16 @@ def test_a_journal_that_is_no_plain_file_is_refused_in_one_line(
     assert written(tmp_path) == {f"{TRASH}/IMG_1.jpg": "photo", "other": ""}
 
 
+def test_a_journal_with_a_fault_in_every_line_is_named_in_a_hundred_lines(tmp_path: Path) -> None:
+    made(tmp_path, {"beach.jpg": "photo"})
+    (tmp_path / "__databases").mkdir()
+    raws = [idem.JournalLine(number * 2, number, "begin").as_json() for number in range(1, 301)]
+    (tmp_path / "__databases" / idem.JOURNAL_FILE).write_bytes(b"".join(raws))
+    reasons = [each.reason for each in idem.undo(str(tmp_path)).refused]
+    assert reasons == ["it is damaged in many more places: what it said there cannot be put back"]
+    assert len(idem.Record(str(tmp_path)).damages) == idem.MOST_DAMAGES
+
+
 def test_a_copy_in_the_trash_stays_when_its_original_goes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -3645,6 +3655,17 @@ def test_where_a_drive_was_unplugged_no_folder_is_made(tmp_path: Path) -> None:
 
 
 # ── SAFETY row 50 ──
+
+
+@ON_LINUX
+def test_a_private_folder_is_private_in_the_trash(tmp_path: Path) -> None:
+    made(tmp_path, {"beach.jpg": "photo", "private/lake/IMG_1.jpg": "photo"})
+    tmp_path.chmod(0o750)
+    (tmp_path / "private").chmod(0o700)
+    (tmp_path / "private" / "lake").chmod(0o775)
+    acted(tmp_path, decision_of(tmp_path, "beach.jpg", "private/lake/IMG_1.jpg"))
+    modes = {name: oct((tmp_path / TRASH / name).stat().st_mode & 0o777) for name in ("", "private", "private/lake")}
+    assert modes == {"": "0o750", "private": "0o700", "private/lake": "0o775"}
 
 
 def access(path: Path) -> tuple[int, int, str]:
