@@ -3927,7 +3927,7 @@ def test_moves_in_a_folder_of_a_library_in_use_wait_for_that(
 
 @pytest.mark.parametrize("fault", ["not written", "not saved"])
 def test_an_undo_whose_journal_fails_at_any_line_can_be_repeated(
-    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch, without_sync: None
 ) -> None:
     library = library_of_ten_moves(tmp_path)
     before = contents(library)
@@ -4047,7 +4047,7 @@ def test_undo_finds_a_file_whose_time_was_rounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", [range(start, start + 8) for start in range(0, 32, 8)], ids=lambda seeds: seeds[0])
 def test_nothing_is_ever_lost_with_faults_at_random(
-    tmp_path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch, without_sync: None
 ) -> None:
     for seed in seeds:
         library = random_library(tmp_path / str(seed), random.Random(seed))
