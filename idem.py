@@ -4153,6 +4153,7 @@ class Moved:
 
     before: MediaFile
     after: MediaFile
+    number: int = field(default=0, compare=False)  # of its line in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -4185,12 +4186,12 @@ class Outcome:
 # ── checks ──
 
 
-def check_still(file: MediaFile) -> None:
-    """ValueError or OSError unless the file is the very one that was scanned, untouched since.
+def check_still(file: MediaFile, entry: Entry | None = None) -> None:
+    """ValueError or OSError unless the file, found by its path or this entry, is the very one that was scanned.
 
     The time of the last change of status tells even of an edit that restored size and time of modification.
     """
-    now = as_it_is(file.path)
+    now = entry.file() if entry else as_it_is(file.path)
     if os.name == "nt":
         now = replace(now, ctime_ns=file.ctime_ns)  # there it is the time of creation
     if now != file:
@@ -4213,14 +4214,17 @@ def check_folder(folder: str, root: str) -> None:
         raise ValueError(f"{printable(folder)} is a link or outside the library")
 
 
-def is_same_file(path: str, file: MediaFile) -> bool:
-    """Whether this file is at this path now. A rename changes its path and the time of its last change of status."""
-    return replace(as_it_is(path), path=file.path, ctime_ns=file.ctime_ns) == file
+def is_same_file(entry: Entry, file: MediaFile) -> bool:
+    """Whether this file is there now. A rename changes its path and the time of its last change of status."""
+    try:
+        return replace(entry.file(), path=file.path, ctime_ns=file.ctime_ns) == file
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def seen_again(file: MediaFile) -> MediaFile:
     """The file after it was moved and put back, which changed its status. ValueError if it is another one."""
-    if not is_same_file(file.path, file):
+    if not is_same_file(Entry(file.path), file):
         raise ValueError("it has changed since it was scanned")
     return as_it_is(file.path)
 
@@ -4243,164 +4247,352 @@ def check_decision(decision: Decision, root: str) -> None:
         raise ValueError("a keeper keeps its own file extension")
 
 
+# ── names in opened folders ──
+
+# A folder on the way can become a link, or be exchanged, between a check and a move: what is opened stays what it is.
+HAS_FOLDER_DESCRIPTORS = hasattr(os, "O_DIRECTORY") and hasattr(os, "O_NOFOLLOW") and os.rename in os.supports_dir_fd
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW
+COPYFILE_METADATA = 7  # of fcopyfile(3): access list, status and extended attributes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file's name in an opened folder, or only its path where the system cannot name files so."""
+
+    path: str
+    folder: int | None = None  # descriptor
+
+    @property
+    def name(self) -> str:
+        """What the system's calls get, together with the folder."""
+        return self.path if self.folder is None else os.path.basename(self.path)
+
+    def beside(self, name: str) -> Entry:
+        """Another name in this folder."""
+        return Entry(os.path.join(os.path.dirname(self.path), name), self.folder)
+
+    def file(self) -> MediaFile:
+        """The file that is there now. OSError when there is none; ValueError when it is not a regular file."""
+        status = os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        return media_file(self.path, status)
+
+    def opened(self, mode: str) -> BinaryIO:
+        """The file, opened through no link. A new one can be read by its owner alone."""
+
+        def opener(_path: str, flags: int) -> int:
+            return os.open(self.name, flags | NO_FOLLOW, 0o600, dir_fd=self.folder)
+
+        return cast(BinaryIO, open(self.path, mode, opener=opener))
+
+    def unlink(self) -> None:
+        os.unlink(self.name, dir_fd=self.folder)
+
+
+@contextmanager
+def opened_entries(root: str, *paths: str, make: bool = False) -> Iterator[list[Entry]]:
+    """Names of files in their folders, which are opened one by one from the library on, through no link.
+
+    With `make` the last one's folder is made if it is missing, but only after those of the others were found: where a
+    drive was unplugged, nothing is made in its place. ValueError or OSError when one cannot be opened.
+    """
+    for path in paths:
+        if os.path.normpath(path) != path or not is_inside(path, root):
+            raise ValueError(f"{printable(path)} is not in the library")
+    with ExitStack() as opened:
+        library = None
+        if HAS_FOLDER_DESCRIPTORS:
+            library = os.open(root, FOLDER_FLAGS)
+            opened.callback(os.close, library)
+        entries = []
+        for number, path in enumerate(paths, 1):
+            folder = opened_folder(os.path.dirname(path), root, library, make=make and number == len(paths))
+            if folder is not None:
+                opened.callback(os.close, folder)
+            entries.append(Entry(path, folder))
+        yield entries
+
+
+def opened_folder(folder: str, root: str, library: int | None, *, make: bool) -> int | None:
+    """A folder's descriptor, found by way of that of the library; None where the system has no such descriptors."""
+    names = list(filter(None, relative(folder, root).split(os.sep)))
+    if library is None:
+        check_folder(folder, root)
+        for depth in range(1, len(names) + 1) if make else ():
+            with suppress(FileExistsError):
+                os.mkdir(os.path.join(root, *names[:depth]))
+        return None
+    here, path = os.dup(library), root
+    for name in names:
+        path, above = os.path.join(path, name), here
+        try:
+            try:
+                here = os.open(name, FOLDER_FLAGS, dir_fd=above)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                here = made_folder(name, above, stands_for(path, root))
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise ValueError(f"{printable(path)} is a link or no folder") from None
+            raise
+        finally:
+            os.close(above)
+    return here
+
+
+def stands_for(folder: str, root: str) -> str:
+    """The folder of the library that one in the trash stands for, and the other way round."""
+    trash = os.path.join(root, TRASH_FOLDER)
+    below = relative(folder, trash)
+    return os.path.join(trash, relative(folder, root)) if below == folder else os.path.join(root, below).rstrip(os.sep)
+
+
+def made_folder(name: str, above: int, like: str) -> int:
+    """Make a folder, open to nobody to whom the folder `like` is not, if there is that one; its descriptor."""
+    os.mkdir(name, 0o700 if os.path.lexists(like) else 0o777, dir_fd=above)
+    folder = os.open(name, FOLDER_FLAGS, dir_fd=above)
+    with suppress(OSError):  # it stays its owner's alone where the model cannot be opened
+        model = os.open(like, FOLDER_FLAGS)
+        try:
+            copy_access(model, folder)
+        finally:
+            os.close(model)
+    return folder
+
+
+def copy_status(source: int, copy: int) -> None:
+    """Give a copy its source's owner, group, mode, times and extended attributes, as far as the system lets.
+
+    Both are descriptors.
+    """
+    if sys.platform == "darwin":
+        LIBC.fcopyfile(source, copy, None, COPYFILE_METADATA)
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            for name in os.listxattr(source):
+                with suppress(OSError):
+                    os.setxattr(copy, name, os.getxattr(source, name))
+    copy_access(source, copy)
+    times = os.fstat(source)
+    with suppress(OSError):
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def copy_access(source: int, copy: int) -> None:
+    """Give a copy its source's owner, group and mode, as far as the system lets.
+
+    Where the group cannot be kept, the other one gets no more than everybody had.
+    """
+    status = os.fstat(source)
+    for owner in (status.st_uid, -1):  # only root gives files away
+        with suppress(OSError):
+            os.fchown(copy, owner, status.st_gid)
+            break
+    mode, now = stat.S_IMODE(status.st_mode), os.fstat(copy)
+    if now.st_uid != status.st_uid:
+        mode &= 0o777
+    if now.st_gid != status.st_gid:
+        mode &= 0o707 | (mode & 0o007) << 3
+    with suppress(OSError):
+        os.fchmod(copy, mode)
+
+
 # ── one move: never replaces, never loses ──
 
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
 NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of renameat2(2)
-RENAME_EXCL = 4  # of renamex_np(2)
+AT_FDCWD = -2 if sys.platform == "darwin" else -100  # in place of a folder: the name is a path
+RENAME_NOREPLACE = 1  # of renameat2(2)
+RENAME_EXCL = 4  # of renameatx_np(2)
 SCRATCH_NAME = re.compile(r"\.idem-\d+-\d+")  # process and time
 
 
-def rename_without_replacing(source: str, target: str) -> None:
+def rename_without_replacing(source: Entry, target: Entry) -> None:
     """Rename a file. FileExistsError if there is anything at the target, even if it has only just appeared.
 
     By the system's own call for that where it has one; else by a second link, where the file system has those;
     else over an empty file that has just been made for it.
     """
+    folders = {"src_dir_fd": source.folder, "dst_dir_fd": target.folder}
     if os.name == "nt" or differs_in_case_only(source, target):
-        os.rename(source, target)  # Windows never replaces
+        os.rename(source.name, target.name, **folders)  # Windows never replaces
         return
     if system_rename(source, target):
         return
     try:
-        os.link(source, target, follow_symlinks=False)
+        os.link(source.name, target.name, **folders, follow_symlinks=False)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
     else:
-        os.unlink(source)
+        source.unlink()
         return
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    target.opened("xb").close()
     try:
-        os.rename(source, target)
+        os.rename(source.name, target.name, **folders)
     except OSError:
-        os.unlink(target)
+        target.unlink()
         raise
 
 
-def differs_in_case_only(source: str, target: str) -> bool:
+def differs_in_case_only(source: Entry, target: Entry) -> bool:
     """Whether both are names of one file, on a file system that does not tell capitals from small letters."""
-    if source == target or source.casefold() != target.casefold() or not os.path.lexists(target):
+    if source.path == target.path or source.path.casefold() != target.path.casefold():
         return False
-    one, other = os.lstat(source), os.lstat(target)  # not following links; a second hard link is another name
+    try:  # not following links; a second hard link is another name
+        one, other = (os.stat(each.name, dir_fd=each.folder, follow_symlinks=False) for each in (source, target))
+    except FileNotFoundError:
+        return False
     return os.path.samestat(one, other) and one.st_nlink == 1
 
 
-def system_rename(source: str, target: str) -> bool:
+def system_rename(source: Entry, target: Entry) -> bool:
     """Rename by the system's call that does not replace; False where it or the file system has none."""
-    one, other = os.fsencode(source), os.fsencode(target)
-    if sys.platform == "darwin" and hasattr(LIBC, "renamex_np"):
-        failed = LIBC.renamex_np(one, other, RENAME_EXCL)
-    elif sys.platform == "linux" and hasattr(LIBC, "renameat2"):
-        failed = LIBC.renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_NOREPLACE)
-    else:
+    call = {"linux": "renameat2", "darwin": "renameatx_np"}.get(sys.platform, "")
+    if not call or not hasattr(LIBC, call):
         return False
-    if not failed:
+    flag = RENAME_NOREPLACE if sys.platform == "linux" else RENAME_EXCL
+    names = [(AT_FDCWD if each.folder is None else each.folder, os.fsencode(each.name)) for each in (source, target)]
+    if not getattr(LIBC, call)(*names[0], *names[1], flag):
         return True
     number = ctypes.get_errno()
     if number in NO_SUCH_CALL:
         return False
-    raise OSError(number, os.strerror(number), source, None, target)
+    raise OSError(number, os.strerror(number), source.path, None, target.path)
 
 
-def move(file: MediaFile, target: str, scratch: str, note_copy: Callable[[], None]) -> MediaFile:
-    """Move the file, unchanged since it was seen, to a path where nothing is; the file as it is there.
+def move(file: MediaFile, path: str, root: str, scratch: str) -> MediaFile:
+    """Move the file, unchanged since it was seen, to a path of the library where nothing is; the file as it is there.
 
-    On another file system it is copied, see `copy_across`. FileExistsError when there is something at the target;
-    OSError or ValueError when it cannot be moved. Then it is still here, or the text says where it is.
+    A folder of the path that is missing is made. On another file system it is copied, see `copy_across`.
+    FileExistsError when there is something at the path; OSError or ValueError when it cannot be moved. Then it is
+    still here, or the text says where it is.
     """
-    check_still(file)
-    try:
-        rename_without_replacing(file.path, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        copy_across(file, target, scratch, note_copy)
-    else:
-        if not is_same_file(target, file):
-            put_back(target, file.path)
-            raise ValueError("it was exchanged while it was moved")
-    save_folder(os.path.dirname(target))
-    return as_it_is(target)
+    with opened_entries(root, file.path, path, make=True) as (source, target):
+        check_still(file, source)
+        try:
+            rename_without_replacing(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            copy_across(file, source, target, root, scratch)
+        else:
+            try:
+                if not is_same_file(target, file):
+                    raise ValueError("it was exchanged while it was moved")
+                check_reached(target, root)
+            except ValueError:
+                rename_back(target, source)
+                raise
+        save_folder(target)
+        return target.file()
 
 
-def put_back(now: str, before: str) -> None:
+def check_reached(entry: Entry, root: str) -> None:
+    """ValueError unless the path of the entry leads there, in the library: an opened folder may have been moved."""
+    check_folder(os.path.dirname(entry.path), root)
+    if not is_same_file(Entry(entry.path), entry.file()):
+        raise ValueError("its new folder was exchanged while it was moved")
+
+
+def rename_back(now: Entry, before: Entry) -> None:
     """Give a file its old name back. ValueError that says where it is when that cannot be."""
     try:
         rename_without_replacing(now, before)
     except OSError as error:
-        raise ValueError(f"it is {printable(now)} now: {reason_of(error)}") from None
+        raise ValueError(f"it is {printable(now.path)} now: {reason_of(error)}") from None
 
 
-def copy_across(file: MediaFile, target: str, scratch: str, note_copy: Callable[[], None]) -> None:
-    """Copy the file with its times, compare the copy with it, and only then take the file away here.
+def copy_across(file: MediaFile, source: Entry, target: Entry, root: str, scratch: str) -> None:
+    """Copy the file with all its status, compare the copy with it, and only then take the file away here.
 
-    `note_copy` is called before there are two of it. On errors, those of `move`, the copy goes and the file stays;
-    both stay if the file was edited meanwhile.
+    On errors, those of `move`, the copy goes and the file stays; both stay if the file was edited meanwhile.
     """
-    part = os.path.join(os.path.dirname(target), f"{scratch}.part")  # the copy while it grows
-    aside = os.path.join(os.path.dirname(file.path), f"{scratch}.aside")  # the file, looked at again before it goes
+    part = target.beside(f"{scratch}.part")  # the copy while it grows
+    growing = part.opened("x+b")
     try:
-        shutil.copyfile(file.path, part)
-        with open(part, "rb+") as copy:
+        with growing as copy, source.opened("rb") as original:
+            shutil.copyfileobj(original, copy, READ_BLOCK)
+            copy.flush()
             os.fsync(copy.fileno())
-        shutil.copystat(file.path, part)
-        if not is_same_content(file.path, part):
-            raise ValueError("the copy on the other file system came out wrong")
-        check_still(file)
-        note_copy()
+            if digest_of(original) != digest_of(copy):
+                raise ValueError("the copy on the other file system came out wrong")
+            if HAS_FOLDER_DESCRIPTORS:
+                copy_status(original.fileno(), copy.fileno())
+        if not HAS_FOLDER_DESCRIPTORS:
+            shutil.copystat(source.path, part.path)
+        check_still(file, source)
         rename_without_replacing(part, target)
-    except (OSError, ValueError, IdemError):
+    except (OSError, ValueError):
         with suppress(OSError):
-            os.unlink(part)
+            part.unlink()
         raise
-    save_folder(os.path.dirname(target))
+    copied = target.file()
+    save_folder(target)
     try:
-        rename_without_replacing(file.path, aside)
-        if not is_same_file(aside, file):
-            put_back(aside, file.path)
-            raise ValueError(f"it was edited while it was moved; what it was before is in {printable(target)}")
-        os.unlink(aside)
+        check_reached(target, root)
+        if not remove(source, file, (target, copied), scratch):
+            raise ValueError(f"it was edited while it was moved; what it was before is in {printable(target.path)}")
     except FileNotFoundError:
         pass  # somebody else has taken it away: the copy is what is left
-    except OSError:
-        if os.path.lexists(aside):
-            put_back(aside, file.path)
-        if is_same_file(file.path, file):
-            os.unlink(target)
+    except (OSError, ValueError):
+        if is_same_file(source, file) and is_same_file(target, copied):
+            target.unlink()
         raise
 
 
-def save_folder(folder: str) -> None:
-    """Have the names in the folder written to the disk, where the system can do that: the move itself is done."""
+def remove(entry: Entry, file: MediaFile, double: tuple[Entry, MediaFile], scratch: str) -> bool:
+    """Unlink a file of which there is a double, another file with the same bytes; whether that was done.
+
+    It is looked at once more under a name that nobody else uses. If it is another one by now, or the double has gone,
+    it stays. OSError when it cannot be unlinked; ValueError says where it is when it cannot get its name back.
+    """
+    aside = entry.beside(f"{scratch}.aside")
+    rename_without_replacing(entry, aside)
+    try:
+        if is_same_file(aside, file) and is_same_file(*double):
+            aside.unlink()
+            return True
+    except OSError:
+        rename_back(aside, entry)
+        raise
+    rename_back(aside, entry)
+    return False
+
+
+def save_folder(entry: Entry) -> None:
+    """Have the names in the entry's folder written to the disk, where the system can: the move itself is done."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        if entry.folder is not None:
+            os.fsync(entry.folder)
 
 
 # ── the journal: every move is written down before and after it happens ──
 
 JOURNAL_FILE = "idem_journal.jsonl"
+MAX_LINE = 1 << 19  # bytes: two paths of Windows, 32,767 characters each, with all of them escaped
+MAX_JOURNAL = 1 << 28  # bytes: 600,000 moves; what is larger is not read into memory
+MAX_NUMBER = 1 << 62  # far above all sizes, times and counts
+CLOSING_EVENTS = frozenset({"", "begin", "end", "undone", "refused"})  # after them no move is under way
 
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
-    """A line of the journal: a JSON object with these keys, without those at their default.
+    """A line of the journal: a JSON object with these keys, without those at their default, and a check sum.
 
-    A batch begins, has moves and ends. A move has a line before (`move`, or `return` of an earlier one), perhaps one
-    that there may be two of the file from now on (`copy`), and one after (`moved` or `failed`). A batch is `undone`,
-    or `refused` when something could not go back.
+    A batch begins, has moves and ends. A move has a line before (`move`, or `return`, which puts an earlier one back)
+    and one after (`moved`, or `failed` when the file is where it was). A batch is `undone`, or `refused` when something
+    could not go back.
     """
 
-    batch: int = 0
+    line: int = 0  # running number, from 1
+    batch: int = 0  # the number of the line that begins it
     event: str = ""
     time: str = ""  # of `begin`
-    number: int = 0  # of the move in its batch
-    returned: int = 0  # the number of the move that this one puts back
+    of: int = 0  # the line of the move that this one ends or puts back
     from_: str = ""  # paths relative to the library, with "/"
     to: str = ""
     scratch: str = ""  # see `copy_across`
@@ -4409,74 +4601,113 @@ class JournalLine:
 
     def as_json(self) -> bytes:
         values = {each.name.strip("_"): getattr(self, each.name) for each in fields(self)}
-        return json.dumps({key: value for key, value in values.items() if value}).encode("ascii") + b"\n"
+        content = json.dumps({key: value for key, value in values.items() if value}).encode("ascii")
+        return content[:-1] + b', "crc": %d}\n' % zlib.crc32(content)
 
     @staticmethod
     def from_json(raw: bytes) -> JournalLine | None:
-        """The line; None if it is torn or not one."""
+        """The line; None unless it is byte for byte what `as_json` makes."""
         try:
             given = json.loads(raw)
-            values = {each: given.get(each.name.strip("_"), each.default) for each in fields(JournalLine)}
-            return JournalLine(**{each.name: type(each.default)(value) for each, value in values.items()})  # type: ignore[misc]
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            values = {each.name: given.get(each.name.strip("_"), each.default) for each in fields(JournalLine)}
+            line = JournalLine(**values)
+            numbers = [value for value in values.values() if isinstance(value, int)]
+            is_whole = line.as_json().strip() == raw.strip() and all(abs(each) < MAX_NUMBER for each in numbers)
+            is_whole &= len(raw) <= MAX_LINE
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
+        types = all(type(values[each.name]) is type(each.default) for each in fields(JournalLine))
+        return line if is_whole and types else None
 
 
-def journal_lines(path: str) -> list[JournalLine]:
-    """The lines of a journal that are whole; none when there is no journal. IdemError when it cannot be read."""
+@contextmanager
+def opened_journal(path: str) -> Iterator[BinaryIO]:
+    """The journal, opened to read, empty when there is none. IdemError when it cannot be read, or is no plain file."""
     try:
-        with open(path, "rb") as stream:
-            return [line for raw in stream for line in [JournalLine.from_json(raw)] if line is not None]
+        with opened_own(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_JOURNAL:
+                raise ValueError(f"it is larger than {readable_size(MAX_JOURNAL)}; put it elsewhere to begin a new one")
+            yield stream
     except FileNotFoundError:
-        return []
-    except OSError as error:
+        yield io.BytesIO()
+    except (OSError, ValueError) as error:
         raise IdemError(f"cannot read the journal {printable(path)}: {reason_of(error)}") from None
 
 
+def journal_lines(path: str) -> Iterator[JournalLine]:
+    """The lines of a journal that are whole: their numbers tell what is missing. IdemError when it cannot be read."""
+    with opened_journal(path) as stream:
+        while raw := stream.readline(MAX_LINE):
+            if line := JournalLine.from_json(raw):
+                yield line
+
+
+def end_of_journal(path: str) -> tuple[JournalLine, int]:
+    """The last whole line of a journal, and the number that its very last line has. IdemError when it cannot be read.
+
+    Only its end is read: a session has many batches.
+    """
+    with opened_journal(path) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 2 * MAX_LINE))
+        raws = stream.readlines()
+    for behind, raw in enumerate(reversed(raws)):
+        if line := JournalLine.from_json(raw):
+            return line, line.line + behind
+    return JournalLine(), len(raws) if size <= 2 * MAX_LINE else size  # bytes are more than lines
+
+
+def was_interrupted(path: str) -> bool:
+    """Whether moves were under way when this journal was written last."""
+    last, number = end_of_journal(path)
+    return last.event not in CLOSING_EVENTS or number > last.line
+
+
 class Journal:
-    """The record of all moves in a library. Every line is on the disk before the next thing happens."""
+    """Writes down all moves in a library. Every line is on the disk before the next thing happens."""
 
     def __init__(self, root: str) -> None:
         self.root = root
         self.path = os.path.join(root, CACHE_FOLDER, JOURNAL_FILE)
-        self.lines = journal_lines(self.path)
-        self.batch = max((line.batch for line in self.lines), default=0)
-        self.number = 0  # of the last move
+        _, self.line = end_of_journal(self.path)  # the last one
+        self.batch = self.line  # one more is that of the next batch
 
-    def write(self, event: str, **values: Any) -> None:
-        """Add a line. IdemError when it cannot be written: then nothing may be moved."""
+    def write(self, event: str, **values: Any) -> int:
+        """Add a line; its number. IdemError when it cannot be written: then nothing may be moved."""
         try:
             check_folder(os.path.dirname(self.path), self.root)
+            raw = JournalLine(self.line + 1, self.batch, event, **values).as_json()
+            if not JournalLine.from_json(raw):
+                raise ValueError("a number or a path is too long")
             with opened_for_lines(self.path) as stream:
-                stream.write(JournalLine(self.batch, event, **values).as_json())
+                stream.write(raw)
                 stream.flush()
                 os.fsync(stream.fileno())
         except (OSError, ValueError) as error:
             problem = f"cannot write the journal {printable(self.path)}: {reason_of(error)}"
             raise IdemError(f"{problem}; no file is moved without it") from None
+        self.line += 1
+        return self.line
 
-    def move(self, file: MediaFile, target: str, returned: int = 0) -> Moved:
-        """`move` the file, with a line before and one after; what `move` raises. `returned` is what it puts back."""
-        self.number += 1
-        number, scratch = self.number, f".idem-{os.getpid()}-{time.time_ns()}"
+    def move(self, file: MediaFile, target: str, event: str = "move", of: int = 0) -> Moved:
+        """`move` the file, with a line before and one after; what `move` raises, or IdemError."""
+        scratch = f".idem-{os.getpid()}-{time.time_ns()}"
         names = [relative(each, self.root).replace(os.sep, "/") for each in (file.path, target)]
         paths = {"from_": names[0], "to": names[1], "scratch": scratch}
-        event = "return" if returned else "move"
-        self.write(event, number=number, returned=returned, **paths, size=file.size, mtime_ns=file.mtime_ns)
+        number = self.write(event, of=of, **paths, size=file.size, mtime_ns=file.mtime_ns)
         try:
-            folder = os.path.dirname(target)
-            check_folder(os.path.dirname(file.path), self.root)
-            check_folder(folder, self.root)
-            if not os.path.lexists(folder):
-                os.makedirs(folder)
-            after = move(file, target, scratch, lambda: self.write("copy", number=number))
+            after = move(file, target, self.root, scratch)
         except (OSError, ValueError):
             with suppress(OSError, ValueError):  # the line stays open unless the file is where it was: undo will see
-                if is_same_file(file.path, file):
-                    self.write("failed", number=number)
+                if is_same_file(Entry(file.path), file):
+                    self.write("failed", of=number)
             raise
-        self.write("moved", number=number)
-        return Moved(file, after)
+        self.write("moved", of=number)
+        return Moved(file, after, number)
+
+    def put_back(self, moved: Moved) -> Moved:
+        """Move a file back to where it was; what `move` raises."""
+        return self.move(moved.after, moved.before.path, "return", moved.number)
 
 
 # ── companions: no kind of them is ever only in the trash ──
@@ -4680,7 +4911,10 @@ class Mover:
                     raise ValueError(f"its companion {one} cannot go to the kept file: {other} is there already")
             path = os.path.join(folder, with_counter(name, number, reserve))
             together = [*((each.file, each.beside(path)) for each in companions), (photo, path)]
-            if any(os.path.lexists(path) and not differs_in_case_only(file.path, path) for file, path in together):
+            if any(
+                os.path.lexists(path) and not differs_in_case_only(Entry(file.path), Entry(path))
+                for file, path in together
+            ):
                 continue
             try:
                 return self.move_all([*adopted, *together], keeper)
@@ -4695,7 +4929,6 @@ class Mover:
         Those that are still moved after a failure become companions of the outcome.
         """
         moved: list[Moved] = []
-        first = self.journal.number + 1
         try:
             for file, target in moves:
                 check_kept(keeper)
@@ -4703,13 +4936,9 @@ class Mover:
             check_kept(keeper)
         except (OSError, ValueError):
             try:
-                for number in reversed(range(len(moved))):
-                    with suppress(OSError, ValueError):
-                        self.journal.move(moved[number].after, moved[number].before.path, returned=first + number)
-                        del moved[number]
+                self.put_back(moved)
             finally:
-                left = tuple(each for each in moved if os.path.lexists(each.after.path))
-                self.outcome += Outcome(companions=left)
+                self.outcome += Outcome(companions=still_moved(moved))
             raise
         except IdemError:
             if not os.path.lexists(file.path) and os.path.lexists(target):  # only its last line is missing
@@ -4718,116 +4947,310 @@ class Mover:
             raise
         return moved
 
+    def put_back(self, moves: Sequence[Moved]) -> tuple[Moved, ...]:
+        """Put files that were moved in this batch back, the last one first; those of them that could not go back.
+
+        The journal has it that they are back. IdemError when it cannot be written.
+        """
+        for each in reversed(moves):
+            with suppress(OSError, ValueError):
+                self.journal.put_back(each)
+        return still_moved(moves)
+
+
+def still_moved(moves: Iterable[Moved]) -> tuple[Moved, ...]:
+    """The moves whose files are where they were moved to."""
+    return tuple(each for each in moves if os.path.lexists(each.after.path))
+
 
 # ── undo ──
 
 UNDO_CLOCK = 2_000_000_000  # ns by which a file system may round the time of a file that is moved to it
+KILLED = "left by a run that was killed"
+MOST_DAMAGES = 100  # places that are named one by one: a crafted journal may have millions
 
 
-def batch_to_undo(lines: Sequence[JournalLine]) -> int:
-    """The last batch that has moves and has not been undone; 0 when there is none."""
-    moved = {line.batch for line in lines if line.event == "move"}
-    return max(moved - {line.batch for line in lines if line.event == "undone"}, default=0)
+@dataclass(slots=True)
+class BatchRecord:
+    """What a journal says of a batch that is not undone."""
+
+    moves: dict[int, JournalLine] = field(default_factory=dict)  # neither failed nor put back, by number
+    open: dict[int, JournalLine] = field(default_factory=dict)  # moves and returns that may have been cut off
+    is_tried: bool = False  # something could not go back
+
+    def add(self, line: JournalLine) -> None:
+        if line.event in ("move", "return"):
+            self.open[line.line] = line
+        if line.event == "move":
+            self.moves[line.line] = line
+        elif line.event == "refused":
+            self.is_tried = True
+        elif line.event == "moved":
+            begun = self.open.pop(line.of, None)
+            if begun and begun.event == "return":
+                self.moves.pop(begun.of, None)
+        elif line.event == "failed":
+            self.open.pop(line.of, None)
+            self.moves.pop(line.of, None)
 
 
-def interrupted_batch(lines: Sequence[JournalLine]) -> int:
-    """The batch that `--undo` would put back, if it was never finished; else 0."""
-    last = batch_to_undo(lines)
-    return 0 if any(line.batch == last and line.event == "end" for line in lines) else last
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Lines of a journal that are damaged or missing, and the batches that they may have been about."""
+
+    text: str
+    first: int
+    last: int
+
+    @staticmethod
+    def between(before: JournalLine, after: JournalLine | None) -> Damage:
+        """What has been lost between two lines, or after the last one."""
+        if after is None:
+            text = f"it cannot be read from line {before.line + 1} on"
+        elif after.line <= before.line:
+            text = f"line {after.line} comes after line {before.line}"
+        elif after.line == before.line + 2:
+            text = f"line {before.line + 1} is damaged or missing"
+        else:
+            text = f"lines {before.line + 1} to {after.line - 1} are damaged or missing"
+        is_over = before.event == "undone"
+        if after is None:
+            last = before.line + 1 if is_over else before.batch  # of a batch of which nothing else is left
+        else:
+            last = before.batch if after.event == "begin" and not is_over else after.batch
+        return Damage(text, min(before.batch, last), max(before.batch, last))
 
 
-def undo(root: str, batch: int = 0) -> Outcome | None:
-    """Put the files of this or else the last batch back, newest first; None when there is nothing to undo.
+class Record:
+    """What the journal of a library says: batches that are not undone, and where it is damaged."""
 
-    What cannot go back is named, and the rest goes on. Then the batch counts as undone; if something could not go
-    back, perhaps because a drive is missing, only after the second attempt. The caller holds the run lock. IdemError
-    when the journal cannot be written; a second undo goes on from there.
+    def __init__(self, root: str) -> None:
+        self.path = os.path.join(root, CACHE_FOLDER, JOURNAL_FILE)
+        self.batches: dict[int, BatchRecord] = {}
+        self.undone: set[int] = set()
+        self.damages: list[Damage] = []
+        before = JournalLine(batch=1)
+        for line in journal_lines(self.path):
+            if line.line != before.line + 1:
+                self.note(Damage.between(before, line))
+            if line.event == "undone":
+                self.batches.pop(line.batch, None)
+                self.undone.add(line.batch)
+            elif line.event == "begin":
+                self.batches[line.batch] = BatchRecord()
+                self.undone.discard(line.batch)
+            elif line.batch not in self.undone:
+                self.batches.setdefault(line.batch, BatchRecord()).add(line)
+            before = line
+        if end_of_journal(self.path)[1] > before.line:
+            self.note(Damage.between(before, None))
+
+    def note(self, damage: Damage) -> None:
+        """Keep the damage, as one with the last one when there are too many."""
+        if len(self.damages) == MOST_DAMAGES:
+            other = self.damages.pop()
+            first, last = min(other.first, damage.first), max(other.last, damage.last)
+            damage = Damage("it is damaged in many more places", first, last)
+        self.damages.append(damage)
+
+    def last_batch(self) -> int:
+        """The last batch of which something is to be put back, or may be; 0 when there is none."""
+        newest_first = sorted(self.batches, reverse=True)
+        return next((each for each in newest_first if self.batches[each].moves or self.damage(each)), 0)
+
+    def damage(self, batch: int = 0) -> tuple[Problem, ...]:
+        """What cannot be read about this batch, or about any that is not undone."""
+        found = []
+        for each in self.damages:
+            is_settled = {each.first, each.last} <= self.undone
+            if each.first <= batch <= each.last or not (batch or is_settled):
+                found.append(Problem(self.path, f"{each.text}: what it said there cannot be put back"))
+        return tuple(found)
+
+
+def undo(root: str, batch: int = 0, tell: Callable[[Outcome], None] = lambda _outcome: None) -> Outcome:
+    """Put the files of this or else the last batch back, newest first; its batch is 0 when there is none.
+
+    What cannot go back, and what of the journal cannot be read, is named, and the rest goes on. Then the batch counts
+    as undone; if something could not go back, perhaps because a drive is missing, only after the second attempt.
+    `tell` is given what became of each move in turn. The caller holds the run lock. IdemError when the journal cannot
+    be read or written; a second undo goes on from there.
     """
-    journal = Journal(root)
-    batch = batch or batch_to_undo(journal.lines)
-    lines = [line for line in journal.lines if line.batch == batch]
-    if not batch or not lines:
-        return None
-    moved, failed, copied = (
-        {line.number for line in lines if line.event == event} for event in ("moved", "failed", "copy")
-    )
-    back = {line.returned for line in lines if line.event == "return" and line.number in moved}
-    journal.batch, journal.number = batch, max(line.number for line in lines)
-    returned: list[Moved] = []
-    refused: list[Problem] = []
-    for line in reversed(lines):
-        if line.event not in ("move", "return") or line.number in failed | back:
-            continue
-        try:
-            with interrupts_held_back():
-                if line.number not in moved:
-                    end_move(root, line, line.number in copied)
-                if line.event == "move":
-                    returned += undo_move(journal, line)
-        except (OSError, ValueError) as error:
-            if line.event == "move":  # what is in the way of a return is named when its move is undone
-                refused.append(Problem(os.path.join(root, line.to), f"not put back: {reason_of(error)}"))
-    tried = any(line.event == "refused" for line in lines)
-    journal.write("undone" if tried or not refused else "refused")
-    return Outcome(returned=tuple(returned), refused=tuple(refused), batch=batch)
+    record, journal = Record(root), Journal(root)
+    journal.batch = batch or record.last_batch()
+    outcome = Outcome(refused=record.damage(journal.batch), batch=journal.batch)
+    known = record.batches.get(journal.batch, BatchRecord())
+    if batch and batch not in record.batches:
+        outcome += Outcome(refused=(Problem(journal.path, "these moves are no longer in it"),))
+    tell(outcome)
+    if journal.batch not in record.batches:
+        return outcome
+    cut_off = defaultdict(list)
+    for line in known.open.values():
+        cut_off[line.of or line.line].append(line)
+    for line in reversed(tuple(known.moves.values())):
+        with interrupts_held_back():
+            one = undo_move(journal, line, cut_off[line.line])
+        outcome += one
+        tell(one)
+    journal.write("undone" if known.is_tried or not outcome.refused else "refused")
+    return outcome
 
 
-def end_move(root: str, line: JournalLine, copied: bool) -> None:
-    """Bring a move that was cut off to one of its two ends: the file is at its source or at its target.
+def undo_move(journal: Journal, line: JournalLine, cut_off: Sequence[JournalLine]) -> Outcome:
+    """Put the file that was moved back, if it is not at its place, and tidy up after runs that were killed with it.
 
-    It is at both when it cannot be told which of them is to go. ValueError when a path leads out of the library.
+    A journal may be somebody else's work: nothing is moved but photos, videos and companions within the library, and
+    nothing is unlinked but a finished copy in the trash, see `remove_copy`.
     """
-    source, target = inside(line.from_, root), inside(line.to, root)
-    check_folder(os.path.dirname(source), root)
-    check_folder(os.path.dirname(target), root)
-    if SCRATCH_NAME.fullmatch(line.scratch):
-        part = os.path.join(os.path.dirname(target), f"{line.scratch}.part")
-        aside = os.path.join(os.path.dirname(source), f"{line.scratch}.aside")
-        if os.path.lexists(part):
-            os.unlink(part)  # a copy that was never finished
-        if os.path.lexists(aside) and not os.path.lexists(source):
-            put_back(aside, source)
-    if is_moved_file(source, line) and is_moved_file(target, line) and is_double(source, target, copied):
-        os.unlink(target)
+    root = journal.root
+    left: list[Problem] = []
+    try:
+        source, target = inside(line.from_, root), inside(line.to, root)
+        if suffix_of(source) != suffix_of(target):
+            raise ValueError("idem would not have moved it so")
+        for each in cut_off:
+            left += end_copy(each, root)
+        here, there = is_moved_file(source, line, root), is_moved_file(target, line, root)
+        if there and not (here and cut_off):
+            returned = journal.move(as_it_is(target), source, "return", line.line)
+            return Outcome(returned=(returned,), refused=tuple(left))
+        if not here:
+            raise ValueError("another file is in its place" if os.path.lexists(target) else "it is gone")
+        journal.write("failed", of=line.line)  # it is where it was: whatever happens to it later is no part of this
+        if there:
+            remove_copy(source, target, line, root)
+    except (OSError, ValueError) as error:
+        left.append(Problem(os.path.join(root, line.to), f"not put back: {reason_of(error)}"))
+    return Outcome(refused=tuple(left))
 
 
-def undo_move(journal: Journal, line: JournalLine) -> list[Moved]:
-    """Put the file that was moved back; nothing if it is at its place. OSError or ValueError when it cannot be."""
-    source, target = inside(line.from_, journal.root), inside(line.to, journal.root)
-    if is_moved_file(target, line):
-        return [journal.move(as_it_is(target), source, line.number)]
-    if is_moved_file(source, line):
+def end_copy(line: JournalLine, root: str) -> list[Problem]:
+    """Give a file its name back that a killed run had set aside; what that run has left unfinished, which stays."""
+    if not SCRATCH_NAME.fullmatch(line.scratch):
         return []
-    raise ValueError("another file is in its place" if os.path.lexists(target) else "it is gone")
+    source, target = inside(line.from_, root), inside(line.to, root)
+    aside = os.path.join(os.path.dirname(source), f"{line.scratch}.aside")
+    part = os.path.join(os.path.dirname(target), f"{line.scratch}.part")
+    if is_moved_file(aside, line, root) and not os.path.lexists(source):
+        with opened_entries(root, aside, source) as (now, before):
+            rename_back(now, before)
+    return [Problem(each, KILLED) for each in (aside, part) if os.path.lexists(each)]
 
 
-def is_double(one: str, other: str, copied: bool) -> bool:
-    """Whether these are two names of one file or, if one was copied to the other, two files with the same bytes.
+def remove_copy(source: str, target: str, line: JournalLine, root: str) -> None:
+    """Unlink the finished copy in the trash of a file that is still, or again, at its place in the library.
 
-    One name that two paths lead to is no double: in other capitals, through a folder that is mounted twice, or in a
-    journal whose `from` is its `to`.
+    ValueError, and it stays, unless it lies in the trash at that file's relative path, is a file of its own with no
+    second name, and has the same bytes, read now.
     """
-    if not os.path.samefile(one, other):
-        return copied and is_same_content(one, other)
-    same_folder = os.path.samefile(os.path.dirname(one), os.path.dirname(other))
-    return not (same_folder and folded(os.path.basename(one)) == folded(os.path.basename(other)))
+    if target != os.path.join(root, TRASH_FOLDER, relative(source, root)):
+        raise ValueError(f"it is at {printable(line.from_)}, too: {KILLED}")
+    with opened_entries(root, source, target) as (live, copy):
+        with live.opened("rb") as original, copy.opened("rb") as double:
+            one, other = os.fstat(original.fileno()), os.fstat(double.fileno())
+            is_own = not os.path.samestat(one, other) and other.st_nlink == 1
+            if not is_own or digest_of(original) != digest_of(double):
+                raise ValueError(f"it is no copy of {printable(line.from_)}, which is at its place")
+        kept, extra = media_file(live.path, one), media_file(copy.path, other)
+        if not remove(copy, extra, (live, kept), f".idem-{os.getpid()}-{time.time_ns()}"):
+            raise ValueError("it has changed meanwhile")
 
 
 def inside(path: str, root: str) -> str:
-    """The path that a journal names, absolute. ValueError when it is outside the library."""
-    absolute = os.path.normpath(os.path.join(root, path))
-    if not is_inside(absolute, root):
+    """The path that a journal names, absolute. ValueError unless it is one of a photo, video or companion."""
+    parts = path.split("/")
+    is_relative = not ({"", ".", ".."} & set(parts) or re.search(r"[\0\\:]" if os.name == "nt" else "\0", path))
+    if not is_relative or folded(parts[0]) == folded(CACHE_FOLDER):
         raise ValueError(f"{printable(path)} is not in the library")
-    return absolute
+    if suffix_of(path).lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES | SIDECARS:
+        raise ValueError(f"{printable(path)} is no photo, video or companion")
+    return os.path.join(root, *parts)
 
 
-def is_moved_file(path: str, line: JournalLine) -> bool:
-    """Whether the file that this line is about is here."""
+def is_moved_file(path: str, line: JournalLine, root: str) -> bool:
+    """Whether the file that this line is about is here. ValueError when a link leads here."""
+    check_folder(os.path.dirname(path), root)
     try:
         file = as_it_is(path)
     except (OSError, ValueError):
         return False
     return file.size == line.size and abs(file.mtime_ns - line.mtime_ns) <= UNDO_CLOCK
+
+
+# ── what is in the trash, and the journal says nothing of it ──
+
+
+def unlisted_in_trash(root: str) -> tuple[list[str], list[Problem]]:
+    """The files in the trash that no batch would put back, and what of it cannot be looked into or go back."""
+    trash = os.path.join(root, TRASH_FOLDER)
+    if not os.path.lexists(trash):
+        return [], []
+    listed = {each.to for batch in Record(root).batches.values() for each in batch.moves.values()}
+    found: list[str] = []
+    problems: list[Problem] = []
+
+    def unreadable(error: OSError) -> None:
+        problems.append(Problem(str(error.filename), f"not looked into: {reason_of(error)}"))
+
+    if os.path.realpath(trash) != trash:
+        return [], [Problem(trash, "not looked into: it is a link")]
+    for folder, _, names in os.walk(trash, onerror=unreadable):
+        for path in (os.path.join(folder, name) for name in names):
+            try:
+                is_file = stat.S_ISREG(os.lstat(path).st_mode)
+                if is_file and relative(path, root).replace(os.sep, "/") not in listed:
+                    place_of(path, root)
+                    found.append(path)
+            except (OSError, ValueError) as error:
+                problems.append(Problem(path, f"not put back: {reason_of(error)}"))
+    return sorted(found), sorted(problems, key=lambda problem: problem.path)
+
+
+def place_of(path: str, root: str) -> str:
+    """Where a file in the trash came from, by its path. ValueError when it came from nowhere in the library."""
+    below = relative(path, os.path.join(root, TRASH_FOLDER))
+    if SCRATCH_NAME.fullmatch(os.path.splitext(os.path.basename(path))[0]):
+        raise ValueError(KILLED)
+    if folded(below.split(os.sep)[0]) in (folded(CACHE_FOLDER), folded(TRASH_FOLDER)):
+        raise ValueError("no file of the library was there")
+    return os.path.join(root, below)
+
+
+def put_unlisted_back(root: str, paths: Iterable[str], tell: Callable[[Outcome], None]) -> Outcome:
+    """Put files of the trash back where their paths say they came from, with a counter where that is taken.
+
+    Nothing is overwritten, and every move is written down. What cannot go back is named, and the rest goes on.
+    IdemError when the journal cannot be written.
+    """
+    journal = Journal(root)
+    journal.batch += 1
+    journal.write("begin", time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    outcome = Outcome(batch=journal.batch)
+    for path in paths:
+        with interrupts_held_back():
+            try:
+                one = Outcome(returned=(moved_beside(journal, as_it_is(path), place_of(path, root)),))
+            except (OSError, ValueError) as error:
+                one = Outcome(refused=(Problem(path, f"not put back: {reason_of(error)}"),))
+        outcome += one
+        tell(one)
+    journal.write("end")
+    return outcome
+
+
+def moved_beside(journal: Journal, file: MediaFile, place: str) -> Moved:
+    """Move the file to this place, or, where that is taken by another file, beside it; what `move` raises."""
+    folder, name = os.path.split(place)
+    for number in range(1, MOST_COUNTERS):
+        path = os.path.join(folder, with_counter(name, number))
+        if os.path.lexists(path):
+            if os.path.samestat(os.lstat(path), os.lstat(file.path)):
+                raise ValueError(f"it is the same file as {printable(relative(path, journal.root))}")
+            continue
+        with suppress(FileExistsError):  # it has appeared since
+            return journal.move(file, path, "return")
+    raise OSError(errno.EEXIST, "all names are taken")
 
 
 # ── the caches follow ──
@@ -5166,9 +5589,7 @@ class Terminal(Session):
             show("There is nothing to undo yet.")
             return position
         batch = self.batches[-1]
-        outcome = undo(self.scoring.root, batch.number) or Outcome()
-        self.reopen(batch, outcome)
-        self.tell(outcome)
+        self.reopen(batch, undo(self.scoring.root, batch.number, self.tell))
         (position,) = batch.groups
         self.skipped -= set(range(position, len(self.groups)))
         return position
@@ -5655,11 +6076,12 @@ class Review(Session):
                     raise Rejected(409, "there is nothing to undo")
                 batch = self.batches[-1]
                 self.progress = (0, 0)
+            told: list[Outcome] = []
             try:
-                outcome = undo(self.scoring.root, batch.number) or Outcome()
+                outcome = undo(self.scoring.root, batch.number, told.append)
             except IdemError as failure:
                 self.failed = True
-                self.result = self.result_view(Outcome(), str(failure))
+                self.result = self.result_view(functools.reduce(Outcome.__add__, told, Outcome()), str(failure))
                 return self.result
             with self.lock:
                 self.reopen(batch, outcome)
@@ -6518,7 +6940,7 @@ def library_in_use(run: Run, *, moves: bool = False) -> Iterator[None]:
 
 def tell_of_interrupted_moves(run: Run) -> None:
     journal = os.path.join(run.root, CACHE_FOLDER, JOURNAL_FILE)
-    if os.access(journal, os.R_OK) and interrupted_batch(journal_lines(journal)):
+    if os.access(journal, os.R_OK) and was_interrupted(journal):
         say(f"the last moves were interrupted; to put them back: python idem.py {shell_word(run.root)} --undo")
 
 
@@ -6602,17 +7024,44 @@ def run_interactive(run: Run) -> int:
 
 
 def run_undo(run: Run) -> int:
-    """Put the last batch back; the exit status."""
+    """Put the last batch back, and on request what is in the trash beside the journal's word; the exit status."""
+    told: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        told.append(outcome)
+        for line in outcome_lines(outcome, run.root):
+            show_if_read(line)
+
     with library_in_use(run, moves=True):
-        outcome = undo(run.root)
-        if outcome is None:
-            show("Nothing to undo.")
-            return 0
-        caches_follow([outcome], run.cache, run.root)
-    for line in outcome_lines(outcome, run.root):
-        show(line)
-    show(f"{plural(len(outcome.returned), 'file')} put back, {len(outcome.refused):,} not")
-    return 1 if outcome.refused else 0
+        try:
+            undone = undo(run.root, tell=tell)
+            unlisted, problems = unlisted_in_trash(run.root)
+            tell(Outcome(refused=tuple(problems)))
+            if undone.batch:
+                back, left = len(undone.returned), len(undone.refused)
+                show_if_read(f"{plural(back, 'file')} put back, {left:,} not")
+            elif not (undone.refused or unlisted or problems):
+                show_if_read("Nothing to undo.")
+            if unlisted and wants_back(unlisted, run.root):
+                rest = put_unlisted_back(run.root, unlisted, tell)
+                show_if_read(f"{plural(len(rest.returned), 'file')} put back, {len(rest.refused):,} not")
+                unlisted = []
+        finally:
+            caches_follow(told, run.cache, run.root)
+    return int(bool(unlisted) or any(each.refused for each in told))
+
+
+def wants_back(paths: Sequence[str], root: str) -> bool:
+    """Name files that are in the trash, and that the journal says nothing of; whether they are to be put back."""
+    show_if_read("In the trash, and not in the journal:")
+    for path in paths:
+        show_if_read(f"unlisted  {path_text(path, root)}, from {path_text(place_of(path, root), root)}")
+    try:
+        files = "this file" if len(paths) == 1 else f"these {plural(len(paths), 'file')}"
+        return input(f"Put {files} back? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, OSError, ValueError):  # nobody answers, or not in letters
+        show_if_read("")
+        return False
 
 
 def run_verify_trash(run: Run) -> int:
