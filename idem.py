@@ -403,7 +403,7 @@ def interrupts_held_back() -> Iterator[None]:
 # ── one run at a time ──
 
 LOCK_FILE = "idem.lock"
-LOCK_FILES_HELD: set[str] = set()  # by this process
+OWN_LOCK_FILES: set[str] = set()  # that this process holds, or would if it could
 # A folder that cannot be written at all: nothing in it can be moved or saved, so that it needs no lock.
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EFBIG}
 NO_LOCK_FILE = {errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO}  # what `opened_own` says of links, pipes, folders
@@ -457,13 +457,13 @@ def run_lock(folder: str) -> Iterator[None]:
 
     path = os.path.join(folder, LOCK_FILE)
     with ExitStack() as held:
+        OWN_LOCK_FILES.add(path)
+        held.callback(OWN_LOCK_FILES.discard, path)
         try:
             os.makedirs(folder, exist_ok=True)
             if os.path.lexists(path):  # a lock may follow links, and empty what it finds
                 opened_own(path, "rb").close()
             held.enter_context(FileLock(path, timeout=0))
-            LOCK_FILES_HELD.add(path)
-            held.callback(LOCK_FILES_HELD.discard, path)
         except Timeout:
             raise IdemError(f"another run of idem is using {printable(folder)}") from None
         except (OSError, NotImplementedError) as error:
@@ -479,7 +479,7 @@ def run_lock(folder: str) -> Iterator[None]:
 def check_unused(folder: str) -> None:
     """IdemError when another run holds the lock file of this folder of caches."""
     path = os.path.join(folder, LOCK_FILE)
-    if path not in LOCK_FILES_HELD and os.path.isfile(path):
+    if path not in OWN_LOCK_FILES and os.path.isfile(path):
         with run_lock(folder):
             pass
 
@@ -6915,10 +6915,10 @@ def available_cores() -> int:
 
 @contextmanager
 def library_in_use(run: Run, *, moves: bool = False) -> Iterator[None]:
-    """Keep other runs away from the library, all folders above and below it, and its caches. IdemError when one is at
-    work there.
+    """Keep other runs away from the library, from all folders above and below it, and from its caches.
 
-    Lock files are for where folders cannot be locked; then only a run that moves files heeds those of folders above.
+    IdemError when one is at work there. Where folders cannot be locked, lock files tell; of those above the library
+    only if `moves`: if files are to be moved.
     """
     own = os.path.join(run.root, CACHE_FOLDER)
     above = folders_above(run.root)
