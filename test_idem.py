@@ -6229,17 +6229,22 @@ def live(files: Tree) -> Tree:
 class Storm:
     """A library, what is outside of it, and the processes of idem that work on it."""
 
-    folder: Path
+    folder: Path  # of it all
     mode: tuple[str, ...] = ("--exact", "--jobs", "1")
     group_of: dict[str, str] = dataclasses.field(default_factory=dict)  # by content, where it is not a group of its own
     before: Tree = dataclasses.field(default_factory=dict)
+    outside: Tree = dataclasses.field(default_factory=dict)
 
     @property
     def library(self) -> Path:
         return self.folder / "lib"
 
+    def __post_init__(self) -> None:
+        self.library.mkdir()
+
     def begin(self) -> None:
         """From now on nothing may be lost."""
+        (self.folder / "taken").mkdir()
         made(
             self.folder / "outside",
             {"beach.jpg": "another's", "IMG_1.jpg": "another's too", "IMG_1.xmp": "their edits"},
@@ -6250,7 +6255,8 @@ class Storm:
         """A process that runs idem on the library, or a folder in it."""
         files = self.folder / name
         files.mkdir(exist_ok=True)
-        (files / "0").write_text(answers)
+        if not (files / "0").is_fifo():
+            (files / "0").write_text(answers)
         for number in "12":
             (files / number).write_bytes(b"")
         whole = (str(self.library / folder), *self.mode, *arguments)
@@ -6328,6 +6334,9 @@ def forks() -> ForkServerContext:
     return context
 
 
+ALL = "k\n" * 30  # to every question: as suggested
+
+
 def growing(rng: random.Random) -> Iterator[float]:
     """Seconds after which to kill a run, longer and longer: sooner or later one gets through."""
     seconds = rng.uniform(0.01, 0.1)
@@ -6342,7 +6351,7 @@ NAMES = ["IMG_1", "IMG_2", "beach", "boat trip", "Zürich (1)", "new york 5", "I
 
 def doubles_for_storm(library: Path, rng: random.Random, groups: int = 4) -> None:
     """Groups of equal files whose names collide, some with sidecars, a RAW file or a Live Photo's movie, and others."""
-    free = [(folder, name) for folder in FOLDERS for name in NAMES]
+    free = [(folder, name + again) for folder in FOLDERS for name in NAMES for again in ("", " 2", " 3")[: groups // 4]]
     rng.shuffle(free)
     photo, movie = live_photo()
     for group in range(groups):
@@ -6389,7 +6398,6 @@ def photos_for_storm(storm: Storm, rng: random.Random) -> None:
 
 @pytest.fixture
 def storm(tmp_path: Path) -> Storm:
-    (tmp_path / "lib").mkdir()
     return Storm(tmp_path)
 
 
@@ -6403,7 +6411,7 @@ def trash_on(drive: str, storm: Storm) -> Iterator[None]:
             yield
 
 
-SAME_OR_OTHER_DRIVE = pytest.mark.parametrize("drive", ["same", pytest.param("other", marks=AS_ROOT)])
+DRIVES = ["same", "other"] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["same"]  # only root may mount
 
 
 # ── kills ──
@@ -6441,14 +6449,13 @@ def torn(path: Path, rng: random.Random, lines: int = 1) -> None:
 @pytest.mark.storm
 @ON_LINUX
 @IN_A_STORM
-@SAME_OR_OTHER_DRIVE
-def test_a_batch_and_its_undo_that_are_killed_at_any_moment_are_undone(storm: Storm, drive: str, seed: int) -> None:
+def test_a_batch_and_its_undo_that_are_killed_at_any_moment_are_undone(storm: Storm, seed: int) -> None:
     rng = random.Random(seed)
     doubles_for_storm(storm.library, rng)
     storm.begin()
-    with trash_on(drive, storm):
+    with trash_on(rng.choice(DRIVES), storm):
         for seconds in growing(rng):
-            killed = storm.is_killed(seconds, "--interactive", answers="k\n" * 9)
+            killed = storm.is_killed(seconds, "--interactive", answers=ALL)
             storm.check(cut_off=killed)
             for undo_seconds in growing(rng):
                 if not storm.is_killed(undo_seconds, "--undo"):
@@ -6462,12 +6469,11 @@ def test_a_batch_and_its_undo_that_are_killed_at_any_moment_are_undone(storm: St
 @pytest.mark.storm
 @ON_LINUX
 @IN_A_STORM
-@SAME_OR_OTHER_DRIVE
-def test_a_review_that_is_killed_during_a_confirm_is_undone(storm: Storm, drive: str, seed: int) -> None:
+def test_a_review_that_is_killed_during_a_confirm_is_undone(storm: Storm, seed: int) -> None:
     rng = random.Random(seed)
     doubles_for_storm(storm.library, rng, groups=8)
     storm.begin()
-    with trash_on(drive, storm), ThreadPoolExecutor(1) as pool:
+    with trash_on(rng.choice(DRIVES), storm), ThreadPoolExecutor(1) as pool:
         process = storm.start("--review")
         while "\n" not in (said := storm.said()) and process.is_alive():
             time.sleep(0.01)
@@ -6532,7 +6538,6 @@ def traced(storm: Storm, *arguments: str, answers: str = "", inject: str = "", c
 @ON_LINUX
 @STRACE
 @IN_A_STORM
-@SAME_OR_OTHER_DRIVE
 def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_nothing(
     storm: Storm, drive: str, seed: int
 ) -> None:
@@ -6540,10 +6545,10 @@ def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_noth
     doubles_for_storm(storm.library, rng, groups=2)
     storm.begin()
     journal = storm.library / "__databases" / idem.JOURNAL_FILE
-    with trash_on(drive, storm):
+    with trash_on(rng.choice(DRIVES), storm):
         number = rng.randint(1, 20)
         inject = f"fsync:signal=KILL:when={number}"
-        run = traced(storm, "--interactive", answers="k\n" * 9, inject=inject, calls="fsync")
+        run = traced(storm, "--interactive", answers=ALL, inject=inject, calls="fsync")
         if run.calls and run.calls[-1].number == number and journal.name in run.calls[-1].line:
             torn(journal, rng)
         storm.check(cut_off=True)
@@ -6557,40 +6562,47 @@ CALLS = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,fsync,fdatasync,w
 CALLS += ",copy_file_range,sendfile,utimensat,fchmod,fchmodat,lseek,read,newfstatat,fstat,statx,getdents64,flock"
 
 
+@functools.cache
+def calls_of(drive: str, action: str, seed: int) -> tuple[Call, ...]:
+    """The system calls of a batch, or of its undo, about the library that this seed makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        storm = Storm(Path(folder))
+        with trash_on(drive, storm):
+            run_before(storm, action, seed)
+            return traced(storm, action, answers=ALL, calls=CALLS).calls
+
+
+def run_before(storm: Storm, action: str, seed: int) -> None:
+    """A library on which idem can do this."""
+    doubles_for_storm(storm.library, random.Random(seed), groups=3)
+    storm.begin()
+    if action == "--undo":
+        assert storm.run("--interactive", answers=ALL) == 0
+
+
 @pytest.mark.storm
 @ON_LINUX
 @STRACE
 @IN_A_STORM
-@SAME_OR_OTHER_DRIVE
-def test_whatever_system_call_fails_nothing_is_lost_and_the_status_says_so(storm: Storm, drive: str, seed: int) -> None:
-    rng = random.Random(seed)
-    doubles_for_storm(storm.library, random.Random(seed // 50), groups=3)
-    storm.begin()
+def test_whatever_system_call_fails_nothing_is_lost_and_the_status_says_so(storm: Storm, seed: int) -> None:
+    rng, plan = random.Random(seed), seed // 100
+    drive, action = rng.choice(DRIVES), rng.choice(["--interactive", "--interactive", "--undo"])
+    calls = calls_of(drive, action, plan)
+    name = rng.choice(sorted({call.name for call in calls}))
+    call = rng.choice([call for call in calls if call.name == name])
+    inject = f"{call.name}:error={rng.choice(ERRORS)}:when={call.number}{rng.choice(['', '', '+', '+3'])}"
     with trash_on(drive, storm):
-        plain = traced(storm, "--interactive", answers="k\n" * 9, calls=CALLS)
-        storm.check()
-        storm.check_restored()
-        done = "--undo" if rng.random() < 0.3 else "--interactive"
-        if done == "--undo":
-            storm.run("--interactive", answers="k\n" * 9)
-            plain = traced(storm, "--undo", calls=CALLS)
-            storm.check_restored()
-            storm.run("--interactive", answers="k\n" * 9)
-        name = rng.choice(sorted({call.name for call in plain.calls}))
-        call = rng.choice([call for call in plain.calls if call.name == name])
-        often = rng.choice(["", "", "+", "+3"])
-        inject = f"{call.name}:error={rng.choice(ERRORS)}:when={call.number}{often}"
-        run = traced(storm, done, answers="k\n" * 9 if done != "--undo" else "", inject=inject, calls=call.name)
-        told = f"{done} {inject} {call.line}\nstatus {run.status}\n{run.said}"
+        run_before(storm, action, plan)
+        run = traced(storm, action, answers=ALL, inject=inject, calls=call.name)
         try:
             storm.check(cut_off=True)
             if run.status == 0:
-                copies = bag(live(tree(storm.library)))
-                assert done == "--undo" or max(copies.values()) == 1, "copies are left and the status is 0"
-                assert done != "--undo" or tree(storm.library) == storm.before, "not put back and the status is 0"
+                now = tree(storm.library)
+                assert action == "--undo" or max(bag(live(now)).values()) == 1, "copies are left and the status is 0"
+                assert action != "--undo" or now == storm.before, "not put back and the status is 0"
             storm.check_restored()
         except AssertionError as error:
-            raise AssertionError(f"{told}\n{error}") from error
+            raise AssertionError(f"{drive} {action} {inject}\n{call.line}\n{run.said}\n{run.status}: {error}") from None
 
 
 # ── others at work in the library ──
@@ -6617,9 +6629,16 @@ class Vandal:
             action()
 
     def some_file(self) -> Path:
-        paths = [path for path in self.storm.library.rglob("*.*") if path.is_file() and not path.is_symlink()]
-        paths = [path for path in paths if "__databases" not in path.parts]
-        return self.rng.choice(paths)
+        """Any file outside the folder of the caches. OSError if there is none."""
+        folder = self.some_folder()
+        names = [entry.path for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+        if not names:
+            raise FileNotFoundError(folder)
+        return Path(self.rng.choice(names))
+
+    def some_folder(self) -> Path:
+        """Any folder of the library, or of its trash."""
+        return self.storm.library / self.rng.choice(["", f"{TRASH}/"]) / self.rng.choice(FOLDERS)
 
     def new_name(self) -> Path:
         return self.storm.library / self.rng.choice(FOLDERS) / f"{self.rng.choice(NAMES)}.jpg"
@@ -6677,8 +6696,10 @@ class Vandal:
 
     def swap(self) -> None:
         """Exchange a folder for a link to one outside, for a moment."""
-        folders = [path for path in self.storm.library.rglob("*") if path.is_dir() and "__databases" not in path.parts]
-        folder, link = self.rng.choice(folders), self.storm.folder / "link"
+        folder, link = self.some_folder(), self.storm.folder / "link"
+        if folder == self.storm.library or not folder.is_dir():
+            return
+        link.unlink(missing_ok=True)
         link.symlink_to(self.storm.folder / "outside")
         exchange(folder, link, RENAME_EXCHANGE)
         time.sleep(self.rng.uniform(0, 0.01))
@@ -6696,6 +6717,20 @@ def exchange(one: Path, other: Path, flags: int) -> None:
         raise OSError(ctypes.get_errno(), "renameat2", str(one))
 
 
+def check_account(storm: Storm, vandal: Vandal, told: str) -> None:
+    """Everything is in the library or was taken, and what was not taken has a live copy."""
+    told = "\n".join([told, *vandal.log, storm.said()])
+    assert "Traceback" not in told, told
+    expected = bag(storm.before)
+    expected.update(vandal.change)
+    now = tree(storm.library)
+    there = bag(now) + bag(tree(storm.folder / "taken"))
+    assert (expected - there, there - expected) == (Counter(), Counter()), told
+    assert tree(storm.folder / "outside") == storm.outside, told
+    groups = {digest for digest, _ in live(storm.before).values()} - vandal.taken
+    assert groups <= {digest for digest, _ in live(now).values()}, told
+
+
 @pytest.mark.storm
 @ON_LINUX
 @IN_A_STORM
@@ -6703,24 +6738,57 @@ def test_others_may_change_the_library_while_idem_moves_and_nothing_is_lost(stor
     rng = random.Random(seed)
     doubles_for_storm(storm.library, rng, groups=12)
     storm.begin()
-    (storm.folder / "taken").mkdir()
     vandal = Vandal(storm, rng)
-    for arguments, answers in [(["--interactive"], "k\n" * 20), (["--undo"], "")] * 2:
+    for arguments, answers in [(["--interactive"], ALL), (["--undo"], "")] * 2:
         process = storm.start(*arguments, answers=answers)
+        while process.is_alive() and arguments != ["--undo"] and not storm.said():  # it is still looking
+            time.sleep(0.001)
         while process.is_alive():
-            time.sleep(rng.uniform(0, 0.01))
+            time.sleep(rng.expovariate(500))
             vandal.act()
         process.join()
-        told = "\n".join([storm.said(), *vandal.log])
-        assert "Traceback" not in told, told
-        assert process.exitcode in (0, 1, 2), told
-        expected = bag(storm.before)
-        expected.update(vandal.change)
-        there = bag(tree(storm.library)) + bag(tree(storm.folder / "taken"))
-        assert (expected - there, there - expected) == (Counter(), Counter()), told
-        assert tree(storm.folder / "outside") == storm.outside, told
-        groups = {digest for digest, _ in live(storm.before).values()} - vandal.taken
-        assert groups <= {digest for digest, _ in live(tree(storm.library)).values()}, told
+        assert process.exitcode in (0, 1, 2), storm.said()
+        check_account(storm, vandal, "")
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_what_others_change_before_an_answer_is_not_taken_for_a_copy(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    if rng.random() < 0.3:
+        photos_for_storm(storm, rng)
+    else:
+        doubles_for_storm(storm.library, rng, groups=8)
+    storm.begin()
+    vandal = Vandal(storm, rng)
+    (storm.folder / "run").mkdir()
+    os.mkfifo(storm.folder / "run" / "0")
+    process = storm.start("--interactive")
+    with open(storm.folder / "run" / "0", "w") as answers:
+        for asked in itertools.count(1):
+            while process.is_alive() and storm.said().count("\n> ") < asked:
+                time.sleep(0.005)
+            if not process.is_alive():
+                break
+            for _ in range(rng.choice([0, 0, 1, 1, 3, 8])):
+                vandal.act()
+            before = tree(storm.library)
+            answers.write(rng.choice("kkkkabsu") + "\n")
+            answers.flush()
+            while process.is_alive() and storm.said().count("\n> ") <= asked:
+                time.sleep(0.005)
+            now = tree(storm.library)
+            told = "\n".join([storm.said(), *vandal.log])
+            assert bag(now) == bag(before), told
+            groups, left = (
+                {storm.group_of.get(digest, digest) for digest, _ in live(files).values()} for files in (before, now)
+            )
+            assert groups <= left, f"only in the trash: {groups - left}\n{told}"
+    process.join()
+    assert process.exitcode in (0, 1), storm.said()
+    assert "Traceback" not in storm.said()
+    assert tree(storm.folder / "outside") == storm.outside
 
 
 # ── two at once ──
@@ -6766,7 +6834,6 @@ def test_any_order_of_batches_undos_and_edits_loses_nothing(storm: Storm, seed: 
     rng = random.Random(seed)
     doubles_for_storm(storm.library, rng, groups=6)
     storm.begin()
-    (storm.folder / "taken").mkdir()
     vandal = Vandal(storm, rng)
     edits, steps = rng.random() < 0.5, []
     for _ in range(6):
@@ -6778,13 +6845,7 @@ def test_any_order_of_batches_undos_and_edits_loses_nothing(storm: Storm, seed: 
             status = storm.run(*(["--undo"] if step == "undo" else ["-i"]), answers=answers if step == "act" else "")
             step += f" {status} {answers.split() if step == 'act' else ''}"
         steps.append(step)
-        told = "\n".join([*steps, *vandal.log, storm.said()])
-        expected = bag(storm.before)
-        expected.update(vandal.change)
-        there = bag(tree(storm.library)) + bag(tree(storm.folder / "taken"))
-        assert (expected - there, there - expected) == (Counter(), Counter()), told
-        groups = {digest for digest, _ in live(storm.before).values()} - vandal.taken
-        assert groups <= {digest for digest, _ in live(tree(storm.library)).values()}, told
+        check_account(storm, vandal, "\n".join(steps))
     storm.undo_all()
     if not vandal.log:
         now = tree(storm.library)
