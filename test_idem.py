@@ -6351,7 +6351,7 @@ NAMES = ["IMG_1", "IMG_2", "beach", "boat trip", "Zürich (1)", "new york 5", "I
 
 def doubles_for_storm(library: Path, rng: random.Random, groups: int = 4) -> None:
     """Groups of equal files whose names collide, some with sidecars, a RAW file or a Live Photo's movie, and others."""
-    free = [(folder, name + again) for folder in FOLDERS for name in NAMES for again in ("", " 2", " 3")[: groups // 4]]
+    free = [(folder, name + again) for folder in FOLDERS for name in NAMES for again in ("", " 2", " 3")[: 1 + groups // 6]]
     rng.shuffle(free)
     photo, movie = live_photo()
     for group in range(groups):
