@@ -6540,9 +6540,7 @@ def traced(storm: Storm, *arguments: str, answers: str = "", inject: str = "", c
 @ON_LINUX
 @STRACE
 @IN_A_STORM
-def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_nothing(
-    storm: Storm, drive: str, seed: int
-) -> None:
+def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_nothing(storm: Storm, seed: int) -> None:
     rng = random.Random(seed)
     doubles_for_storm(storm.library, rng, groups=2)
     storm.begin()
@@ -6560,8 +6558,9 @@ def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_noth
 # ── system calls that fail ──
 
 ERRORS = ["EIO", "ENOSPC", "EACCES", "EPERM", "EXDEV", "EINTR", "EROFS", "EDQUOT", "ENOENT", "EMFILE"]
-CALLS = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,fsync,fdatasync,write,mkdir,mkdirat,openat,ftruncate"
-CALLS += ",copy_file_range,sendfile,utimensat,fchmod,fchmodat,lseek,read,newfstatat,fstat,statx,getdents64"
+CHANGES = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,fsync,fdatasync,write,mkdir,mkdirat,ftruncate"
+CHANGES += ",copy_file_range,sendfile,utimensat,fchmod,fchmodat"
+CALLS = CHANGES + ",openat,lseek,read,newfstatat,fstat,statx,getdents64"
 
 
 @functools.cache
@@ -6598,7 +6597,7 @@ def test_whatever_system_call_fails_nothing_is_lost_and_the_status_says_so(storm
         run = traced(storm, action, answers=ALL, inject=inject, calls=call.name)
         try:
             storm.check(cut_off=True)
-            if run.status == 0 and action != "--undo":
+            if run.status == 0 and action != "--undo" and call.name in CHANGES.split(","):
                 assert max(bag(live(tree(storm.library))).values()) == 1, "copies are left and the status is 0"
             storm.check_restored()
         except AssertionError as error:
