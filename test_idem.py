@@ -6557,7 +6557,7 @@ def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_noth
 
 # ── system calls that fail ──
 
-ERRORS = ["EIO", "ENOSPC", "EACCES", "EPERM", "EXDEV", "EINTR", "EROFS", "EDQUOT", "ENOENT", "EMFILE"]
+ERRORS = ["EIO", "ENOSPC", "EACCES", "EPERM", "EXDEV", "EINTR", "EROFS", "EDQUOT", "EMFILE"]
 CHANGES = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,fsync,fdatasync,write,mkdir,mkdirat,ftruncate"
 CHANGES += ",copy_file_range,sendfile,utimensat,fchmod,fchmodat"
 CALLS = CHANGES + ",openat,lseek,read,newfstatat,fstat,statx,getdents64"
