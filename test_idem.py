@@ -6801,18 +6801,17 @@ def test_two_runs_at_once_leave_a_copy_of_everything(storm: Storm, seed: int) ->
     if rng.random() < 0.5:
         photos_for_storm(storm, rng)
     else:
-        doubles_for_storm(storm.library, rng)
+        doubles_for_storm(storm.library, rng, groups=12)
     storm.begin()
     modes = [storm.mode] if storm.group_of else [("--exact",), ("--exact", "--jobs", "2")]
     runs = []
     for name in "ab":
         storm.mode = rng.choice(modes)
-        folder = rng.choice([*FOLDERS, "", ""])
-        if not (storm.library / folder).is_dir():
-            folder = ""
-        arguments = rng.choice([["--interactive"], ["--interactive"], ["--undo"], []])
-        runs.append(storm.start(*arguments, answers=rng.choice(["k\n", "a\n", "s\nk\n"]) * 9, folder=folder, name=name))
-        time.sleep(rng.choice([0, rng.uniform(0, 0.3)]))
+        folder = rng.choice(["", "", *(folder for folder in FOLDERS if (storm.library / folder).is_dir())])
+        arguments = rng.choice([["--interactive"]] * 6 + [["--undo"], []])
+        answers = "".join(rng.choice("kabcs") + "\n" for _ in range(30))  # the two keep different copies
+        runs.append(storm.start(*arguments, answers=answers, folder=folder, name=name))
+        time.sleep(rng.choice([0, 0, rng.uniform(0, 0.3)]))
     for process, name in zip(runs, "ab", strict=True):
         process.join()
         assert "Traceback" not in storm.said(name), storm.said(name)
