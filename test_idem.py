@@ -6516,7 +6516,7 @@ class Traced:
 
 def traced(storm: Storm, *arguments: str, answers: str = "", inject: str = "", calls: str = "") -> Traced:
     """Run idem under strace, which looks at these system calls and makes some fail."""
-    log = storm.folder / "calls"
+    log = storm.folder / f"calls {threading.get_ident()}"
     command = ["strace", "-f", "-y", "-qq", "--seccomp-bpf", "-o", str(log), "-e", f"trace={calls}"]
     command += ["-e", f"inject={inject}"] if inject else []
     command += [sys.executable, str(HERE / "idem.py"), str(storm.library), *storm.mode, *arguments]
@@ -6591,7 +6591,9 @@ def test_whatever_system_call_fails_nothing_is_lost_and_the_status_says_so(storm
     calls = calls_of(drive, action, plan)
     name = rng.choice(sorted({call.name for call in calls}))
     call = rng.choice([call for call in calls if call.name == name])
-    inject = f"{call.name}:error={rng.choice(ERRORS)}:when={call.number}{rng.choice(['', '', '+', '+3'])}"
+    error = rng.choice(ERRORS)
+    often = rng.choice(["", "", "+", "+3"]) if error != "EINTR" else ""  # whoever is interrupted tries again
+    inject = f"{call.name}:error={error}:when={call.number}{often}"
     with trash_on(drive, storm):
         run_before(storm, action, plan)
         run = traced(storm, action, answers=ALL, inject=inject, calls=call.name)
@@ -6750,6 +6752,31 @@ def test_others_may_change_the_library_while_idem_moves_and_nothing_is_lost(stor
         check_account(storm, vandal, "")
 
 
+SLOW_MOVES = "rename,renameat,renameat2,link,linkat:delay_enter="  # microseconds between the check and the move
+
+
+@pytest.mark.storm
+@ON_LINUX
+@STRACE
+@IN_A_STORM
+def test_what_others_change_between_a_check_and_its_move_is_not_lost(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=3)
+    storm.begin()
+    vandal = Vandal(storm, rng)
+    slow = SLOW_MOVES + str(rng.randrange(1_000, 50_000))
+    run = functools.partial(traced, storm, "--interactive", answers=ALL, inject=slow, calls=slow.split(":")[0])
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(run)
+        while not ending.done():
+            time.sleep(rng.expovariate(100))
+            if (storm.library / TRASH).exists():  # the moves have begun
+                vandal.act()
+    check_account(storm, vandal, ending.result().said)
+    storm.run("--undo")
+    check_account(storm, vandal, ending.result().said)
+
+
 @pytest.mark.storm
 @ON_LINUX
 @IN_A_STORM
@@ -6820,6 +6847,24 @@ def test_two_runs_at_once_leave_a_copy_of_everything(storm: Storm, seed: int) ->
     for used in sorted({path.parent.parent for path in storm.library.rglob(idem.JOURNAL_FILE)}, reverse=True):
         storm.undo_all(str(used.relative_to(storm.library)))
     assert tree(storm.library) == storm.before
+
+
+@pytest.mark.storm
+@ON_LINUX
+@STRACE
+@IN_A_STORM
+def test_two_runs_whose_moves_take_long_leave_a_copy_of_everything(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=4)
+    storm.begin()
+    slow = SLOW_MOVES + str(rng.randrange(10_000, 100_000))
+    run = functools.partial(traced, storm, "--interactive", inject=slow, calls=slow.split(":")[0])
+    with ThreadPoolExecutor(2) as pool:
+        said = "".join(each.said for each in pool.map(lambda letter: run(answers=f"{letter}\n" * 30), "ab"))
+    try:
+        storm.check()
+    except AssertionError as error:
+        raise AssertionError(f"{said}\n{error}") from None
 
 
 # ── act, undo, edit, and again ──
