@@ -10,6 +10,8 @@ import argparse
 import atexit
 import base64
 import csv
+import ctypes
+import dataclasses
 import errno
 import faulthandler
 import functools
@@ -19,6 +21,7 @@ import importlib
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -42,6 +45,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -8031,6 +8036,716 @@ def test_the_picture_in_the_readme_shows_the_page(chromium: Browser, tmp_path: P
     assert len(np.unique(small, axis=0)) > 500  # the pictures are there
     if wanted := os.environ.get("IDEM_SCREENSHOT"):
         seen.convert("RGB").save(HERE / wanted, quality=60, method=6)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Storms: faults at random, and what must hold after each
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# The seed stands in the name of every test. To repeat one: IDEM_SEED=<seed> IDEM_ROUNDS=1. For a storm worth its name:
+# IDEM_ROUNDS=200 python -m pytest test_idem.py -m storm
+ROUNDS = int(os.environ.get("IDEM_ROUNDS", "1"))
+FIRST_SEED = int(os.environ.get("IDEM_SEED") or random.randrange(10**6))
+IN_A_STORM = pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + ROUNDS))
+
+Tree = dict[str, tuple[str, int]]  # by relative path: SHA-256, or where a link leads; time of modification in ns
+
+
+def tree(folder: Path) -> Tree:
+    """All files and links in the folder, but for idem's caches and journal."""
+    found: Tree = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if "__databases" in name.parts or (path.is_dir() and not path.is_symlink()):
+            continue
+        what = os.readlink(path) if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+        found[name.as_posix()] = what, path.lstat().st_mtime_ns
+    return found
+
+
+def bag(files: Tree) -> Counter[str]:
+    """How often each content is there."""
+    return Counter(digest for digest, _ in files.values())
+
+
+def live(files: Tree) -> Tree:
+    """Those outside the trash that may be media."""
+    suffixes = idem.IMAGE_SUFFIXES | idem.VIDEO_SUFFIXES
+    return {
+        name: each
+        for name, each in files.items()
+        if TRASH not in Path(name).parts and Path(name).suffix.lower() in suffixes
+    }
+
+
+@dataclass
+class Storm:
+    """A library, what is outside of it, and the processes of idem that work on it."""
+
+    folder: Path  # of it all
+    mode: tuple[str, ...] = ("--exact", "--jobs", "1")
+    group_of: dict[str, str] = dataclasses.field(default_factory=dict)  # by content, where it is not a group of its own
+    before: Tree = dataclasses.field(default_factory=dict)
+    outside: Tree = dataclasses.field(default_factory=dict)
+
+    @property
+    def library(self) -> Path:
+        return self.folder / "lib"
+
+    def __post_init__(self) -> None:
+        self.library.mkdir()
+
+    def begin(self) -> None:
+        """From now on nothing may be lost."""
+        (self.folder / "taken").mkdir()
+        made(
+            self.folder / "outside",
+            {"beach.jpg": "another's", "IMG_1.jpg": "another's too", "IMG_1.xmp": "their edits"},
+        )
+        self.before, self.outside = tree(self.library), tree(self.folder / "outside")
+
+    def start(self, *arguments: str, answers: str = "", folder: str = "", name: str = "run") -> BaseProcess:
+        """A process that runs idem on the library, or a folder in it."""
+        files = self.folder / name
+        files.mkdir(exist_ok=True)
+        if not (files / "0").is_fifo():
+            (files / "0").write_text(answers)
+        for number in "12":
+            (files / number).write_bytes(b"")
+        whole = (str(self.library / folder), *self.mode, *arguments)
+        process = forks().Process(target=run_in_storm, args=(files, whole))
+        process.start()
+        return process
+
+    def said(self, name: str = "run") -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted((self.folder / name).glob("[12]")))
+
+    def run(self, *arguments: str, answers: str = "", folder: str = "") -> int:
+        """The exit status of a run that nobody kills."""
+        process = self.start(*arguments, answers=answers, folder=folder)
+        process.join(120)
+        assert process.exitcode is not None, f"it hangs: {self.said()}"
+        assert "Traceback" not in self.said(), self.said()
+        assert process.exitcode in (0, 1, 2), self.said()
+        return process.exitcode
+
+    def is_killed(self, seconds: float, *arguments: str, answers: str = "") -> bool:
+        """Start a run, and kill it after this time; whether it was still running."""
+        process = self.start(*arguments, answers=answers)
+        process.join(seconds)
+        process.kill()
+        process.join()
+        assert "Traceback" not in self.said(), self.said()
+        return process.exitcode == -signal.SIGKILL
+
+    def check(self, *, cut_off: bool = False) -> None:
+        """The oracle. A move that was cut off may leave a second copy, or a part of one under a hidden name."""
+        now = tree(self.library)
+        lost, more = bag(self.before) - bag(now), bag(now) - bag(self.before)
+        assert not lost, f"lost: {[name for name, each in self.before.items() if each[0] in lost]}; {self.said()}"
+        strange = [
+            name
+            for name, each in now.items()
+            if each[0] in more and not (cut_off and (each[0] in bag(self.before) or "/." in f"/{name}"))
+        ]
+        assert not strange, f"{strange}; {self.said()}"
+        groups, left = (
+            {self.group_of.get(digest, digest) for digest, _ in live(files).values()} for files in (self.before, now)
+        )
+        assert groups <= left, f"only in the trash: {groups - left}; {self.said()}"
+        assert tree(self.folder / "outside") == self.outside
+
+    def undo_all(self, folder: str = "") -> None:
+        """Undo until that changes nothing any more. What cannot go back is given a second chance by then."""
+        unchanged = 0
+        while unchanged < 2:
+            before = tree(self.library)
+            self.run("--undo", folder=folder)
+            unchanged = unchanged + 1 if tree(self.library) == before else 0
+
+    def check_restored(self) -> None:
+        """After an undo of everything all is where it was, with its time, and nothing else is there."""
+        self.undo_all()
+        now = tree(self.library)
+        assert now == self.before, f"{sorted(set(now.items()) ^ set(self.before.items()))}; {self.said()}"
+
+
+def run_in_storm(files: Path, arguments: tuple[str, ...]) -> None:
+    """idem, with its input and output in these files."""
+    for number, flags in enumerate([os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND]):
+        os.dup2(os.open(files / str(number), flags), number)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
+    os.environ["BROWSER"] = "true"
+    sys.exit(main(arguments))
+
+
+@functools.cache
+def forks() -> ForkServerContext:
+    """Makes processes that have imported idem already: a kill then meets its work, not its start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_idem"])
+    return context
+
+
+ALL = "k\n" * 30  # to every question: as suggested
+
+
+def growing(rng: random.Random) -> Iterator[float]:
+    """Seconds after which to kill a run, longer and longer: sooner or later one gets through."""
+    seconds = rng.uniform(0.01, 0.1)
+    while True:
+        yield seconds
+        seconds *= rng.uniform(1.2, 2.5) if ROUNDS > 1 else 3
+
+
+FOLDERS = ["", "beach", "lake boat", "backup", "2021/07 new york", "backup/lake boat"]
+NAMES = ["IMG_1", "IMG_2", "beach", "boat trip", "Zürich (1)", "new york 5", "IMG_20210705"]
+
+
+def doubles_for_storm(library: Path, rng: random.Random, groups: int = 4) -> None:
+    """Groups of equal files whose names collide, some with sidecars, a RAW file or a Live Photo's movie, and others."""
+    free = [
+        (folder, name + again) for folder in FOLDERS for name in NAMES for again in ("", " 2", " 3")[: 1 + groups // 6]
+    ]
+    rng.shuffle(free)
+    photo, movie = live_photo()
+    for group in range(groups):
+        content = photo if group == 0 else b"picture %d " % group * rng.randint(1, 4000)
+        for copy in range(rng.randint(2, 4)):
+            folder, name = free.pop()
+            beside = [suffix for suffix in (".xmp", ".AAE", ".jpg.json", ".cr2") if rng.random() < 0.25]
+            made_doubles(library, f"{folder}/{name}.jpg", content=content)
+            for suffix in beside:
+                made_doubles(library, f"{folder}/{name}{suffix}", content=b"%s %d %d" % (suffix.encode(), group, copy))
+            if group == 0 and rng.random() < 0.6:
+                made_doubles(library, f"{folder}/{name}.mov", content=movie)
+    folder, name = free.pop()
+    made_doubles(library, f"{folder}/{name}.jpg", content=b"alone")
+    for path in library.rglob("*.*"):
+        os.utime(path, ns=(rng.randrange(10**18, 15 * 10**17),) * 2)
+
+
+@functools.cache
+def live_photo() -> tuple[bytes, bytes]:
+    """A photo and its movie, taken at the same moment."""
+    with tempfile.TemporaryDirectory() as folder:
+        exif = Image.Exif()
+        exif[0x0132] = "2021:07:05 10:00:00"
+        exif.get_ifd(0x8769)[0x9003] = "2021:07:05 10:00:00"
+        path = save(photo(1, (64, 48)), Path(folder) / "a.jpg", exif=exif)
+        said = ["-c:v", "libx264", "-metadata", "creation_time=2021-07-05T10:00:01Z"]
+        movie = clip(Path(folder) / "a.mov", *said, seconds=1, size=(64, 48))
+        return path.read_bytes(), movie.read_bytes()
+
+
+def photos_for_storm(storm: Storm, rng: random.Random) -> None:
+    """Groups of pictures that show the same in other formats and sizes."""
+    storm.mode = ("--jobs", "2")
+    for seed in rng.sample(range(100), 4):
+        names = rng.sample([f"{folder}/{name} {seed}" for folder in FOLDERS for name in NAMES], 4)
+        for number, name in enumerate(names[: rng.randint(2, 4)]):
+            picture = photo(seed, (320, 240)) if number else photo(seed, (400, 300))
+            suffix = rng.choice([".jpg", ".png", ".webp"])
+            save(picture, storm.library / (name + suffix), **({} if suffix == ".png" else {"quality": 90 + number}))
+    for name, (digest, _) in tree(storm.library).items():
+        storm.group_of[digest] = Path(name).stem.split()[-1]
+
+
+@pytest.fixture
+def storm(tmp_path: Path) -> Storm:
+    return Storm(tmp_path)
+
+
+@contextmanager
+def trash_on(drive: str, storm: Storm) -> Iterator[None]:
+    """The trash on the drive of the library, or on one of its own."""
+    if drive == "same":
+        yield
+    else:
+        with mounted(storm.library / TRASH, "-t", "tmpfs", "tmpfs"):
+            yield
+
+
+DRIVES = ["same", "other"] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["same"]  # only root may mount
+
+
+# ── kills ──
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_a_scan_that_is_killed_and_torn_again_and_again_finds_the_same_groups(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    photos_for_storm(storm, rng)
+    storm.begin()
+    assert storm.run("--json", "--cache", str(storm.folder / "clean")) == 0
+    clean = json.loads((storm.folder / "run" / "1").read_text())["groups"]
+    for seconds in growing(rng):
+        killed = storm.is_killed(seconds, "--json")
+        for cache in sorted((storm.library / "__databases").glob("*.csv")):
+            if rng.random() < 0.7:
+                torn(cache, rng, lines=2)
+        if not killed:
+            break
+    assert storm.run("--json") == 0
+    assert json.loads((storm.folder / "run" / "1").read_text())["groups"] == clean
+    assert tree(storm.library) == storm.before
+
+
+def torn(path: Path, rng: random.Random, lines: int = 1) -> None:
+    """Cut the file off at any byte of its last lines, or zero it from there on, as a machine that crashes may."""
+    whole = path.read_bytes()
+    tail = b"".join(whole.splitlines(keepends=True)[-lines:])
+    at = len(whole) - rng.randint(0, len(tail))
+    path.write_bytes(whole[:at] + b"\0" * (len(whole) - at if rng.random() < 0.3 else 0))
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_a_batch_and_its_undo_that_are_killed_at_any_moment_are_undone(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng)
+    storm.begin()
+    with trash_on(rng.choice(DRIVES), storm):
+        for seconds in growing(rng):
+            killed = storm.is_killed(seconds, "--interactive", answers=ALL)
+            storm.check(cut_off=killed)
+            for undo_seconds in growing(rng):
+                if not storm.is_killed(undo_seconds, "--undo"):
+                    break
+                storm.check(cut_off=True)
+            storm.check_restored()
+            if not killed:
+                break
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_a_review_that_is_killed_during_a_confirm_is_undone(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=8)
+    storm.begin()
+    with trash_on(rng.choice(DRIVES), storm), ThreadPoolExecutor(1) as pool:
+        process = storm.start("--review")
+        while "\n" not in (said := storm.said()) and process.is_alive():
+            time.sleep(0.01)
+        found = re.search(r"http://127\.0\.0\.1:\S+", said)
+        assert found, said
+        server = Client(found[0])
+        page = server.ask("groups").json()
+        body = {"groups": [{"group": n, "revision": 0, "keep": [0]} for n in numbers(page)]}
+        confirmed = pool.submit(server.post, "confirm", body)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        with suppress(OSError, http.client.HTTPException):
+            confirmed.result()
+        storm.check(cut_off=True)
+        storm.check_restored()
+
+
+# ── a machine that crashes ──
+
+STRACE = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed; it makes system calls fail")
+
+
+class Call(NamedTuple):
+    """A system call of a run, about a file of the library or of idem's own there."""
+
+    name: str
+    number: int  # of the calls of this name by the main thread; from 1
+    line: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    status: int
+    said: str
+    calls: tuple[Call, ...]
+
+
+def traced(storm: Storm, *arguments: str, answers: str = "", inject: str = "", calls: str = "") -> Traced:
+    """Run idem under strace, which looks at these system calls and makes some fail."""
+    log = storm.folder / f"calls {threading.get_ident()}"
+    command = ["strace", "-f", "-y", "-qq", "--seccomp-bpf", "-o", str(log), "-e", f"trace={calls}"]
+    command += ["-e", f"inject={inject}"] if inject else []
+    command += [sys.executable, str(HERE / "idem.py"), str(storm.library), *storm.mode, *arguments]
+    done = subprocess.run(command, input=answers.encode(), capture_output=True, check=False, timeout=120)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    if "ptrace" in said:
+        pytest.skip(f"strace may not trace here: {said.strip()}")
+    assert "Traceback" not in said, said
+    lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
+    count: Counter[str] = Counter()
+    found = []
+    for process, line in lines:
+        if process == lines[0][0] and (match := re.match(r"(\w+)\(", line)):
+            count[match[1]] += 1
+            if str(storm.library) in line and not line.startswith(("write(1<", "write(2<")):
+                found.append(Call(match[1], count[match[1]], line))
+    return Traced(done.returncode, said, tuple(found))
+
+
+@pytest.mark.storm
+@ON_LINUX
+@STRACE
+@IN_A_STORM
+def test_a_machine_that_crashes_before_a_line_of_the_journal_is_saved_loses_nothing(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=2)
+    storm.begin()
+    journal = storm.library / "__databases" / idem.JOURNAL_FILE
+    with trash_on(rng.choice(DRIVES), storm):
+        number = rng.randint(1, 20)
+        inject = f"fsync:signal=KILL:when={number}"
+        run = traced(storm, "--interactive", answers=ALL, inject=inject, calls="fsync")
+        if run.calls and run.calls[-1].number == number and journal.name in run.calls[-1].line:
+            torn(journal, rng)
+        storm.check(cut_off=True)
+        storm.check_restored()
+
+
+# ── system calls that fail ──
+
+ERRORS = ["EIO", "ENOSPC", "EACCES", "EPERM", "EXDEV", "EINTR", "EROFS", "EDQUOT", "EMFILE"]
+CHANGES = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,fsync,fdatasync,write,mkdir,mkdirat,ftruncate"
+CHANGES += ",copy_file_range,sendfile,utimensat,fchmod,fchmodat"
+CALLS = CHANGES + ",openat,lseek,read,newfstatat,fstat,statx,getdents64"
+
+
+@functools.cache
+def calls_of(drive: str, action: str, seed: int) -> tuple[Call, ...]:
+    """The system calls of a batch, or of its undo, about the library that this seed makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        storm = Storm(Path(folder))
+        with trash_on(drive, storm):
+            run_before(storm, action, seed)
+            return traced(storm, action, answers=ALL, calls=CALLS).calls
+
+
+def run_before(storm: Storm, action: str, seed: int) -> None:
+    """A library on which idem can do this."""
+    doubles_for_storm(storm.library, random.Random(seed), groups=3)
+    storm.begin()
+    if action == "--undo":
+        assert storm.run("--interactive", answers=ALL) == 0
+
+
+@pytest.mark.storm
+@ON_LINUX
+@STRACE
+@IN_A_STORM
+def test_whatever_system_call_fails_nothing_is_lost_and_the_status_says_so(storm: Storm, seed: int) -> None:
+    rng, plan = random.Random(seed), seed // 100
+    drive, action = rng.choice(DRIVES), rng.choice(["--interactive", "--interactive", "--undo"])
+    calls = calls_of(drive, action, plan)
+    name = rng.choice(sorted({call.name for call in calls}))
+    call = rng.choice([call for call in calls if call.name == name])
+    error = rng.choice(ERRORS)
+    often = rng.choice(["", "", "+", "+3"]) if error != "EINTR" else ""  # whoever is interrupted tries again
+    inject = f"{call.name}:error={error}:when={call.number}{often}"
+    with trash_on(drive, storm):
+        run_before(storm, action, plan)
+        run = traced(storm, action, answers=ALL, inject=inject, calls=call.name)
+        try:
+            storm.check(cut_off=True)
+            if run.status == 0 and action != "--undo" and call.name in CHANGES.split(","):
+                assert max(bag(live(tree(storm.library))).values()) == 1, "copies are left and the status is 0"
+            storm.check_restored()
+        except AssertionError as error:
+            raise AssertionError(f"{drive} {action} {inject}\n{call.line}\n{run.said}\n{run.status}: {error}") from None
+
+
+# ── others at work in the library ──
+
+
+@dataclass
+class Vandal:
+    """Changes the library at random, and keeps what it takes away and an account of what it writes."""
+
+    storm: Storm
+    rng: random.Random
+    change: Counter[str] = dataclasses.field(
+        default_factory=Counter
+    )  # how many more or fewer there are of each content
+    taken: set[str] = dataclasses.field(default_factory=set)  # contents of which it took away a file
+    log: list[str] = dataclasses.field(default_factory=list)
+
+    def act(self) -> None:
+        """One random change, unless idem was faster."""
+        action = self.rng.choice(
+            [self.rename, self.edit, self.replace, self.link, self.truncate, self.remove, self.swap]
+        )
+        with suppress(OSError):
+            action()
+
+    def some_file(self) -> Path:
+        """Any file outside the folder of the caches. OSError if there is none."""
+        folder = self.some_folder()
+        names = [entry.path for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+        if not names:
+            raise FileNotFoundError(folder)
+        return Path(self.rng.choice(names))
+
+    def some_folder(self) -> Path:
+        """Any folder of the library, or of its trash."""
+        return self.storm.library / self.rng.choice(["", f"{TRASH}/"]) / self.rng.choice(FOLDERS)
+
+    def new_name(self) -> Path:
+        return self.storm.library / self.rng.choice(FOLDERS) / f"{self.rng.choice(NAMES)}.jpg"
+
+    def note(self, what: str, path: Path, other: object = "") -> None:
+        self.log.append(f"{what} {path.relative_to(self.storm.folder)} {other}")
+
+    def rename(self) -> None:
+        path, target = self.some_file(), self.new_name()
+        exchange(path, target, RENAME_NOREPLACE)
+        self.note("rename", path, target)
+
+    def edit(self) -> None:
+        """Write into the file as it is, perhaps so that size and times are as before."""
+        self.overwrite(b"edited")
+
+    def truncate(self) -> None:
+        self.overwrite(b"")
+
+    def overwrite(self, text: bytes) -> None:
+        path = self.some_file()
+        with open(path, "rb+") as stream:
+            status, old = os.fstat(stream.fileno()), stream.read()
+            new = text + old[len(text) :] if text else old[: len(old) // 2]
+            stream.seek(0)
+            os.pwrite(stream.fileno(), new[: len(text)], 0) if text else os.ftruncate(stream.fileno(), len(new))
+            if self.rng.random() < 0.5:
+                os.utime(stream.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+        for content, by in ((old, -1), (new, 1)):
+            self.change[hashlib.sha256(content).hexdigest()] += by * status.st_nlink
+        self.taken.add(hashlib.sha256(old).hexdigest())
+        self.note("overwrite", path, text)
+
+    def replace(self) -> None:
+        """Exchange the file for another in one step, as careful programs save."""
+        path, new = self.some_file(), self.storm.folder / "taken" / f"{len(self.log)}"
+        content = self.rng.randbytes(20)
+        new.write_bytes(content)
+        exchange(path, new, RENAME_EXCHANGE)
+        self.change[hashlib.sha256(content).hexdigest()] += 1
+        self.taken.add(hashlib.sha256(new.read_bytes()).hexdigest())
+        self.note("replace", path)
+
+    def link(self) -> None:
+        path, target = self.some_file(), self.new_name()
+        os.link(path, target)
+        self.change[hashlib.sha256(target.read_bytes()).hexdigest()] += 1
+        self.note("link", path, target)
+
+    def remove(self) -> None:
+        path, grave = self.some_file(), self.storm.folder / "taken" / f"{len(self.log)}"
+        os.rename(path, grave)
+        self.taken.add(hashlib.sha256(grave.read_bytes()).hexdigest())
+        self.note("remove", path)
+
+    def swap(self) -> None:
+        """Exchange a folder for a link to one outside, for a moment."""
+        folder, link = self.some_folder(), self.storm.folder / "link"
+        if folder == self.storm.library or not folder.is_dir():
+            return
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.storm.folder / "outside")
+        exchange(folder, link, RENAME_EXCHANGE)
+        time.sleep(self.rng.uniform(0, 0.01))
+        exchange(folder, link, RENAME_EXCHANGE)
+        link.unlink()
+        self.note("swap", folder)
+
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # of renameat2(2)
+
+
+def exchange(one: Path, other: Path, flags: int) -> None:
+    """renameat2 with these flags."""
+    if idem.LIBC.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), flags):
+        raise OSError(ctypes.get_errno(), "renameat2", str(one))
+
+
+def check_account(storm: Storm, vandal: Vandal, told: str) -> None:
+    """Everything is in the library or was taken, and what was not taken has a live copy."""
+    told = "\n".join([told, *vandal.log, storm.said()])
+    assert "Traceback" not in told, told
+    expected = bag(storm.before)
+    expected.update(vandal.change)
+    now = tree(storm.library)
+    there = bag(now) + bag(tree(storm.folder / "taken"))
+    assert (expected - there, there - expected) == (Counter(), Counter()), told
+    assert tree(storm.folder / "outside") == storm.outside, told
+    groups = {digest for digest, _ in live(storm.before).values()} - vandal.taken
+    assert groups <= {digest for digest, _ in live(now).values()}, told
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_others_may_change_the_library_while_idem_moves_and_nothing_is_lost(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=12)
+    storm.begin()
+    vandal = Vandal(storm, rng)
+    for arguments, answers in [(["--interactive"], ALL), (["--undo"], "")] * 2:
+        process = storm.start(*arguments, answers=answers)
+        while process.is_alive() and arguments != ["--undo"] and not storm.said():  # it is still looking
+            time.sleep(0.001)
+        while process.is_alive():
+            time.sleep(rng.expovariate(500))
+            vandal.act()
+        process.join()
+        assert process.exitcode in (0, 1, 2), storm.said()
+        check_account(storm, vandal, "")
+
+
+SLOW_MOVES = "rename,renameat,renameat2,link,linkat:delay_enter="  # microseconds between the check and the move
+
+
+@pytest.mark.storm
+@ON_LINUX
+@STRACE
+@IN_A_STORM
+def test_what_others_change_between_a_check_and_its_move_is_not_lost(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=3)
+    storm.begin()
+    vandal = Vandal(storm, rng)
+    slow = SLOW_MOVES + str(rng.randrange(1_000, 50_000))
+    run = functools.partial(traced, storm, "--interactive", answers=ALL, inject=slow, calls=slow.split(":")[0])
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(run)
+        while not ending.done():
+            time.sleep(rng.expovariate(100))
+            if (storm.library / TRASH).exists():  # the moves have begun
+                vandal.act()
+    check_account(storm, vandal, ending.result().said)
+    storm.run("--undo")
+    check_account(storm, vandal, ending.result().said)
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_what_others_change_before_an_answer_is_not_taken_for_a_copy(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    if rng.random() < 0.3:
+        photos_for_storm(storm, rng)
+    else:
+        doubles_for_storm(storm.library, rng, groups=8)
+    storm.begin()
+    vandal = Vandal(storm, rng)
+    (storm.folder / "run").mkdir()
+    os.mkfifo(storm.folder / "run" / "0")
+    process = storm.start("--interactive")
+    with open(storm.folder / "run" / "0", "w") as answers:
+        for asked in itertools.count(1):
+            while process.is_alive() and storm.said().count("\n> ") < asked:
+                time.sleep(0.005)
+            if not process.is_alive():
+                break
+            for _ in range(rng.choice([0, 0, 1, 1, 3, 8])):
+                vandal.act()
+            before = tree(storm.library)
+            answers.write(rng.choice("kkkkabsu") + "\n")
+            answers.flush()
+            while process.is_alive() and storm.said().count("\n> ") <= asked:
+                time.sleep(0.005)
+            now = tree(storm.library)
+            told = "\n".join([storm.said(), *vandal.log])
+            assert bag(now) == bag(before), told
+            groups, left = (
+                {storm.group_of.get(digest, digest) for digest, _ in live(files).values()} for files in (before, now)
+            )
+            assert groups <= left, f"only in the trash: {groups - left}\n{told}"
+    process.join()
+    assert process.exitcode in (0, 1), storm.said()
+    assert "Traceback" not in storm.said()
+    assert tree(storm.folder / "outside") == storm.outside
+
+
+# ── two at once ──
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_two_runs_at_once_leave_a_copy_of_everything(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    if rng.random() < 0.5:
+        photos_for_storm(storm, rng)
+    else:
+        doubles_for_storm(storm.library, rng, groups=12)
+    storm.begin()
+    modes = [storm.mode] if storm.group_of else [("--exact",), ("--exact", "--jobs", "2")]
+    runs = []
+    for name in "ab":
+        storm.mode = rng.choice(modes)
+        folder = rng.choice(["", "", *(folder for folder in FOLDERS if (storm.library / folder).is_dir())])
+        arguments = rng.choice([["--interactive"]] * 6 + [["--undo"], []])
+        answers = "".join(rng.choice("kabcs") + "\n" for _ in range(30))  # the two keep different copies
+        runs.append(storm.start(*arguments, answers=answers, folder=folder, name=name))
+        time.sleep(rng.choice([0, 0, rng.uniform(0, 0.3)]))
+    for process, name in zip(runs, "ab", strict=True):
+        process.join()
+        assert "Traceback" not in storm.said(name), storm.said(name)
+        assert process.exitcode in (0, 1, 2), storm.said(name)
+    storm.check()
+    for used in sorted({path.parent.parent for path in storm.library.rglob(idem.JOURNAL_FILE)}, reverse=True):
+        storm.undo_all(str(used.relative_to(storm.library)))
+    assert tree(storm.library) == storm.before
+
+
+@pytest.mark.storm
+@ON_LINUX
+@STRACE
+@IN_A_STORM
+def test_two_runs_whose_moves_take_long_leave_a_copy_of_everything(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=4)
+    storm.begin()
+    slow = SLOW_MOVES + str(rng.randrange(10_000, 100_000))
+    run = functools.partial(traced, storm, "--interactive", inject=slow, calls=slow.split(":")[0])
+    with ThreadPoolExecutor(2) as pool:
+        said = "".join(each.said for each in pool.map(lambda letter: run(answers=f"{letter}\n" * 30), "ab"))
+    try:
+        storm.check()
+    except AssertionError as error:
+        raise AssertionError(f"{said}\n{error}") from None
+
+
+# ── act, undo, edit, and again ──
+
+
+@pytest.mark.storm
+@ON_LINUX
+@IN_A_STORM
+def test_any_order_of_batches_undos_and_edits_loses_nothing(storm: Storm, seed: int) -> None:
+    rng = random.Random(seed)
+    doubles_for_storm(storm.library, rng, groups=6)
+    storm.begin()
+    vandal = Vandal(storm, rng)
+    edits, steps = rng.random() < 0.5, []
+    for _ in range(6):
+        step = rng.choice(["act", "act", "act", "undo", *(["edit"] if edits else [])])
+        if step == "edit":
+            vandal.act()
+        else:
+            answers = "".join(rng.choice("kkkaabsu") + "\n" for _ in range(rng.randint(1, 12)))
+            status = storm.run(*(["--undo"] if step == "undo" else ["-i"]), answers=answers if step == "act" else "")
+            step += f" {status} {answers.split() if step == 'act' else ''}"
+        steps.append(step)
+        check_account(storm, vandal, "\n".join(steps))
+    storm.undo_all()
+    if not vandal.log:
+        now = tree(storm.library)
+        assert now == storm.before, "\n".join([*map(str, set(now.items()) ^ set(storm.before.items())), *steps])
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
