@@ -415,6 +415,7 @@ def main_as_nobody(library: Path, *arguments: str, answers: str = "") -> tuple[i
                 os._exit(status)
             finally:
                 traceback.print_exc()
+                sys.stderr.flush()
                 os._exit(99)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out.seek(0)
