@@ -7028,11 +7028,18 @@ def run_interactive(run: Run) -> int:
 def run_undo(run: Run) -> int:
     """Put the last batch back, and on request what is in the trash beside the journal's word; the exit status."""
     told: list[Outcome] = []
+    lost: list[OutputLost] = []  # files go back even if nobody reads that
 
     def tell(outcome: Outcome) -> None:
         told.append(outcome)
-        for line in outcome_lines(outcome, run.root):
-            show_if_read(line)
+        say_so(*outcome_lines(outcome, run.root))
+
+    def say_so(*lines: str) -> None:
+        for line in lines:
+            try:
+                show(line)
+            except OutputLost as error:
+                lost.append(error)
 
     with library_in_use(run, moves=True):
         try:
@@ -7041,15 +7048,17 @@ def run_undo(run: Run) -> int:
             tell(Outcome(refused=tuple(problems)))
             if undone.batch:
                 back, left = len(undone.returned), len(undone.refused)
-                show_if_read(f"{plural(back, 'file')} put back, {left:,} not")
+                say_so(f"{plural(back, 'file')} put back, {left:,} not")
             elif not (undone.refused or unlisted or problems):
-                show_if_read("Nothing to undo.")
+                say_so("Nothing to undo.")
             if unlisted and wants_back(unlisted, run.root):
                 rest = put_unlisted_back(run.root, unlisted, tell)
-                show_if_read(f"{plural(len(rest.returned), 'file')} put back, {len(rest.refused):,} not")
+                say_so(f"{plural(len(rest.returned), 'file')} put back, {len(rest.refused):,} not")
                 unlisted = []
         finally:
             caches_follow(told, run.cache, run.root)
+    if lost:
+        raise lost[0]
     return int(bool(unlisted) or any(each.refused for each in told))
 
 

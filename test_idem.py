@@ -2394,7 +2394,7 @@ def test_a_file_that_crashes_the_decoder_is_named_alone(
     made_library(tmp_path)
     fatal = save(photo(9), tmp_path / "fatal.jpg")
     monkeypatch.setattr(idem, "IMAGE_WORK", replace(idem.IMAGE_WORK, do=fingerprint_or_crash))
-    for new in (7, 1):
+    for new in (7, 0):  # what crashed twice is not tried again
         found = report(tmp_path, capsys=capsys)
         assert found["unreadable"] == [{"path": str(fatal), "reason": "the decoder crashed (SIGSEGV)"}]
         assert (found["totals"]["new"], found["totals"]["groups"]) == (new, 3)
@@ -6860,7 +6860,8 @@ def test_no_request_ends_the_server_or_stays_in_it(tmp_path: Path, started: Star
     deadline = time.monotonic() + 10
     while threads_and_files(process) > before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert (process.poll(), threads_and_files(process)) == (None, before)
+    assert process.poll() is None
+    assert threads_and_files(process) <= before
 
 
 @ON_LINUX
