@@ -1370,9 +1370,10 @@ def limited_memory(size: int) -> Iterator[None]:
     Only Linux counts what a process takes; elsewhere there is nothing but `check_memory`.
     """
     global memory_allowed  # noqa: PLW0603
-    memory_allowed = size
+    before, memory_allowed = memory_allowed, size
     if sys.platform != "linux":
         yield
+        memory_allowed = before
         return
     import resource
 
@@ -1385,6 +1386,7 @@ def limited_memory(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        memory_allowed = before
 
 
 def check_memory(size: float) -> None:
@@ -4366,9 +4368,10 @@ def made_folder(name: str, above: int, like: str) -> int:
 
 
 def copy_status(source: int, copy: int) -> None:
-    """Give a copy its source's owner, group, mode, times and extended attributes, as far as the system lets.
+    """Give a copy its source's times, and as far as the system lets its owner, group, mode and extended attributes.
 
-    Both are descriptors.
+    Both are descriptors. OSError when it cannot have the times: of a picture without metadata they are all that says
+    when it was taken.
     """
     if sys.platform == "darwin":
         LIBC.fcopyfile(source, copy, None, COPYFILE_METADATA)
@@ -4379,8 +4382,7 @@ def copy_status(source: int, copy: int) -> None:
                     os.setxattr(copy, name, os.getxattr(source, name))
     copy_access(source, copy)
     times = os.fstat(source)
-    with suppress(OSError):
-        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def copy_access(source: int, copy: int) -> None:
