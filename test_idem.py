@@ -392,7 +392,11 @@ def main_as_nobody(library: Path, *arguments: str, answers: str = "") -> tuple[i
 
     In a forked copy of this process, because such a user may be unable to start this interpreter.
     """
-    for module in (*idem.REQUIRED_MODULES, "multiprocessing.popen_fork"):  # that user need not read what is loaded
+    for module in (
+        *idem.REQUIRED_MODULES,
+        "multiprocessing.popen_fork",
+        "resource",
+    ):  # that user need not read what is loaded
         importlib.import_module(module)
     idem.load_decoders()
     with idem.run_lock(tempfile.mkdtemp()):
