@@ -882,7 +882,7 @@ def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> Non
         luma_step=0,
         chroma_step=0,
         palette=False,
-        integrity=idem.Integrity(several_scans=False, data_bytes=picture.stat().st_size),
+        integrity=idem.Integrity(may_be_short=False, data_bytes=picture.stat().st_size),
         file_digest="",
         phash=0xB06E50BECB54AF0A,
         dhash=0xF0F0F0F0F0E8C8A,
@@ -1217,8 +1217,8 @@ def test_a_jpeg_damaged_in_its_tables_is_told_from_its_double(
     (tmp_path / "a.jpg").write_bytes(content)
     assert groups(tmp_path, capsys=capsys) == []
     assert unreadable(tmp_path, capsys) == {
-        "a.jpg": f"the same as {tmp_path / 'b.jpg'} but for some bytes: one of them is damaged",
-        "b.jpg": f"the same as {tmp_path / 'a.jpg'} but for some bytes: one of them is damaged",
+        "a.jpg": f"the same as {tmp_path / 'b.jpg'} but for some bytes: one of them is damaged, or was edited",
+        "b.jpg": f"the same as {tmp_path / 'a.jpg'} but for some bytes: one of them is damaged, or was edited",
     }
 
 
@@ -1283,7 +1283,7 @@ def test_a_jpeg_in_several_scans_is_told_from_a_cut_one(tmp_path: Path, capsys: 
     content = save(photo(), tmp_path / "several.jpg", progressive=True, quality=90).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) * 97 // 100] + b"\xff\xd9")
     assert groups(tmp_path, capsys=capsys) == [["one.png", "several.jpg"]]
-    reason = "truncated: a progressive JPEG whose last scan is cut short"
+    reason = "truncated: a JPEG that lacks data in some of its parts"
     assert unreadable(tmp_path, capsys) == {"cut.jpg": reason}
 
 
@@ -1977,7 +1977,7 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
         luma_step=int(rng.integers(0, 20)),
         chroma_step=int(rng.integers(0, 20)),
         palette=bool(rng.integers(0, 2)),
-        integrity=idem.Integrity(several_scans=False, data_bytes=int(rng.integers(1, 2**40))),
+        integrity=idem.Integrity(may_be_short=False, data_bytes=int(rng.integers(1, 2**40))),
         file_digest="",
         phash=int(rng.integers(0, 2**63)),
         dhash=int(rng.integers(0, 2**63)),
