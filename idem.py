@@ -1287,7 +1287,7 @@ def opened_picture(stream: BinaryIO) -> Image.Image:
 
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
 DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
-PADDING = 4  # bytes at the end of a scan that an encoder may add; of 1,160 JPEG files by many none had as many
+PADDING = 4  # bytes at the end of a scan that an encoder may add; none of 1,160 files had more than libjpeg reads ahead
 FILLER = bytes(range(250, 0, -1))  # decodes to something else than the zeros with which libjpeg fills up
 START_OF_SCAN, END_OF_IMAGE, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})

@@ -33,6 +33,7 @@ import time
 import traceback
 import unicodedata
 import urllib.request
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -1271,10 +1272,17 @@ def suffix_for(form: str) -> str:
     return FORMATS.get(form, (".png",))[0]
 
 
+def decoded(path: Path) -> Image.Image:
+    """The picture decoded in full, whatever Pillow has to say about its metadata."""
+    with warnings.catch_warnings(), Image.open(path) as picture:
+        warnings.simplefilter("ignore")
+        return picture.convert("RGB")
+
+
 def is_pixel_true(intact: Path, damaged: Path) -> bool:
-    """Whether the damaged file shows exactly what the intact one does, decoded in full."""
-    with Image.open(intact) as one, Image.open(damaged) as other:
-        return one.size == other.size and one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
+    """Whether the damaged file shows exactly what the intact one does."""
+    one, other = decoded(intact), decoded(damaged)
+    return one.size == other.size and one.tobytes() == other.tobytes()
 
 
 def cut_short(content: bytes, rng: random.Random) -> bytes:
@@ -1548,8 +1556,7 @@ def test_any_mutated_picture_gives_a_fingerprint_or_a_reason(tmp_path: Path) -> 
 
 def shown_differently(one: Path, other: Path) -> float:
     """The share of pixels that differ visibly."""
-    with Image.open(one) as first, Image.open(other) as second:
-        levels = ImageChops.difference(first.convert("L"), second.convert("L")).histogram()
+    levels = ImageChops.difference(decoded(one).convert("L"), decoded(other).convert("L")).histogram()
     return sum(levels[24:]) / sum(levels)
 
 
