@@ -613,7 +613,7 @@ MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is 
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-FINGERPRINT_VERSION = 1  # raised when the algorithm changes; rows of another version do not match
+FINGERPRINT_VERSION = 2  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
 E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
@@ -1514,14 +1514,14 @@ class Integrity:
     """What tells whether a picture's file is whole.
 
     Its picture data are what it is decoded from: all of a JPEG but the metadata; of other formats the whole file.
-    `whole` and `part_sums` are found out by a closer look, only for files of groups that need one.
+    `whole` and `sums` are found out by a closer look, only for files of groups that need one.
     """
 
-    several_scans: bool  # a JPEG that may be cut short without showing it: see `check_last_scan`
+    may_be_short: bool  # a JPEG that may lack data without showing it: see `check_scans`
     data_bytes: int  # of picture data
     file_sum: str  # CRC-32 of all bytes of the file, in hex: the disk may change some beneath the file system
-    whole: bool = False  # it has been looked at, and is not cut short
-    part_sums: str = ""  # CRC-32 of DATA_PARTS equal parts of the picture data, or of the pixels; in hex
+    whole: bool = False  # it has been looked at, and lacks none
+    sums: str = ""  # CRC-32 of what is shown, then of DATA_PARTS equal parts of the picture data; in hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -1550,7 +1550,7 @@ class ImageFingerprint:
     @property
     def exact(self) -> object:
         """All of it that depends neither on how a decoder rounds nor on a closer look."""
-        integrity = replace(self.integrity, whole=False, part_sums="")
+        integrity = replace(self.integrity, whole=False, sums="")
         steps = self.luma_step, self.chroma_step, self.palette
         return self.width, self.height, *steps, integrity, self.file_digest
 
@@ -1558,15 +1558,15 @@ class ImageFingerprint:
 
 
 def read_integrity(text: bytes) -> Integrity:
-    flags, size, file_sum, part_sums = text.split(b":")
-    return Integrity(b"s" in flags, int(size), file_sum.decode(), b"w" in flags, part_sums.decode())
+    flags, size, file_sum, sums = text.split(b":")
+    return Integrity(b"s" in flags, int(size), file_sum.decode(), b"w" in flags, sums.decode())
 
 
 def written_integrity(each: Integrity) -> str:
-    return f"{'s' * each.several_scans}{'w' * each.whole}:{each.data_bytes}:{each.file_sum}:{each.part_sums}"
+    return f"{'s' * each.may_be_short}{'w' * each.whole}:{each.data_bytes}:{each.file_sum}:{each.sums}"
 
 
-INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{%d})?" % (8 * DATA_PARTS)
+INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{%d})?" % (8 + 8 * DATA_PARTS)
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     "images_perceptual_hash_db.csv",
     (
@@ -1729,128 +1729,152 @@ def decode(picture: Image.Image, held: int = 0) -> None:
     picture.load()
 
 
-def picture_in(data: bytes) -> Image.Image:
-    """The JPEG picture in these bytes, with only its header read. Raises what Pillow raises."""
-    return Image.open(io.BytesIO(data), formats=usable_formats())
-
-
-# ── JPEG files that end early ──
+# ── JPEG files that lack data, or have some to spare ──
 
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
 MAX_JPEG_SEGMENTS = 1 << 16  # before the picture; their lengths have 16 bits, so that they hold 4 GB
 MAX_JPEG_SCANS = 500  # each makes the decoder go over the whole picture; encoders write up to some twenty
 DECODER_LOOKAHEAD = 16  # bytes; libjpeg wants up to 8 beyond those it needs
-END_OF_IMAGE = b"\xff\xd9"
-START_OF_SCAN = b"\xff\xda"
+PADDING = 4  # bytes at the end of a scan that an encoder may add; none of 1,160 files had more than libjpeg reads ahead
+FILLER = bytes(range(250, 0, -1))  # decodes to something else than the zeros with which libjpeg fills up
+START_OF_SCAN, END_OF_IMAGE, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
 NEXT_MARKER = re.compile(b"\xff[^%s]" % re.escape(bytes(sorted(MARKERS_WITHOUT_LENGTH))), re.DOTALL)
 METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
-FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
+HUFFMAN_SEQUENTIAL, LOSSLESS = frozenset({0xC0, 0xC1}), frozenset({0xC3, 0xCB})
+FRAME_MARKERS = frozenset({0xC2, 0xC9, 0xCA}) | HUFFMAN_SEQUENTIAL | LOSSLESS
+SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that the data of a scan do not contain
+RESTART = re.compile(rb"\xff{1,9}[\xd0-\xd7]")  # any marker may be preceded by fill bytes, of 0xff
+
+
+class Segment(NamedTuple):
+    """A part of a JPEG file."""
+
+    marker: int
+    begin: int  # offset of the marker
+    content: bytes  # without marker and length; of a scan its header
+    data: int  # offset of what follows, which is the data of a scan
+    end: int  # offset of the next segment, or of fill bytes before it
+
+
+def segments_of(data: bytes) -> Iterator[Segment]:
+    """The segments of a JPEG up to its end marker (ITU-T T.81, annex B). ValueError when there is none."""
+    position = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = NEXT_MARKER.search(data, position)  # decoders pass over fill bytes and junk before it
+        if found is None:
+            raise ValueError("truncated: a JPEG without its end")
+        position, marker = found.start(), data[found.end() - 1]
+        if marker == END_OF_IMAGE:
+            return
+        end = following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == START_OF_SCAN:
+            scan_end = SCAN_END.search(data, following)
+            if scan_end is None:
+                raise ValueError("truncated: a JPEG without its end")
+            end = scan_end.start()
+            if data[end - 1] == 0xFF:
+                end = following + len(data[following:end].rstrip(b"\xff"))
+        yield Segment(marker, position, data[position + 4 : following], following, end)
+        position = end
+    raise ValueError("damaged: a JPEG in too many pieces")
 
 
 @dataclass(frozen=True, slots=True)
 class Jpeg:
-    """A JPEG file that ends as it should, as far as its markers tell."""
+    """A JPEG file that has all its scans and ends as it should, as far as its markers tell."""
 
     data: bytes
     tables: bytes  # all segments before the first scan but the metadata (APPn and COM)
-    first_scan: int  # offset of its marker
-    end: int  # offset of the end-of-image marker
-    several_scans: bool  # or one that is not Huffman-coded
+    scans: tuple[Segment, ...]
+    exact: bool  # one scan, Huffman-coded, of which the decoder needs every byte
+    may_be_short: bool  # in a scan, or before a restart marker, which only `check_scans` shows
 
     @property
     def data_bytes(self) -> int:
         """How long its picture data are."""
-        return len(self.tables) + self.end - self.first_scan
+        return len(self.tables) + self.scans[-1].end - self.scans[0].begin
 
     @property
     def picture_data(self) -> bytes:
         """All that the picture is decoded from."""
-        return self.tables + self.data[self.first_scan : self.end]
+        return self.tables + self.data[self.scans[0].begin : self.scans[-1].end]
 
     @property
-    def decodable(self) -> bytes:
-        """The file as it is handed to the decoder, so that missing data shows.
-
-        libjpeg fills up what is missing before the end marker with grey and says nothing, so a file that was cut and
-        closed decodes "completely". With zeros in place of the marker it asks for more data instead, and Pillow
-        reports the file as truncated. That does not work for several scans: see `check_last_scan`.
-        """
-        if self.several_scans:
-            return self.data
-        return b"".join([memoryview(self.data)[: self.end], bytes(DECODER_LOOKAHEAD)])  # copied only once
+    def filled(self) -> bytes:
+        """The file with more data than it has before every marker at which a decoder stops to read a scan."""
+        parts, position = [], 0
+        for scan in self.scans:
+            data = RESTART.sub(lambda found: FILLER + found[0], self.data[scan.data : scan.end])
+            parts += [self.data[position : scan.data], data, FILLER]
+            position = scan.end
+        return b"".join([*parts, self.data[position:]])
 
 
 def jpeg_in(stream: BinaryIO) -> Jpeg | None:
-    """The JPEG in an open file, None if it is none. ValueError when the file has no end marker or lacks scans.
+    """The JPEG in an open file, None if it is none. ValueError when its markers show that some of it is missing.
 
-    A picture in several scans is checked for having them all, and once more by `check_last_scan` when it matters.
+    Data that are missing inside a scan show when the picture is decoded, see `reduced_jpeg` and `check_scans`.
     """
-    start = stream.read(2)
+    start, size = stream.read(2), stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if start != b"\xff\xd8":
         return None
-    size = os.fstat(stream.fileno()).st_size
     if size > MAX_JPEG_BYTES:
         raise ValueError(f"{readable_size(size)} are too many for a JPEG")
     check_memory(3 * size)  # read, copied for the decoder, and one copy more on the way
     data = stream.read()
-    components, tables = b"", []
-    frame, segments, position = 0, 0, 2
-    while found := NEXT_MARKER.search(data, position):  # ITU-T T.81, annex B; decoders pass over fill bytes and junk
-        position = found.start()
-        marker = data[position + 1]
-        if marker == START_OF_SCAN[1]:
-            break
-        if marker in FRAME_MARKERS and position + 9 < len(data):
-            frame = marker
-            components = data[position + 10 : position + 10 + 3 * data[position + 9] : 3]
-        following = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker not in METADATA_MARKERS:
-            tables.append(data[position:following])
-        segments += 1
-        if segments > MAX_JPEG_SEGMENTS:
-            raise ValueError("damaged: a JPEG in too many pieces")
-        position = following
-    else:
+    tables: list[bytes] = []
+    scans: list[Segment] = []
+    frame, interval = None, 0
+    for each in segments_of(data):
+        if each.marker == START_OF_SCAN:
+            scans.append(each)
+            if len(scans) > MAX_JPEG_SCANS:
+                raise ValueError(f"more than {MAX_JPEG_SCANS} scans in a JPEG")
+        if scans or each.marker in METADATA_MARKERS:
+            continue
+        tables.append(data[each.begin : each.end])
+        if each.marker in FRAME_MARKERS and len(each.content) >= 6:
+            frame = each
+        elif each.marker == RESTART_INTERVAL:
+            interval = int.from_bytes(each.content[:2], "big")
+    if not scans or frame is None:
         raise ValueError("truncated: a JPEG without picture data")
-    one_scan = frame in (0xC0, 0xC1) and data[position + 4 : position + 5] == bytes([len(components)])
-    # The first marker ends a single scan; more scans come with tables that may contain its bytes.
-    end = (data.find if one_scan else data.rfind)(END_OF_IMAGE, position)
-    if end < 0:
-        raise ValueError("truncated: a JPEG without its end")
-    scans = [position] if one_scan else scans_in(data, position)
-    if len(scans) > MAX_JPEG_SCANS:
-        raise ValueError(f"more than {MAX_JPEG_SCANS} scans in a JPEG")
-    if frame == 0xC2 and lacks_scans(data, scans, components):
-        raise ValueError("truncated: a progressive JPEG without its last scans")
-    return Jpeg(data, b"".join(tables), position, end, not one_scan)
+    is_whole_scan = len(scans) == 1 and scans[0].content[:1] == frame.content[5:6]
+    exact = is_whole_scan and frame.marker in HUFFMAN_SEQUENTIAL
+    restarts = -(-units_of(frame) // interval) - 1 if exact and interval else 0
+    check_restarts(data, scans[0], restarts)
+    if not exact and frame.marker not in LOSSLESS and lacks_scans(scans, frame.content[6::3]):
+        raise ValueError("truncated: a JPEG without its last scans")
+    return Jpeg(data, b"".join(tables), tuple(scans), exact, not exact or restarts > 0)
 
 
-def scans_in(data: bytes, first_scan: int) -> list[int]:
-    """Where the scans of a JPEG start, from the first one on to the end of the image; one more than allowed at most."""
-    scans: list[int] = []
-    position = first_scan
-    for _ in range(MAX_JPEG_SEGMENTS):
-        found = NEXT_MARKER.search(data, position)  # escaped where the data of a scan would contain it
-        if found is None or found[0] == END_OF_IMAGE or len(scans) > MAX_JPEG_SCANS:
-            break
-        position = found.start()
-        if found[0] == START_OF_SCAN:
-            scans.append(position)
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return scans
+def units_of(frame: Segment) -> int:
+    """Into how many minimum coded units (MCU) a frame is divided in a scan of all its components."""
+    height, width = struct.unpack_from(">HH", frame.content, 1)
+    factors = [divmod(each, 16) for each in frame.content[7::3]]
+    if len(factors) == 1:
+        factors = [(1, 1)]
+    across, down = (8 * max(1, *each) for each in zip(*factors, strict=True)) if factors else (8, 8)
+    return -(-width // across) * -(-height // down)
 
 
-def lacks_scans(data: bytes, scans: Iterable[int], components: bytes) -> bool:
-    """Whether the scans of a progressive JPEG leave out a bit of a coefficient of a component.
+def check_restarts(data: bytes, scan: Segment, expected: int) -> None:
+    """ValueError unless a scan has so many restart markers, in their order: what stood between others is lost."""
+    count = 0
+    for count, found in enumerate(islice(RESTART.finditer(data, scan.data, scan.end), expected), 1):
+        if data[found.end() - 1] & 7 != (count - 1) & 7:
+            raise ValueError("damaged: parts of a JPEG are missing or out of order")
+    if count < expected:
+        raise ValueError("truncated: a JPEG without its last parts")
 
-    A last scan that is itself cut short is not noticed here.
-    """
+
+def lacks_scans(scans: Sequence[Segment], components: bytes) -> bool:
+    """Whether the scans of a JPEG leave out a bit of a coefficient of a component."""
     missing = {(component, coefficient) for component in components for coefficient in range(64)}
-    for scan_at in scans:
-        count = data[scan_at + 4] if scan_at + 4 < len(data) else 0
-        header = data[scan_at + 5 : scan_at + 8 + 2 * count]
+    for scan in scans:
+        count, header = scan.content[0] if scan.content else 0, scan.content[1:]
         if len(header) == 2 * count + 3:
             first, last, approximation = header[-3:]
             if approximation & 15 == 0:
@@ -1885,11 +1909,10 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
     """
     with opened_unchanged(file) as stream:
         jpeg = jpeg_in(stream)
-        picture = picture_in(jpeg.decodable) if jpeg else opened_picture(stream)
-        size = picture.size
-        if picture.format in ("JPEG", "MPO"):
-            load_reduced(picture)
+        if jpeg:
+            picture, size = reduced_jpeg(jpeg)
         else:
+            picture = opened_picture(stream)
             decode(picture, file.size)
             size = picture.size  # Pillow has turned a TIFF upright by now
         palette, (luma_step, chroma_step) = picture.mode in ("P", "PA"), quantisers(picture)
@@ -1898,7 +1921,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         by_file = has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
         file_digest = digest_of(stream) if by_file else ""
         integrity = Integrity(
-            several_scans=jpeg is not None and jpeg.several_scans,
+            may_be_short=jpeg is not None and jpeg.may_be_short,
             data_bytes=jpeg.data_bytes if jpeg else file.size,
             file_sum=sum_of(stream),
         )
@@ -1934,13 +1957,39 @@ def has_frames(picture: Image.Image) -> bool:
     return True
 
 
-def load_reduced(picture: Image.Image) -> None:
-    """Decode a JPEG at a reduced scale, as YCbCr where it is stored so, which saves a conversion there and back."""
+class ReadUpTo(io.BytesIO):
+    """Bytes of which no read goes beyond a border and on: so it shows whether those behind it are wanted."""
+
+    def __init__(self, data: bytes, border: int) -> None:
+        super().__init__(data)
+        self.border = border
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = self.border - self.tell()
+        return super().read(left if left > 0 and (size is None or not 0 <= size <= left) else size)
+
+
+def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
+    """The JPEG decoded at a reduced scale, as YCbCr where it is stored so, and its true size.
+
+    Where it is one scan the decoder must need it all and no more. libjpeg fills up what is missing before the end
+    marker with grey and says nothing, so a file that was cut and closed decodes "completely". With zeros in place of
+    the marker it asks for more data instead, and Pillow reports the file as truncated. And a decoder that lost its
+    way in damaged data is done before their end, or does not get there.
+    """
+    end = jpeg.scans[-1].end
+    data = jpeg.data[:end] + bytes(DECODER_LOOKAHEAD) if jpeg.exact else jpeg.data
+    source = ReadUpTo(data, end - PADDING)
+    picture = Image.open(source, formats=usable_formats())
+    size = picture.size
     identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
     held = picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL if "progressive" in picture.info else 0
     stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
     picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
     decode(picture, held)
+    if jpeg.exact and source.tell() <= source.border:
+        raise ValueError("damaged: a JPEG with more data than its picture takes")
+    return picture, size
 
 
 def quantisers(picture: Image.Image) -> tuple[int, int]:
@@ -3227,7 +3276,6 @@ def recoverable_bytes(group: AnyGroup) -> int:
 #  Closer look: groups -> groups of files that are whole
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-CUT_SHORT_FILLER = bytes(range(1, 250)) * 4  # decodes to anything but nothing
 TAIL = 3.0  # s before the end of a video from which on it is read
 
 
@@ -3329,37 +3377,49 @@ def unless_changed(known: Replica[F], fingerprint: F) -> F | Problem:
 
 
 @problem_if_unreadable
-def part_sums(file: MediaFile) -> str:
-    """CRC-32 of each of DATA_PARTS equal parts of a JPEG's picture data, or of another picture's pixels, in hex.
+def data_sums(file: MediaFile) -> str:
+    """CRC-32 of what is shown, and of each of DATA_PARTS equal parts of the picture data, in hex.
 
-    Files that differ in metadata alone have the same sums. Runs in a worker process.
+    Files that differ in metadata alone have the same first sum. Runs in a worker process.
     """
     with opened_unchanged(file) as stream:
         jpeg = jpeg_in(stream)
-        data = memoryview(jpeg.picture_data if jpeg else opened_picture(stream).tobytes())
+        if jpeg:
+            data = memoryview(jpeg.picture_data)
+            shown = zlib.crc32(data)
+        else:
+            picture = opened_picture(stream)
+            decode(picture, 2 * file.size)
+            shown = zlib.crc32(picture.tobytes())
+            shown = zlib.crc32(bytes(picture.getpalette() or ()), shown)
+            stream.seek(0)
+            data = memoryview(stream.read())
     borders = [len(data) * part // DATA_PARTS for part in range(DATA_PARTS + 1)]
-    return "".join(f"{zlib.crc32(data[begin:end]):08x}" for begin, end in pairwise(borders))
+    sums = [shown, *(zlib.crc32(data[begin:end]) for begin, end in pairwise(borders))]
+    return "".join(f"{each:08x}" for each in sums)
 
 
 @problem_if_unreadable
-def check_last_scan(file: MediaFile) -> None:
-    """ValueError if the last scan of a JPEG in several scans is cut short. Runs in a worker process.
+def check_scans(file: MediaFile) -> None:
+    """ValueError if a scan of a JPEG, or what stands between its restart markers, is cut short.
 
-    Such a file shows the whole picture, only coarser from some line on. More data before the end marker changes what
-    the decoder makes of it, while a whole file has no use for more.
+    Such a file shows a whole picture, only coarser or grey in parts. More data before a marker change what the decoder
+    makes of it, while a whole file has no use for more. Runs in a worker process.
     """
     with opened_unchanged(file) as stream:
         jpeg = jpeg_in(stream)
     assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
-    filled = jpeg.data[: jpeg.end] + CUT_SHORT_FILLER + jpeg.data[jpeg.end :]
-    pictures = [picture_in(data) for data in (jpeg.data, filled)]
-    for picture in pictures:
-        load_reduced(picture)
-    if pictures[0].tobytes() != pictures[1].tobytes():
-        raise ValueError("truncated: a progressive JPEG whose last scan is cut short")
+    sums = set()
+    for data in (jpeg.data, jpeg.filled):
+        with Image.open(io.BytesIO(data), formats=usable_formats()) as picture:
+            picture.draft("YCbCr", picture.size)
+            decode(picture, picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL)
+            sums.add(zlib.crc32(picture.tobytes()))
+    if len(sums) > 1:
+        raise ValueError("truncated: a JPEG that lacks data in some of its parts")
 
 
-def wanting_part_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
+def wanting_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
     """The replicas with as many bytes of picture data as another of their group, if they have not been summed yet."""
     return [
         replica
@@ -3367,7 +3427,7 @@ def wanting_part_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica
         for alike in by_data_bytes(group.replicas)
         if len(alike) > 1
         for replica in alike
-        if not replica.fingerprint.integrity.part_sums
+        if not replica.fingerprint.integrity.sums
     ]
 
 
@@ -3379,8 +3439,8 @@ def wanting_decoding(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[
     found = []
     for group in groups:
         states = [replica.fingerprint.integrity for replica in group.replicas]
-        if len({(each.data_bytes, each.part_sums) for each in states}) > 1:
-            doubtful = [each.several_scans and not each.whole for each in states]
+        if len({(each.data_bytes, each.sums) for each in states}) > 1:
+            doubtful = [each.may_be_short and not each.whole for each in states]
             found += [replica for replica, wanted in zip(group.replicas, doubtful, strict=True) if wanted]
     return found
 
@@ -3392,20 +3452,20 @@ def with_integrity(fingerprint: ImageFingerprint, **known: Any) -> ImageFingerpr
 
 IMAGE_LOOKS: tuple[CloserLook[ImageFingerprint], ...] = (
     CloserLook(
-        wanting_part_sums,
-        Work(part_sums, "photo", load_decoders),
-        lambda each, sums: with_integrity(each.fingerprint, part_sums=sums),
+        wanting_sums,
+        Work(data_sums, "photo", load_decoders),
+        lambda each, sums: with_integrity(each.fingerprint, sums=sums),
     ),
     CloserLook(
         wanting_decoding,
-        Work(check_last_scan, "photo", load_decoders),
+        Work(check_scans, "photo", load_decoders),
         lambda each, _: with_integrity(each.fingerprint, whole=True),
     ),
 )
 
 
 def contradicting(groups: Iterable[Group[Any]]) -> dict[str, Problem]:
-    """By path, the images that have the length and most parts of a copy in their group, but not all of them.
+    """By path, the images that have the length and most parts of another in their group, but show something else.
 
     Two encodings of a picture share no part; a file and the same file with some bits flipped share most. Which
     of the two is damaged cannot be told unless there are more files of the one kind than of the other, so neither
@@ -3413,23 +3473,22 @@ def contradicting(groups: Iterable[Group[Any]]) -> dict[str, Problem]:
     """
     found = {}
     for group in groups:
-        copies = [each for each, bits in zip(group.replicas, group.distances, strict=True) if bits == 0]
-        for alike in by_data_bytes(copies) if group.kind == "image" else ():
-            sums = [each.fingerprint.integrity.part_sums for each in alike]
-            votes = Counter(sums)
+        for alike in by_data_bytes(group.replicas) if group.kind == "image" else ():
+            sums = [each.fingerprint.integrity.sums for each in alike]
+            votes = Counter(each[:8] for each in sums)
             for replica, own in zip(alike, sums, strict=True):
                 double = next((place for place, each in enumerate(sums) if is_damaged_double(own, each)), None)
-                if double is not None and votes[own] <= votes[sums[double]]:
+                if double is not None and votes[own[:8]] <= votes[sums[double][:8]]:
                     other = printable(alike[double].file.path)
-                    reason = f"the same as {other} but for some bytes: one of them is damaged"
+                    reason = f"the same as {other} but for some bytes: one of them is damaged, or was edited"
                     found[replica.file.path] = Problem(replica.file.path, reason)
     return found
 
 
 def is_damaged_double(one: str, other: str) -> bool:
-    """Whether most but not all of two files' part sums are equal."""
-    equal = sum(one[at : at + 8] == other[at : at + 8] for at in range(0, 8 * DATA_PARTS, 8))
-    return DATA_PARTS / 2 <= equal < DATA_PARTS
+    """Whether two files with these sums show something else, though most of their data are equal."""
+    equal = sum(one[at : at + 8] == other[at : at + 8] for at in range(8, len(one), 8))
+    return one[:8] != other[:8] and equal >= DATA_PARTS / 2
 
 
 def by_data_bytes(replicas: Iterable[Replica[Any]]) -> list[list[Replica[Any]]]:

@@ -35,7 +35,9 @@ import tempfile
 import threading
 import time
 import traceback
+import unicodedata
 import urllib.request
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -221,6 +223,71 @@ def why_not_a_video(path: Path) -> str:
     return result.reason
 
 
+def fuzz(given: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int = 20) -> None:
+    """Try made examples for IDEM_FUZZ_SECONDS, half a second by default: always the same ones, in the same order."""
+    until = time.monotonic() + float(os.environ.get("IDEM_FUZZ_SECONDS", "0.5"))
+    options = hypothesis.settings(max_examples=examples, deadline=None, database=None)
+    options = hypothesis.settings(options, suppress_health_check=list(hypothesis.HealthCheck))
+    for number in itertools.count():
+
+        def one(made: Any) -> None:
+            check(made)
+
+        hypothesis.seed(number)(options(hypothesis.given(given)(one)))()
+        if time.monotonic() > until:
+            return
+
+
+# What happens to a file: where, in millionths of its length, what, and the bytes that take part.
+MUTATIONS = st.lists(
+    st.tuples(
+        st.integers(0, 10**6),
+        st.sampled_from(["flip", "write", "insert", "remove", "cut", "zeros", "repeat"]),
+        st.binary(min_size=1, max_size=24),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def mutated(content: bytes, mutations: Sequence[tuple[int, str, bytes]]) -> bytes:
+    """The content after these mutations, one after another."""
+    for place, kind, given in mutations:
+        at = len(content) * place // (10**6 + 1)
+        head, tail = content[:at], content[at:]
+        content = {
+            "flip": head + bytes(each ^ 1 << given[0] % 8 for each in tail[:1]) + tail[1:],
+            "write": head + given + tail[len(given) :],
+            "insert": head + given + tail,
+            "remove": head + tail[given[0] :],
+            "cut": head,
+            "zeros": head + bytes(min(len(tail), given[0] * 16)) + tail[given[0] * 16 :],
+            "repeat": head + tail[: given[0] * 16] + tail,
+        }[kind]
+    return content
+
+
+FUZZED_SECONDS = 60  # that a worker may take for a small file
+
+
+def in_worker(pool: idem.Pool, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What the work gives, None where a crash of the decoder cost the file. Fails if it hung, or Python ended."""
+    future = pool.submit(work, *arguments, seconds=FUZZED_SECONDS)
+    while not future.done():
+        pool.step()
+    lost = future.exception()
+    assert lost is None or re.fullmatch(r"the decoder crashed \(SIG\w+\)", str(lost)), lost
+    if lost and os.environ.get("IDEM_FUZZ_SECONDS"):
+        shutil.copy(arguments[0].path, tempfile.gettempdir())  # for who looks into it
+        print("crashed", work, lost)
+    return None if lost else future.result()
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text can be printed as it is."""
+    return idem.printable(text) == text and 0 < len(text) < 1000
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that every user may enter, unlike tmp_path."""
@@ -281,6 +348,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 )
 def test_a_printed_name_cannot_move_the_cursor_or_start_a_line(name: str, shown: str) -> None:
     assert idem.printable(name) == shown
+
+
+def test_nothing_printed_can_move_the_cursor_or_start_a_line() -> None:
+    def check(name: str) -> None:
+        shown = idem.printable(name)
+        assert shown.isprintable() or all(each.isprintable() or each.isspace() for each in shown)
+        assert len(shown.splitlines()) <= 1
+        assert not any(unicodedata.category(each)[0] == "C" for each in shown)
+        assert idem.printable(shown) == shown
+
+    fuzz(st.text(st.characters()) | st.binary().map(os.fsdecode), check, examples=100)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -1222,7 +1300,7 @@ def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> Non
         chroma_step=0,
         palette=False,
         integrity=idem.Integrity(
-            several_scans=False, data_bytes=picture.stat().st_size, file_sum=f"{zlib.crc32(picture.read_bytes()):08x}"
+            may_be_short=False, data_bytes=picture.stat().st_size, file_sum=f"{zlib.crc32(picture.read_bytes()):08x}"
         ),
         file_digest="",
         phash=0xB06E50BECB54AF0A,
@@ -1503,51 +1581,117 @@ def test_pages_that_differ_in_one_line_are_not_copies(tmp_path: Path, capsys: py
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": (".jpg", {"quality": 90}),
+    "jpeg with restarts": (".jpg", {"quality": 90, "restart_marker_rows": 1}),
     "progressive": (".jpg", {"quality": 90, "progressive": True}),
+    "progressive with restarts": (".jpg", {"quality": 90, "progressive": True, "restart_marker_rows": 1}),
     "png": (".png", {}),
     "gif": (".gif", {}),
     "bmp": (".bmp", {}),
     "tiff": (".tif", {}),
     "lzw": (".tiff", {"compression": "tiff_lzw"}),
+    "deflate": (".tif", {"compression": "tiff_adobe_deflate"}),
+    "jpeg in tiff": (".tif", {"compression": "jpeg"}),
     "webp": (".webp", {"quality": 80}),
+    "lossless webp": (".webp", {"lossless": True}),
     "heic": (".heic", {"quality": 70}),
 }
+# What phones put after the picture: another picture, and a film; both with end markers of their own.
+TRAILER = b"\xff\xd8\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0" + bytes(range(1, 200)) * 9 + b"\xff\xd9ftyp\xff\xd9\0\0"
 
 
-def decoded_as_well(intact: Path, damaged: Path) -> bool:
-    """Whether the damaged file shows, everywhere, what the intact one does."""
-    with Image.open(intact) as one, Image.open(damaged) as other:
-        difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
-    return max(high for _, high in difference.getextrema()) <= 16  # type: ignore[misc]
+@functools.cache
+def encoded_picture(form: str, size: tuple[int, int] = (320, 240)) -> bytes:
+    """The file of a made picture in one of FORMATS, or as an interlaced PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        if form == "interlaced png":
+            plain = save(photo(4, size), Path(folder) / "plain.png")
+            ffmpeg("-i", plain, "-flags", "+ildct", Path(folder) / "picture.png")
+            return (Path(folder) / "picture.png").read_bytes()
+        suffix, options = FORMATS[form]
+        return save(photo(4, size), Path(folder) / f"picture{suffix}", **options).read_bytes()
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("damage", ["cut", "cut and closed", "zeros", "flipped bits"])
-def test_a_damaged_file_is_never_grouped_with_an_intact_one(
-    tmp_path: Path, form: str, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    suffix, options = FORMATS[form]
-    intact = save(photo(4), tmp_path / f"intact{suffix}", **options)
-    content = intact.read_bytes()
-    rng = random.Random(7)
-    for percent in (2, 10, 30, 50, 70, 90, 98):
-        keep = len(content) * percent // 100
-        if damage == "cut":
-            damaged = content[:keep]
-        elif damage == "cut and closed":
-            damaged = content[:keep] + content[-2:]
-        elif damage == "zeros":
-            damaged = content[:keep] + bytes(len(content) - keep)
-        else:
-            flipped = bytearray(content)
-            for _ in range(40):
-                flipped[rng.randrange(keep, len(content))] ^= 1 << rng.randrange(8)
-            damaged = bytes(flipped)
-        (tmp_path / f"{percent}{suffix}").write_bytes(damaged)
-    for found in groups(tmp_path, capsys=capsys):
-        assert found[0] == intact.name
-        for name in found[1:]:
-            assert decoded_as_well(intact, tmp_path / name), name
+def suffix_for(form: str) -> str:
+    return FORMATS.get(form, (".png",))[0]
+
+
+def decoded(path: Path) -> Image.Image:
+    """The picture decoded in full, whatever Pillow has to say about its metadata."""
+    with warnings.catch_warnings(), Image.open(path) as picture:
+        warnings.simplefilter("ignore")
+        return picture.convert("RGB")
+
+
+def is_pixel_true(intact: Path, damaged: Path) -> bool:
+    """Whether the damaged file shows exactly what the intact one does."""
+    one, other = decoded(intact), decoded(damaged)
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def cut_short(content: bytes, rng: random.Random) -> bytes:
+    return content[: rng.randrange(2, len(content))]
+
+
+def cut_and_closed(content: bytes, rng: random.Random) -> bytes:
+    return cut_short(content, rng) + content[-2:]
+
+
+def with_zeros_at_the_end(content: bytes, rng: random.Random) -> bytes:
+    keep = int(len(content) * rng.choice([0.5, 0.9, 0.99, rng.random()]))
+    return content[:keep] + bytes(len(content) - keep)
+
+
+def with_a_lost_sector(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(0, len(content), 512)
+    return content[:at] + bytes(len(content[at : at + 512])) + content[at + 512 :]
+
+
+def with_a_flipped_bit(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+
+
+def with_a_burst(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(content))
+    burst = rng.randbytes(rng.choice([2, 16, 64]))
+    return (content[:at] + burst + content[at + len(burst) :])[: len(content)]
+
+
+DAMAGES = cut_short, cut_and_closed, with_zeros_at_the_end, with_a_lost_sector, with_a_flipped_bit, with_a_burst
+
+
+def image_groups_in(library: Path) -> tuple[list[list[str]], dict[str, str]]:
+    """The groups of file names in a library, and the reasons for what was left out, without a process for each run."""
+    run = idem.checked_run(idem.build_parser().parse_args([str(library), "--jobs", "1"]))
+    with closing(idem.Pool(1)) as pool:
+        copies = idem.image_copies(run, idem.scan(str(library), idem.IMAGE_SUFFIXES), pool)
+    groups = [[Path(replica.file.path).name for replica in group.replicas] for group in copies.groups]
+    return groups, {Path(each.path).name: each.reason for each in copies.unreadable}
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize(
+    ("form", "trailer"),
+    [
+        *((form, b"") for form in [*FORMATS, "interlaced png"]),
+        *((form, TRAILER) for form in FORMATS if FORMATS[form][0] == ".jpg"),
+    ],
+)
+def test_row_22_a_damaged_file_never_stands_for_an_intact_one(tmp_path: Path, form: str, trailer: bytes) -> None:
+    content = encoded_picture(form)
+    intact, damaged = (tmp_path / f"{name}{suffix_for(form)}" for name in ("intact", "damaged"))
+    intact.write_bytes(content + trailer)
+    save(photo(4, (320, 240)).resize((240, 180)), tmp_path / "small.png")
+    rng = random.Random(form)
+    for number in range(int(os.environ.get("IDEM_ROUNDS", "1"))):
+        for damage in DAMAGES:
+            damaged.write_bytes(damage(content, rng) + trailer)
+            groups, reasons = image_groups_in(tmp_path)
+            if any({intact.name, damaged.name} <= set(group) for group in groups):
+                assert is_pixel_true(intact, damaged), (number, damage.__name__)
+            is_told = damage is cut_short or (damage is cut_and_closed and suffix_for(form) == ".jpg")
+            if is_told and not any(damaged.name in group for group in groups):
+                assert is_one_line(reasons[damaged.name]), (number, damage.__name__)
 
 
 def test_a_jpeg_damaged_in_its_tables_is_told_from_its_double(
@@ -1558,8 +1702,8 @@ def test_a_jpeg_damaged_in_its_tables_is_told_from_its_double(
     (tmp_path / "a.jpg").write_bytes(content)
     assert groups(tmp_path, capsys=capsys) == []
     assert unreadable(tmp_path, capsys) == {
-        "a.jpg": f"the same as {tmp_path / 'b.jpg'} but for some bytes: one of them is damaged",
-        "b.jpg": f"the same as {tmp_path / 'a.jpg'} but for some bytes: one of them is damaged",
+        "a.jpg": f"the same as {tmp_path / 'b.jpg'} but for some bytes: one of them is damaged, or was edited",
+        "b.jpg": f"the same as {tmp_path / 'a.jpg'} but for some bytes: one of them is damaged, or was edited",
     }
 
 
@@ -1585,16 +1729,14 @@ def test_copies_that_differ_in_metadata_alone_are_not_called_damaged(
     assert groups(tmp_path, capsys=capsys) == [[f"2021{suffix}", f"2022{suffix}"]]
 
 
-@pytest.mark.parametrize("form", ["jpeg", "progressive", "png", "webp", "heic", "lzw"])
-def test_a_cut_file_is_named_with_the_reason(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
-    suffix, options = FORMATS[form]
-    content = save(photo(4), tmp_path / f"whole{suffix}", **options).read_bytes()
-    names = [f"{percent}{suffix}" for percent in (30, 60, 95)]
-    for name in names:
-        (tmp_path / name).write_bytes(content[: len(content) * int(name.split(".")[0]) // 100])
-    found = unreadable(tmp_path, capsys)
-    assert sorted(found) == sorted(names)
-    assert all(found.values())
+@pytest.mark.parametrize("form", [*FORMATS, "interlaced png"])
+def test_a_cut_file_is_named_with_the_reason(tmp_path: Path, form: str) -> None:
+    content = encoded_picture(form)
+    for percent in range(5, 100, 5):
+        cut = tmp_path / f"{percent}{suffix_for(form)}"
+        cut.write_bytes(content[: len(content) * percent // 100])
+        found = idem.fingerprint_image(media_file(cut))
+        assert isinstance(found, idem.Problem) and is_one_line(found.reason), percent
 
 
 def test_a_jpeg_with_data_after_its_end_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1624,8 +1766,141 @@ def test_a_jpeg_in_several_scans_is_told_from_a_cut_one(tmp_path: Path, capsys: 
     content = save(photo(), tmp_path / "several.jpg", progressive=True, quality=90).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) * 97 // 100] + b"\xff\xd9")
     assert groups(tmp_path, capsys=capsys) == [["one.png", "several.jpg"]]
-    reason = "truncated: a progressive JPEG whose last scan is cut short"
+    reason = "truncated: a JPEG that lacks data in some of its parts"
     assert unreadable(tmp_path, capsys) == {"cut.jpg": reason}
+
+
+def unfinished(content: bytes) -> str:
+    """Why the JPEG of this content is not fingerprinted, or not let into a group."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.jpg"
+        file.write_bytes(content)
+        found = idem.fingerprint_image(media_file(file))
+        looked = found if isinstance(found, idem.Problem) else idem.check_scans(media_file(file))
+        return looked.reason if looked else ""
+
+
+def scan_data(form: str) -> list[tuple[int, int]]:
+    """Where the data of each scan of a JPEG in FORMATS begin and end."""
+    jpeg = idem.jpeg_in(io.BytesIO(encoded_picture(form)))
+    assert jpeg
+    return [(each.data, each.end) for each in jpeg.scans]
+
+
+def test_whole_jpegs_are_called_whole() -> None:
+    for form in FORMATS:
+        if suffix_for(form) == ".jpg":
+            content = encoded_picture(form)
+            for fill in (b"\\g<0>", b"\xff\\g<0>", b"\xff" * 8 + b"\\g<0>"):
+                filled = content[:2] + re.sub(rb"\xff[\xc4\xd0-\xda]", fill, content[2:])
+                assert unfinished(filled + TRAILER) == "", (form, len(fill))
+
+
+def test_a_jpeg_that_lacks_a_part_between_restart_markers_is_named() -> None:
+    content = encoded_picture("jpeg with restarts")
+    ((begin, end),) = scan_data("jpeg with restarts")
+    parts = re.split(rb"(?=\xff[\xd0-\xd7])", content[begin:end])
+    assert len(parts) == 15
+
+    def why(changed: list[bytes]) -> str:
+        return unfinished(content[:begin] + b"".join(changed) + content[end:])
+
+    assert why(parts[:5] + parts[6:]) == "damaged: parts of a JPEG are missing or out of order"
+    assert why(parts[:4] + parts[12:]) == "truncated: a JPEG without its last parts"  # eight: the order is right
+    assert why([*parts[:5], parts[5][:-9], *parts[6:]]) == "truncated: a JPEG that lacks data in some of its parts"
+    assert (
+        why([*parts[:-1], parts[-1] + b"more data than fit"]) == "damaged: a JPEG with more data than its picture takes"
+    )
+
+
+def test_a_jpeg_of_which_any_scan_is_cut_short_is_named() -> None:
+    content = encoded_picture("progressive")
+    for begin, end in scan_data("progressive"):
+        cut = content[: (begin + end) // 2] + content[end:]
+        assert unfinished(cut) == "truncated: a JPEG that lacks data in some of its parts"
+
+
+def test_what_follows_a_jpeg_does_not_hide_that_it_is_cut() -> None:
+    content = encoded_picture("progressive")
+    for begin, _ in scan_data("progressive"):
+        assert unfinished(content[: begin + 9] + b"\xff\xd9" + TRAILER).startswith("truncated")
+        assert unfinished(content[: begin - 9] + b"\xff\xd9" + TRAILER).startswith("truncated")
+
+
+def test_a_jpeg_that_lost_a_sector_is_named() -> None:
+    content = encoded_picture("jpeg")
+    for at in range(1024, len(content) - 512, 512):
+        assert unfinished(content[:at] + content[at + 512 :])
+        assert unfinished(content[:at] + bytes(512) + content[at + 512 :])
+
+
+def test_a_double_with_another_palette_or_one_flipped_bit_is_told(tmp_path: Path) -> None:
+    for form, at in (("gif", 30), ("lossless webp", 10_281)):
+        library = tmp_path / form
+        content = bytearray(encoded_picture(form))
+        library.mkdir()
+        (library / f"intact{suffix_for(form)}").write_bytes(content)
+        content[at] ^= 1
+        (library / f"damaged{suffix_for(form)}").write_bytes(content)
+        groups, reasons = image_groups_in(library)
+        assert groups == []
+        assert sorted(reasons) in ([], [f"damaged{suffix_for(form)}", f"intact{suffix_for(form)}"])
+
+
+def test_row_26_different_pictures_that_show_next_to_nothing_are_not_grouped(tmp_path: Path) -> None:
+    size = (64, 48)
+    grey = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)
+    drawing = Image.new("RGBA", size)
+    ImageDraw.Draw(drawing).line((0, 0, 60, 40), fill=(0, 0, 0, 255), width=5)
+    other = Image.new("RGBA", size)
+    ImageDraw.Draw(other).ellipse((9, 9, 40, 40), fill=(0, 0, 0, 255))
+    pictures = {
+        "white": Image.new("RGB", size, "white"),
+        "paper": Image.new("RGB", size, (250, 250, 248)),
+        "black": Image.new("RGB", size),
+        "night": Image.new("RGB", size, (3, 2, 4)),
+        "red": Image.new("RGB", size, "red"),
+        "drawing": drawing,
+        "other drawing": other,
+        "faint": Image.fromarray(grey),
+        "faint upside down": Image.fromarray(grey[::-1].copy()),
+        "bright": Image.fromarray(grey * 21),
+        "bright upside down": Image.fromarray(grey[::-1] * 21),
+    }
+    for name, picture in pictures.items():
+        save(picture, tmp_path / f"{name}.png")
+        if picture.mode == "RGB":
+            save(picture, tmp_path / f"{name}.jpg")
+    assert image_groups_in(tmp_path) == ([], {})
+
+
+def test_any_mutated_picture_gives_a_fingerprint_or_a_reason(tmp_path: Path) -> None:
+    forms = [*FORMATS, "interlaced png"]
+    intact = {form: tmp_path / f"intact {form}{suffix_for(form)}" for form in forms}
+    for form, path in intact.items():
+        path.write_bytes(encoded_picture(form, (96, 72)))
+    known = {form: fingerprint(path) for form, path in intact.items()}
+
+    def check(given: tuple[str, list[tuple[int, str, bytes]]]) -> None:
+        form, mutations = given
+        path = tmp_path / f"mutated{suffix_for(form)}"
+        path.write_bytes(mutated(intact[form].read_bytes(), mutations))
+        found = in_worker(pool, idem.fingerprint_image, media_file(path))
+        if isinstance(found, idem.Problem):
+            assert is_one_line(found.reason)
+        elif found is not None:
+            assert in_worker(pool, idem.fingerprint_image, media_file(path)) == found
+            if (found.signature, found.width, found.height) == (known[form].signature, 96, 72):
+                assert shown_differently(intact[form], path) < 0.2
+
+    with closing(idem.Pool(1)) as pool:
+        fuzz(st.tuples(st.sampled_from(forms), MUTATIONS), check)
+
+
+def shown_differently(one: Path, other: Path) -> float:
+    """The share of pixels that differ visibly."""
+    levels = ImageChops.difference(decoded(one).convert("L"), decoded(other).convert("L")).histogram()
+    return sum(levels[24:]) / sum(levels)
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -2180,6 +2455,28 @@ def test_an_ffmpeg_that_writes_or_wants_too_much_is_ended(tmp_path: Path, monkey
         run("echo a.mp4: Cannot allocate memory >&2; exit 1")
 
 
+def test_any_mutated_video_gives_a_fingerprint_or_a_reason(tmp_path: Path) -> None:
+    encodings = {".mp4": (), ".mkv": (), ".avi": ("-c:v", "mjpeg"), ".m2ts": (), ".webm": ("-c:v", "libvpx")}
+    intact = {
+        suffix: clip(tmp_path / f"intact{suffix}", *encoding, seconds=1, size=(64, 48)).read_bytes()
+        for suffix, encoding in encodings.items()
+    }
+
+    def check(given: tuple[str, list[tuple[int, str, bytes]]]) -> None:
+        suffix, mutations = given
+        path = tmp_path / f"mutated{suffix}"
+        path.write_bytes(mutated(intact[suffix], mutations))
+        for work in (idem.fingerprint_video, idem.metadata_of):
+            found = in_worker(pool, work, media_file(path))
+            if isinstance(found, idem.Problem):
+                assert is_one_line(found.reason)
+            else:
+                assert found is None or found == in_worker(pool, work, media_file(path))
+
+    with closing(idem.Pool(1)) as pool:
+        fuzz(st.tuples(st.sampled_from(list(intact)), MUTATIONS), check, examples=2)
+
+
 # ── checksums ──
 
 
@@ -2531,7 +2828,7 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
         chroma_step=int(rng.integers(0, 20)),
         palette=bool(rng.integers(0, 2)),
         integrity=idem.Integrity(
-            several_scans=False, data_bytes=int(rng.integers(1, 2**40)), file_sum=f"{rng.integers(2**32):08x}"
+            may_be_short=False, data_bytes=int(rng.integers(1, 2**40)), file_sum=f"{rng.integers(2**32):08x}"
         ),
         file_digest="",
         phash=int(rng.integers(0, 2**63)),
@@ -2855,6 +3152,31 @@ def place_of(decision: idem.Decision) -> str:
 )
 def test_names_by_cameras_apps_and_machines_say_nothing(name: str) -> None:
     assert idem.content_letters(name) == 0
+
+
+def test_any_name_is_scored_and_counted() -> None:
+    words = st.sampled_from(
+        ["IMG_1234", "copy", " (2)", "Beach", "2021-07-05", "東京", "-", "July", "\udcff", ".", ".jpg"]
+    )
+    letters = st.characters(exclude_characters="/\0") if os.sep == "/" else st.characters(exclude_characters="/\0\\:")
+    names = st.lists(words | st.text(letters, max_size=90), min_size=1, max_size=6).map("".join)
+    storable = names.map(lambda each: os.fsdecode(each.encode("utf-8", "surrogatepass")[:255]))
+
+    def check(given: tuple[list[str], str, int]) -> None:
+        folders, name, number = given
+        path = os.path.join(LIB, *folders, name)
+        idem.content_letters.cache_clear()
+        score = idem.name_score(path, idem.STOP_WORDS)
+        assert 0 <= score[0] <= idem.IDEOGRAPH * len(unicodedata.normalize("NFC", name))
+        idem.content_letters.cache_clear()
+        assert idem.name_score(path, idem.STOP_WORDS) == score
+        bound = idem.IDEOGRAPH * sum(len(unicodedata.normalize("NFC", each)) for each in folders)
+        assert 0 <= idem.folder_score(path, idem.Scoring(LIB)) <= bound
+        counted = idem.with_counter(name, number)
+        assert len(os.fsencode(counted)) <= idem.MAX_NAME_BYTES or not os.path.splitext(counted)[0]
+        assert counted.endswith(os.path.splitext(name)[1])
+
+    fuzz(st.tuples(st.lists(storable, max_size=3), storable, st.integers(1, 10**6)), check, examples=50)
 
 
 @pytest.mark.parametrize(
@@ -6747,21 +7069,6 @@ def damaged(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from([text, text, text[:end], text[:first] + draw(st.binary(max_size=3)) + text[end:]]))
 
 
-def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Check what the strategy makes for IDEM_FUZZ_SECONDS; the same again each time."""
-    deadline = time.monotonic() + float(os.environ.get("IDEM_FUZZ_SECONDS", "0.3"))
-    quiet = list(hypothesis.HealthCheck)
-    options = hypothesis.settings(max_examples=25, deadline=None, database=None, suppress_health_check=quiet)
-    for number in itertools.count():
-
-        def one(made: Any) -> None:
-            check(made)
-
-        hypothesis.seed(number)(options(hypothesis.given(strategy)(one)))()
-        if time.monotonic() > deadline:
-            return
-
-
 def acceptable(answer: Answer, method: str = "") -> bool:
     """Whether the answer is 2xx or 3xx, or 4xx with a reason."""
     if answer.status >= 400 and method != "HEAD":
@@ -7408,6 +7715,43 @@ def test_a_video_edited_since_the_scan_is_not_converted_as_what_was_found(galler
     found = replace(media_file(gallery.library / "a" / "old.avi"), mtime_ns=1)
     problem = idem.playable_video(found, str(tmp_path))
     assert isinstance(problem, idem.Problem) and problem.reason == "changed while it was scanned"
+
+
+def test_any_mutated_picture_has_a_thumbnail_and_metadata_or_a_reason(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Model", 6
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:05 10:11:12"
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    both: dict[str, Any] = {"exif": exif, "icc_profile": icc}
+    options: dict[str, dict[str, Any]] = {
+        **dict.fromkeys((".jpg", ".png", ".webp"), both),
+        **{suffix: {} for suffix in (".gif", ".bmp")},
+        ".tif": {**both, "compression": "tiff_lzw"},
+        ".heic": {"exif": exif.tobytes()},
+    }
+    intact = {
+        suffix: save(photo(4, (96, 72)), tmp_path / f"intact{suffix}", **each).read_bytes()
+        for suffix, each in options.items()
+    }
+
+    def check(given: tuple[str, list[tuple[int, str, bytes]]]) -> None:
+        suffix, mutations = given
+        path = tmp_path / f"mutated{suffix}"
+        path.write_bytes(mutated(intact[suffix], mutations))
+        thumbnail = in_worker(pool, idem.thumbnail_of, media_file(path))
+        if isinstance(thumbnail, idem.Problem):
+            assert is_one_line(thumbnail.reason)
+        elif thumbnail is not None:
+            assert len(thumbnail.data) < idem.THUMBNAIL_BYTES
+            assert thumbnail == in_worker(pool, idem.thumbnail_of, media_file(path))
+        about = in_worker(pool, idem.metadata_of, media_file(path))
+        if isinstance(about, idem.Problem):
+            assert is_one_line(about.reason)
+        elif about is not None:
+            assert all(idem.printable(text) == text for text in (about.format, about.taken, about.camera))
+
+    with closing(idem.Pool(1)) as pool:
+        fuzz(st.tuples(st.sampled_from(list(intact)), MUTATIONS), check)
 
 
 # ── the workers that make pictures ──
