@@ -1954,7 +1954,7 @@ def test_what_is_made_to_cost_time_or_memory_is_refused_by_its_size(
         "long.png": "5.4 GB are too many for one picture",
         "metadata.png": "damaged: 536.9 MB of metadata in a PNG",
         "long.jpg": "60.0 MB are too many for a JPEG",
-        "junk.jpg": "truncated: a JPEG without picture data",
+        "junk.jpg": "truncated: a JPEG without its end",
         "pieces.jpg": "damaged: a JPEG in too many pieces",
         "pieces.png": "damaged: a PNG in too many pieces",
         "scans.jpg": "more than 500 scans in a JPEG",
