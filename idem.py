@@ -312,9 +312,9 @@ def opened_unchanged(file: MediaFile) -> Iterator[BinaryIO]:
 
 
 def check_unchanged(file: MediaFile, stream: BinaryIO) -> None:
-    """ValueError unless the open file is the one that was scanned."""
+    """ValueError unless the open file is the one that was scanned: another may have taken its name, size and time."""
     status = os.fstat(stream.fileno())
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+    if not stat.S_ISREG(status.st_mode) or replace(media_file(file.path, status), ctime_ns=file.ctime_ns) != file:
         raise ValueError("changed while it was scanned")
 
 

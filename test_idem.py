@@ -3568,6 +3568,16 @@ def test_fast_goes_with_verify_trash_alone(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == "idem: --fast goes with --verify-trash alone\n"
 
 
+def test_a_file_that_took_the_name_size_and_time_of_another_is_not_read_for_it(tmp_path: Path) -> None:
+    one, other = save(photo(1), tmp_path / "one.bmp"), save(photo(2), tmp_path / "other.bmp")
+    for path in (one, other):
+        os.utime(path, ns=(1, 1))
+    scanned = media_file(one)
+    os.replace(other, one)
+    changed = idem.Problem(str(one), "changed while it was scanned")
+    assert [work(scanned) for work in (idem.fingerprint_image, idem.checksum_of, idem.thumbnail_of)] == [changed] * 3
+
+
 def test_a_copy_comes_back_when_the_keeper_goes_at_its_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_1.xmp")
     findings = found_in(tmp_path, "--exact")
