@@ -417,6 +417,9 @@ def folders_above(folder: str, root: str = "") -> list[str]:
     return above
 
 
+LOCK_PATIENCE = 0.5  # s; a run that was killed holds its locks until its workers are gone, too
+
+
 @contextmanager
 def folder_lock(folder: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a folder alone, or `shared`: with all who do not want it alone. ValueError when another run prevents it.
@@ -432,13 +435,19 @@ def folder_lock(folder: str, *, shared: bool = False) -> Iterator[None]:
         yield
         return
     try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            part = "" if shared else ", or a folder in it"
-            raise ValueError(f"another run of idem is using {printable(folder)}{part}") from None
-        except OSError:  # this file system has no such locks
-            pass
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    part = "" if shared else ", or a folder in it"
+                    raise ValueError(f"another run of idem is using {printable(folder)}{part}") from None
+                time.sleep(LOCK_PATIENCE / 20)
+                continue
+            except OSError:  # this file system has no such locks
+                pass
+            break
         yield
     finally:
         with suppress(OSError):  # by name: a process forked meanwhile has the descriptor, too
@@ -463,7 +472,7 @@ def run_lock(folder: str) -> Iterator[None]:
             os.makedirs(folder, exist_ok=True)
             if os.path.lexists(path):  # a lock may follow links, and empty what it finds
                 opened_own(path, "rb").close()
-            held.enter_context(FileLock(path, timeout=0))
+            held.enter_context(FileLock(path, timeout=LOCK_PATIENCE))
         except Timeout:
             raise IdemError(f"another run of idem is using {printable(folder)}") from None
         except (OSError, NotImplementedError) as error:
