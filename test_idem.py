@@ -8532,9 +8532,8 @@ class Storm:
     def check_restored(self) -> None:
         """After an undo of everything all is where it was, with its time; what a kill left unfinished may be there."""
         self.undo_all()
-        now = {
-            name: each for name, each in tree(self.library).items() if not re.search(r"(^|/)\.idem-[0-9-]+\.part$", name)
-        }
+        now = tree(self.library)
+        now = {name: now[name] for name in now if not re.search(r"(^|/)\.idem-[0-9-]+\.part$", name)}
         assert now == self.before, f"{sorted(set(now.items()) ^ set(self.before.items()))}; {self.said()}"
 
 
@@ -8557,8 +8556,6 @@ def forks() -> ForkServerContext:
 
 # What Python says in a worker whose run is killed while it starts.
 KILLED_AT_ITS_START = re.compile(r"Traceback .*\n(?:  .*\n)+EOFError: Ran out of input\n")
-    r"Traceback[^\n]*\n(?:  [^\n]*\n)+?[^\n]*\n(?:  [^\n]*\n)*EOFError: Ran out of input\n"
-)
 ALL = "k\n" * 30  # to every question: as suggested
 
 
