@@ -1617,9 +1617,10 @@ def suffix_for(form: str) -> str:
 
 def decoded(path: Path) -> Image.Image:
     """The picture decoded in full, whatever Pillow has to say about its metadata."""
-    with warnings.catch_warnings(), Image.open(path) as picture:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return picture.convert("RGB")
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
 
 
 def is_pixel_true(intact: Path, damaged: Path) -> bool:
