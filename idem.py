@@ -76,6 +76,7 @@ import gc
 import hashlib
 import heapq
 import hmac
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -105,7 +106,6 @@ from concurrent.futures import wait as first_done
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from importlib import metadata
 from itertools import count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -124,7 +124,7 @@ from typing import (
     TypeVar,
     cast,
 )
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 try:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads would not survive a fork
@@ -189,6 +189,33 @@ class Problem:
     path: str
     reason: str
     lasting: bool = False  # it comes of the file's own bytes, so it stays until they change
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a photo or video says of itself beside its picture; empty, 0 or False for what it does not say."""
+
+    taken: str = (
+        ""  # capture time: `2021-07-05T10:00:00`, then `.25` and `+02:00` where fractions and offset are stated
+    )
+    make: str = ""  # of the camera
+    model: str = ""
+    serial: str = ""
+    software: str = ""
+    edited: bool = False  # a program wrote it after the camera had
+    place: bool = False
+    rating: int = 0  # stars
+    keywords: bool = False
+    caption: bool = False
+    bits: int = 0  # per channel
+    colours: str = ""  # "grey", "palette" or "colour"
+    lossless: bool = False
+    pages: int = 0  # pictures of their own: no previews, gain maps, depth maps
+    gain_map: bool = False  # for HDR screens
+    motion: bool = False  # a film inside the file
+    live_id: str = ""  # the content identifier that still and movie of a Live Photo share
+    codec: str = ""  # of a video, as ffmpeg calls it
+    sound: bool = False
 
 
 # ── sizes, names, messages ──
@@ -622,7 +649,7 @@ MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is 
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-FINGERPRINT_VERSION = 2  # raised when the algorithm changes; rows of another version do not match
+FINGERPRINT_VERSION = 3  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
 E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
@@ -663,6 +690,28 @@ def bytes_column(name: str, size: int, optional: bool = False) -> Column:
     """So many bytes, a multiple of 3, in base64; or none, if they are optional."""
     pattern = f"[A-Za-z0-9+/]{{{size // 3 * 4}}}"
     return Column(name, f"(?:{pattern})?" if optional else pattern, bytes, bytes.decode)
+
+
+METADATA_TYPES: dict[str, Callable[[str], Any]] = {name: type(value) for name, value in asdict(Metadata()).items()}
+
+
+@functools.lru_cache(maxsize=1 << 14)  # most are never asked for; those of groups again and again
+def read_metadata(text: bytes) -> Metadata:
+    """Metadata as caches store it: what it says, as the query of a URL."""
+    said = parse_qsl(text.decode())
+    return Metadata(**{name: METADATA_TYPES[name](value) for name, value in said if name in METADATA_TYPES})
+
+
+def written_metadata(metadata: Metadata) -> bytes:
+    """The metadata as `read_metadata` reads it. Only the start of very long texts is kept."""
+    said = {name: value for name, value in asdict(metadata).items() if value}
+    texts = {name: value[:MAX_METADATA_TEXT] if isinstance(value, str) else int(value) for name, value in said.items()}
+    return urlencode(texts, errors="replace").encode()
+
+
+MAX_METADATA_TEXT = 64  # characters; those of the longest serial numbers and identifiers
+# Its own words, percent signs for all others.
+METADATA = Column("metadata", r"[\w.~%+&=-]{0,8000}", bytes, bytes.decode, "stored_metadata")
 
 
 def microseconds(text: bytes) -> int:
@@ -1553,8 +1602,13 @@ class ImageFingerprint:
     file_digest: str
     phash: int
     dhash: int
+    stored_metadata: bytes
     stored_signature: bytes
     signature: bytes
+
+    @property
+    def metadata(self) -> Metadata:
+        return read_metadata(self.stored_metadata)
 
     @property
     def exact(self) -> object:
@@ -1583,7 +1637,7 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
         *(positive_column("width", 7), positive_column("height", 7)),
         *(number_column("luma_step", 2), number_column("chroma_step", 2), flag_column("palette")),
         Column("integrity", INTEGRITY_PATTERN, read_integrity, written_integrity),
-        *(FILE_DIGEST, bytes_column("stored_signature", SIGNATURE_BYTES, optional=True)),
+        *(FILE_DIGEST, METADATA, bytes_column("stored_signature", SIGNATURE_BYTES, optional=True)),
         bytes_column("signature", SIGNATURE_BYTES),
     ),
     ImageFingerprint,
@@ -1946,6 +2000,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         file_digest=file_digest,
         phash=phash,
         dhash=dhash,
+        stored_metadata=written_metadata(Metadata()),
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
         signature=base64.b64encode(seen.tobytes()),
     )
@@ -2246,12 +2301,17 @@ class VideoFingerprint:
     flat: tuple[bool, ...]  # which frames show hardly anything: see `is_flat`
     file_digest: str
     hashes: tuple[int, ...]  # pHash of each frame
+    stored_metadata: bytes
     following: bytes
     signatures: bytes
 
     @property
     def seconds(self) -> float:
         return self.milliseconds / 1000
+
+    @property
+    def metadata(self) -> Metadata:
+        return read_metadata(self.stored_metadata)
 
     @property
     def exact(self) -> object:
@@ -2287,7 +2347,7 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
             lambda text: tuple(each == ord("1") for each in text),
             lambda flat: "".join("01"[each] for each in flat),
         ),
-        FILE_DIGEST,
+        *(FILE_DIGEST, METADATA),
         *(bytes_column(name, FRAMES * FRAME_BYTES) for name in ("following", "signatures")),
     ),
     VideoFingerprint,
@@ -2373,6 +2433,7 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
             flat=flat,
             file_digest="" if says_enough else digest_of(stream),
             hashes=tuple(phash_of(each.round().astype(np.uint8)) for each in luma),
+            stored_metadata=written_metadata(Metadata()),
             following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
             signatures=base64.b64encode(signatures.tobytes()),
         )
@@ -3967,8 +4028,8 @@ def decoders() -> str:
     """A digest of what decodes in this run, idem itself included: another release may read what this one cannot."""
     found: list[object] = []
     for package in ("Pillow", "pillow-heif"):
-        with suppress(metadata.PackageNotFoundError):
-            found.append((package, metadata.version(package)))
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append((package, importlib.metadata.version(package)))
     for program in filter(None, (__file__, ffmpeg_path())):
         with suppress(OSError):  # of one that this user may not look at, its path must do
             found.append(program)
@@ -5778,8 +5839,8 @@ BROWSER_CODECS = {"h264", "vp8", "vp9", "av1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
-    """What a file says of itself; empty or 0 where it says nothing."""
+class Details:
+    """What people are told of a file; empty or 0 where it says nothing."""
 
     format: str = ""
     width: int = 0  # px, upright
@@ -5790,10 +5851,10 @@ class Metadata:
 
 
 @problem_if_unreadable
-def metadata_of(file: MediaFile) -> Metadata:
+def details_of(file: MediaFile) -> Details:
     """What the file's header and metadata say."""
     if kind_of(file) == "video":
-        return video_metadata(file)
+        return video_details(file)
     with opened_unchanged(file) as stream:
         picture = opened_picture(stream)
         name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
@@ -5805,7 +5866,7 @@ def metadata_of(file: MediaFile) -> Metadata:
         width, height = picture.size
         if TURNS[orientation_of(picture)][0]:
             width, height = height, width
-    return Metadata(" · ".join(filter(None, parts)), width, height, taken, camera)
+    return Details(" · ".join(filter(None, parts)), width, height, taken, camera)
 
 
 def taken_by(picture: Image.Image) -> tuple[str, str]:
@@ -5826,22 +5887,22 @@ def taken_by(picture: Image.Image) -> tuple[str, str]:
     return f"{date[1]}-{date[2]}-{date[3]} {date[4]}" if date and date[1] > "0000" else "", camera
 
 
-def video_metadata(file: MediaFile) -> Metadata:
+def video_details(file: MediaFile) -> Details:
     """What ffmpeg says of the video."""
     name = suffix_of(file.path)[1:].upper()
     if ffmpeg_path() is None:
-        return Metadata(name)
+        return Details(name)
     _, said = run_ffmpeg(*video_input(file.path))
     said = said.replace(spoken(file.path), "")
     about = parsed_stream(said.partition("Input #0, ")[2], file.path)
     if about is None:
-        return Metadata(name)
+        return Details(name)
     codec = re.search(r": Video: (\w{1,12})", said)
     taken = re.search(r"^ *creation_time *: (\d{4}-\d\d-\d\d)T(\d\d:\d\d)", said, re.MULTILINE)
     text = " · ".join([name, *([codec[1]] if codec else [])])
     with open(file.path, "rb") as stream:
         plays = codec is not None and codec[1] in BROWSER_CODECS and bool(video_type(stream))
-    return Metadata(text, about.width, about.height, f"{taken[1]} {taken[2]}" if taken else "", plays=plays)
+    return Details(text, about.width, about.height, f"{taken[1]} {taken[2]}" if taken else "", plays=plays)
 
 
 # ── videos that browsers play ──
@@ -6588,12 +6649,12 @@ def add_pictures(app: Flask, server: Server) -> None:
     @app.get(f"/{server.token}/facts/<number:group>/<number:replica>")
     def facts(group: int, replica: int) -> Any:
         try:
-            metadata = made(metadata_of, AT_ONCE, group, replica)
+            details = made(details_of, AT_ONCE, group, replica)
         except Rejected as error:
             if error.status != 415:
                 raise
             return jsonify(reason=str(error))
-        response = jsonify(asdict(metadata))
+        response = jsonify(asdict(details))
         response.headers["Cache-Control"] = FOR_GOOD
         return response
 

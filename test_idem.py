@@ -571,6 +571,19 @@ def test_the_cache_has_the_documented_columns(tmp_path: Path, capsys: pytest.Cap
     assert rows[0]["dhash"] == f"{fingerprint(picture).dhash:016x}"
 
 
+def test_metadata_of_any_kind_are_stored_and_read_back() -> None:
+    said = idem.Metadata(
+        *("2021-07-05T10:00:00.25+02:00", "Ünïçødé, Inc.", "a=b&c", '"\n\r', "x" * 999, True, True, -1),
+        bits=16,
+        colours="grey",
+        live_id="\udcff",
+    )
+    stored = idem.written_metadata(said)
+    assert re.fullmatch(idem.METADATA.pattern.encode(), stored)
+    assert idem.read_metadata(stored) == replace(said, software="x" * 64, live_id="?")
+    assert idem.written_metadata(idem.Metadata()) == b""
+
+
 def test_a_damaged_row_of_a_video_is_made_anew_and_costs_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -724,7 +737,9 @@ def fingerprint_of_photo() -> ImageFingerprint:
         return fingerprint(save(photo(), Path(folder) / "a.jpg"))
 
 
-VIDEO = VideoFingerprint(192, 144, 4000, False, True, (False,) * 8, "", tuple(range(8)), b"abcd" * 1024, b"efgh" * 1024)
+VIDEO = VideoFingerprint(
+    192, 144, 4000, False, True, (False,) * 8, "", tuple(range(8)), b"", b"abcd" * 1024, b"efgh" * 1024
+)
 CACHED: list[tuple[idem.CacheFormat[Any], Callable[[int], Any]]] = [
     (idem.IMAGE_CACHE, lambda number: replace(fingerprint_of_photo(), phash=number)),
     (idem.VIDEO_CACHE, lambda number: replace(VIDEO, milliseconds=4000 + number)),
@@ -1305,6 +1320,7 @@ def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> Non
         file_digest="",
         phash=0xB06E50BECB54AF0A,
         dhash=0xF0F0F0F0F0E8C8A,
+        stored_metadata=b"",
         signature=b"",
         stored_signature=b"",
     )
@@ -2467,7 +2483,7 @@ def test_any_mutated_video_gives_a_fingerprint_or_a_reason(tmp_path: Path) -> No
         suffix, mutations = given
         path = tmp_path / f"mutated{suffix}"
         path.write_bytes(mutated(intact[suffix], mutations))
-        for work in (idem.fingerprint_video, idem.metadata_of):
+        for work in (idem.fingerprint_video, idem.details_of):
             found = in_worker(pool, work, media_file(path))
             if isinstance(found, idem.Problem):
                 assert is_one_line(found.reason)
@@ -2834,6 +2850,7 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
         file_digest="",
         phash=int(rng.integers(0, 2**63)),
         dhash=int(rng.integers(0, 2**63)),
+        stored_metadata=b"",
         signature=base64.b64encode(rng.integers(0, 256, idem.SIGNATURE_BYTES, dtype=np.uint8).tobytes()),
         stored_signature=b"",
     )
@@ -2915,6 +2932,7 @@ def fingerprints_of_video_kin(count: int) -> list[VideoFingerprint]:
             whole=True,
             file_digest="",
             hashes=tuple(int(value) for value in rng.integers(0, 2**63, idem.FRAMES)),
+            stored_metadata=b"",
             following=base64.b64encode(rng.bytes(idem.FRAMES * idem.FRAME_BYTES)),
             signatures=base64.b64encode(rng.bytes(idem.FRAMES * idem.FRAME_BYTES)),
         )
@@ -7755,7 +7773,7 @@ def test_any_mutated_picture_has_a_thumbnail_and_metadata_or_a_reason(tmp_path: 
         elif thumbnail is not None:
             assert len(thumbnail.data) < idem.THUMBNAIL_BYTES
             assert thumbnail == in_worker(pool, idem.thumbnail_of, media_file(path))
-        about = in_worker(pool, idem.metadata_of, media_file(path))
+        about = in_worker(pool, idem.details_of, media_file(path))
         if isinstance(about, idem.Problem):
             assert is_one_line(about.reason)
         elif about is not None:
