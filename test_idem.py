@@ -604,8 +604,9 @@ def test_a_damaged_row_of_a_video_is_made_anew_and_costs_no_other(
         6: [b"0", b"-1"],
         9: [b"x", b"11"],
         11: [b"000000001", b"x" * 8],
-        13: [fields[13][:-2], b""],
-        14: [b"", fields[14][:-9] + b"\n", b"?" + fields[14][1:]],
+        13: [b"?", b"taken=2021 07"],
+        14: [fields[14][:-2], b""],
+        15: [b"", fields[15][:-9] + b"\n", b"?" + fields[15][1:]],
     }.items():
         for value in wrong:
             torn = b",".join([*fields[:column], value, *fields[column + 1 :]])
