@@ -279,6 +279,19 @@ def reason_of(error: BaseException) -> str:
     return printable(" ".join(text.split()))[:200] or type(error).__name__
 
 
+def listed(words: Sequence[str]) -> str:
+    """`date`, `date and place`, `date, place and rating`."""
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), *words[-1:]])
+
+
+def readable_seconds(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min`, `5 h`, `2 days`."""
+    for unit, length in (("day", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}{'s' * (unit == 'day')}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{max(seconds, 0.01):.2g} s"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 file`, `2 files`, with thousands separated."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -1581,6 +1594,10 @@ class Integrity:
     whole: bool = False  # it has been looked at, and lacks none
     sums: str = ""  # CRC-32 of what is shown, then of DATA_PARTS equal parts of the picture data; in hex
 
+    def same_data(self, other: Integrity) -> bool:
+        """Whether two files have the same picture data."""
+        return (self.data_bytes, self.file_sum) == (other.data_bytes, other.file_sum)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFingerprint:
@@ -1603,6 +1620,7 @@ class ImageFingerprint:
     phash: int
     dhash: int
     stored_metadata: bytes
+    spectrum: str  # see `spectrum_of`; empty if nobody has looked
     stored_signature: bytes
     signature: bytes
 
@@ -1637,7 +1655,8 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
         *(positive_column("width", 7), positive_column("height", 7)),
         *(number_column("luma_step", 2), number_column("chroma_step", 2), flag_column("palette")),
         Column("integrity", INTEGRITY_PATTERN, read_integrity, written_integrity),
-        *(FILE_DIGEST, METADATA, bytes_column("stored_signature", SIGNATURE_BYTES, optional=True)),
+        *(FILE_DIGEST, METADATA, Column("spectrum", "(?:[0-9a-f]{64})?")),
+        bytes_column("stored_signature", SIGNATURE_BYTES, optional=True),
         bytes_column("signature", SIGNATURE_BYTES),
     ),
     ImageFingerprint,
@@ -2001,6 +2020,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         phash=phash,
         dhash=dhash,
         stored_metadata=written_metadata(Metadata()),
+        spectrum="",
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
         signature=base64.b64encode(seen.tobytes()),
     )
@@ -2894,11 +2914,16 @@ def dimensions_of(replica: Replica[Any]) -> tuple[int, int, float]:
     return each.width, each.height, each.seconds if isinstance(each, VideoFingerprint) else 0.0
 
 
-def best_first(replica: Replica[Any]) -> tuple[int, float, int, str]:
-    """Sorts replicas best first: most pixels, then (videos) highest bit rate, then most bytes, then path."""
+def best_first(replica: Replica[Any]) -> tuple[int, bool, float, int, str]:
+    """Sorts replicas: most pixels, then with a camera's data, then (videos) highest bit rate, most bytes, and path.
+
+    The first one is the centre of its group: the one with which copies are best compared. See `ORIGINAL` for the one
+    that is kept, which mostly is the same.
+    """
     width, height, seconds = dimensions_of(replica)
     bit_rate = 8 * replica.file.size / seconds if seconds else 0.0
-    return -width * height, -bit_rate, -replica.file.size, replica.file.path
+    by_camera = b"model=" in getattr(replica.fingerprint, "stored_metadata", b"")
+    return -width * height, not by_camera, -bit_rate, -replica.file.size, replica.file.path
 
 
 # ── comparison: the distances of fingerprints, many pairs at once ──
@@ -2913,8 +2938,61 @@ def match_key(replica: Replica[Any]) -> object:
         return each.file_digest
     if isinstance(each, VideoFingerprint):
         return each
-    traits = each.palette, each.luma_step, each.chroma_step
+    traits = each.palette, each.luma_step, each.chroma_step, each.stored_metadata
     return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
+
+
+# ── exposures: what the clock of a camera tells ──
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """When a camera took a picture, as far as the file states it."""
+
+    camera: tuple[str, str]  # make and model
+    serial: str
+    time: datetime  # of the camera's clock, without what follows
+    fraction: float | None  # s
+    offset: timedelta | None  # from UTC
+
+    def apart(self, other: Exposure) -> float:
+        """Seconds between two exposures by one camera, by what both state; 0 if that agrees or the cameras differ."""
+        if self.camera != other.camera or (self.serial and other.serial and self.serial != other.serial):
+            return 0.0
+        seconds = (self.time - other.time).total_seconds()
+        if self.offset is not None and other.offset is not None:
+            seconds -= (self.offset - other.offset).total_seconds()
+        if self.fraction is not None and other.fraction is not None:
+            seconds += self.fraction - other.fraction
+        return abs(seconds)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def exposure_in(stored_metadata: bytes) -> Exposure | None:
+    """The exposure that metadata state; None without camera or time."""
+    said = read_metadata(stored_metadata)
+    stated = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:([+-])(\d\d):(\d\d))?", said.taken)
+    if not stated or not (said.make or said.model):
+        return None
+    try:
+        time = datetime.fromisoformat(stated[1])
+    except ValueError:  # no calendar has it
+        return None
+    fraction = float(stated[2]) if stated[2] else None
+    ahead = timedelta(hours=int(stated[4]), minutes=int(stated[5])) if stated[3] else None
+    offset = -ahead if ahead is not None and stated[3] == "-" else ahead
+    return Exposure((said.make.casefold(), said.model.casefold()), said.serial, time, fraction, offset)
+
+
+def seconds_apart(one: ImageFingerprint, other: ImageFingerprint) -> float:
+    """How long after each other two pictures were taken by one camera; 0 for one exposure, or if nobody can tell.
+
+    Pictures with the very same data are one exposure, whatever has been done to their metadata.
+    """
+    first, second = exposure_in(one.stored_metadata), exposure_in(other.stored_metadata)
+    if first is None or second is None or one.integrity.same_data(other.integrity):
+        return 0.0
+    return first.apart(second)
 
 
 # Of n pictures: luma (n, 1, side, side) and chroma (n, 2, side / 2, side / 2), in levels of 0-255.
@@ -2975,6 +3053,10 @@ class Table(Generic[F]):
             for start in range(0, len(left), COMPARE_BLOCK // self.pictures):
                 part = left[start : start + COMPARE_BLOCK // self.pictures]
                 distances[near[part[self.agree(one[part], how, other[part])]]] = 0
+        return distances
+
+    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """The distances of pairs of a centre and another row; above 0 for what may be a copy of something else."""
         return distances
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -3046,6 +3128,29 @@ class ImageTable(Table[ImageFingerprint]):
                 near = np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold
                 connect(component, rows[both[pairs[near]]])
         return component
+
+    def distances(self, pairs: np.ndarray) -> np.ndarray:
+        """See Table. Two exposures are no copies of each other, however much alike: cells cannot tell them apart."""
+        distances = super().distances(pairs)
+        copies = np.flatnonzero(distances == 0)
+        others = [n for n in copies.tolist() if seconds_apart(*(self.fingerprints[row] for row in pairs[n]))]
+        distances[others] = self.hash_distances(*pairs[others].T)[0]
+        return distances
+
+    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """See Table. A picture without a time that looks like several exposures may be a copy of any: it is of none."""
+        exposures: dict[int, list[int]] = defaultdict(
+            list
+        )  # pairs of copies, by their first row, if only that has none
+        for n in np.flatnonzero(distances == 0).tolist():
+            first, second = (exposure_in(self.fingerprints[row].stored_metadata) for row in pairs[n])
+            if first is None and second is not None:
+                exposures[int(pairs[n, 0])].append(n)
+        for copies in exposures.values():
+            one, *others = (self.fingerprints[pairs[n, 1]] for n in copies)
+            if any(seconds_apart(one, other) for other in others):
+                distances[copies] = self.hash_distances(*pairs[copies].T)[0]
+        return distances
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The larger of the Hamming distances of pHash and dHash: see Table."""
@@ -3282,10 +3387,22 @@ def stars(table: Table[F], threshold: int) -> Iterator[tuple[int, int, int]]:
         starts = np.flatnonzero(np.diff(component[waiting], prepend=-1))
         centres = np.repeat(waiting[starts], np.diff(starts, append=len(waiting)))
         pairs = np.stack([centres, waiting], axis=1)[centres != waiting]
-        distances = table.distances(pairs)
+        distances = table.without_ambiguous(pairs, table.distances(pairs))
         near = distances <= threshold
         yield from zip(*pairs[near].T.tolist(), distances[near].tolist(), strict=True)
         waiting = pairs[~near, 1]
+
+
+def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[int]:
+    """The distance of each of these replicas, one of which it is, from this one: 0 for copies of it, and for itself."""
+    table = table_of(others)
+    row_of = {each.file: row for row, members in enumerate(table.members) for each in members}
+    own = row_of[replica.file]
+    distances = np.zeros(len(table.members), np.int64)
+    rows = np.flatnonzero(np.arange(len(distances)) != own)
+    pairs = np.stack([np.full(len(rows), own), rows], axis=1)
+    distances[rows] = table.without_ambiguous(pairs, table.distances(pairs))
+    return [int(distances[row_of[each.file]]) for each in others]
 
 
 def matches_in_trash(replicas: Iterable[Replica[F]], trash: str, threshold: int) -> list[Group[F]]:
@@ -3338,8 +3455,9 @@ def connect(component: np.ndarray, pairs: np.ndarray) -> None:
 
 
 def recoverable_bytes(group: AnyGroup) -> int:
-    """Bytes freed if every replica but the keeper goes."""
-    return sum(replica.file.size for replica in group.replicas[1:])
+    """Bytes freed if every copy of the first replica goes; look-alikes are none."""
+    copies = zip(group.replicas[1:], group.distances[1:], strict=True)
+    return sum(replica.file.size for replica, distance in copies if distance == 0)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3610,7 +3728,7 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Decide: Group -> Decision. The one source of every suggestion; reads no disk
+#  Names: what names and folders tell a person. Pure
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # They tell nothing of a picture: what cameras and apps call their files, what people call folders for now, and words
@@ -3652,110 +3770,6 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SHORTEST_WORD = 3  # letters, in scripts with upper and lower case
 IDEOGRAPH = 2  # letters that one of a script without them stands for: these words are shorter
 MAX_NAME_BYTES = 255  # in file systems that matter
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """What decisions depend on beside the group itself."""
-
-    root: str
-    stop_words: frozenset[str] = STOP_WORDS
-    taken: Counter[str] = field(default_factory=Counter)  # files, and keepers to be, by `os.path.normcase` of the path
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a person wants of a group; its replicas by number, best first. None: as suggested."""
-
-    keep: frozenset[int]  # at least one
-    named: int | None = None  # whose name the best of them gets
-    placed: int | None = None  # whose folder
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What is to become of a group: its keeper and where that will be, which replicas go to the trash, and why."""
-
-    keeper: Replica[Any]
-    target: str
-    trash: tuple[Replica[Any], ...]
-    reasons: tuple[str, ...]
-    stays: tuple[Replica[Any], ...] = ()  # those that are kept beside the keeper, as they are
-    named: int = 0  # whose name and whose folder the keeper gets, by number in the group
-    placed: int = 0
-
-    @property
-    def is_renamed(self) -> bool:
-        """Whether the keeper gets another name or folder."""
-        return self.target != self.keeper.file.path
-
-
-def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> Decision:
-    """What is to become of a group: as suggested, or as chosen.
-
-    The best replica is the keeper: all others were compared with that one. Of equal files it is the one in the best
-    folder, and there the one with the best name.
-    It gets the best name in the best folder: its own, unless one that goes to the trash has a better one. Other
-    replicas that are chosen stay as they are. The target is nobody else's: a counter is added to a taken name.
-    """
-    numbers = range(len(group.replicas))
-    paths = [each.file.path for each in group.replicas]
-    names = [name_score(path, scoring.stop_words) for path in paths]
-    folders = [folder_score(path, scoring) for path in paths]
-    candidates = sorted(choice.keep) if choice else numbers
-    best = candidates[0]
-    if isinstance(group.replicas[0].fingerprint, Checksum):
-        best = max(candidates, key=lambda number: (folders[number], names[number]))
-    stays = [number for number in candidates if number != best] if choice else []
-    given_up = sorted(set(numbers) - {best, *stays})
-    named, placed = (choice.named, choice.placed) if choice else (None, None)
-    if named is None:
-        named = max([best, *given_up], key=names.__getitem__)
-    if placed is None:
-        placed = max([best, *given_up], key=folders.__getitem__)
-
-    folder = os.path.dirname(paths[placed])
-    name = stem_of(paths[named]) + suffix_of(paths[best])
-    own = {os.path.normcase(paths[number]) for number in (best, *given_up)}
-    target, counter = os.path.join(folder, name), 1
-    while (place := os.path.normcase(target)) not in own and scoring.taken[place] > 0:
-        counter += 1
-        target = os.path.join(folder, with_counter(name, counter))
-
-    keeper = group.replicas[best]
-    reasons = [why_best(group, keeper)]
-    if named != best:
-        reasons.append(f"name from {os.path.basename(paths[named])}")
-    if placed != best:
-        reasons.append(f"folder {relative(folder, scoring.root) or '.'}")
-    stay, trash = (tuple(group.replicas[number] for number in each) for each in (stays, given_up))
-    return Decision(keeper, target, trash, tuple(reasons), stay, named, placed)
-
-
-def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
-    """The suggestions for groups. No two put their keepers in one place: each claims its own in `scoring.taken`."""
-    decisions: list[Decision] = []
-    for group in groups:
-        decisions.append(decide(group, scoring))
-        scoring.taken[os.path.normcase(decisions[-1].target)] += 1
-    return tuple(decisions)
-
-
-def why_best(group: AnyGroup, keeper: Replica[Any]) -> str:
-    """In a few words, what the keeper has that the others have not."""
-    if isinstance(keeper.fingerprint, Checksum):
-        return "all files are equal"
-    others = [each for each in group.replicas if each is not keeper]
-    width, height, _ = dimensions_of(keeper)
-    pixels = width * height
-    if all(w * h < pixels for w, h, _ in map(dimensions_of, others)):
-        return f"largest: {pixels / 1e6:.1f} MP" if pixels >= 50_000 else f"largest: {width} x {height}"
-    if any(other.file.size < keeper.file.size for other in others):
-        return f"largest file: {readable_size(keeper.file.size)}"
-    return "as good as any"
-
-
-# ── names ──
 
 
 def name_score(path: str, stop_words: frozenset[str]) -> tuple[int, bool]:
@@ -3827,6 +3841,485 @@ def with_counter(name: str, number: int, reserve: int = 0) -> str:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Original: Group -> the same group, its original first. Pure: nothing here touches a disk
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What decisions depend on beside the group itself. Folders are absolute paths."""
+
+    root: str
+    stop_words: frozenset[str] = STOP_WORDS
+    taken: Counter[str] = field(default_factory=Counter)  # files, and keepers to be, by `os.path.normcase` of the path
+    preferred: tuple[str, ...] = ()  # folders whose copies win where nothing else tells two apart
+    protected: tuple[str, ...] = ()  # folders in which nothing is moved
+    held: frozenset[str] = frozenset()  # files that neither move nor go on their own: the movies of Live Photos
+    hanging: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # by path: kinds of companions, their digests
+    links: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by path: the links that lead to a file
+
+    def is_held(self, path: str) -> bool:
+        """Whether the file at this path must stay where it is, under its name."""
+        return path in self.held or any(is_inside(path, folder) for folder in self.protected)
+
+    def is_preferred(self, path: str) -> bool:
+        """Whether the file at this path is in a folder that is preferred, or protected."""
+        return any(is_inside(path, folder) for folder in self.preferred + self.protected)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What tells how likely a replica is the original of its group."""
+
+    replica: Replica[Any]
+    scoring: Scoring
+    pixels: int  # real ones: an enlargement has as many as what it was made from
+
+    @property
+    def metadata(self) -> Metadata:
+        return metadata_of(self.replica)
+
+    @property
+    def hanging(self) -> AbstractSet[str]:
+        """The kinds of what hangs on the file."""
+        return self.scoring.hanging.get(self.replica.file.path, {}).keys()
+
+
+class Rule(NamedTuple):
+    """A reason to take one replica for the original rather than another."""
+
+    key: Callable[[Standing], Any]  # greater for what is more likely the original
+    reason: Callable[[Standing, Standing], str]  # in a few words, why the first is rather the original than the second
+
+
+def metadata_of(replica: Replica[Any]) -> Metadata:
+    """What the file says of itself; nothing where only its bytes were compared."""
+    each = replica.fingerprint
+    return Metadata() if isinstance(each, Checksum) else each.metadata
+
+
+def from_camera(metadata: Metadata) -> bool:
+    """Whether a camera says that it took this, and when."""
+    return bool(metadata.taken and (metadata.make or metadata.model))
+
+
+def more_of(one: Standing, other: Standing, kinds: Mapping[str, Callable[[Standing], Any]]) -> str:
+    """What the one has and the other lacks, in words."""
+    has = [word for word, of in kinds.items() if of(one) and not of(other)]
+    return f"has the {listed(has)}" if has else ""
+
+
+RAW, MOVIE = "RAW", "movie"  # kinds of what hangs on a photo; those of sidecars are their suffixes
+SAME_PIXELS = 0.99  # of the pixels; a rotation loses as many at its borders
+PROVENANCE: dict[str, Callable[[Standing], Any]] = {
+    "capture time": lambda each: each.metadata.taken,
+    "camera": lambda each: each.metadata.make or each.metadata.model,
+    "place": lambda each: each.metadata.place,
+}
+HANGING: dict[str, Callable[[Standing], Any]] = {
+    "RAW file": lambda each: RAW in each.hanging,
+    "movie of its Live Photo": lambda each: MOVIE in each.hanging,
+    "film inside": lambda each: each.metadata.motion,
+    "gain map for HDR": lambda each: each.metadata.gain_map,
+    "sound": lambda each: each.metadata.sound,
+    "sidecar": lambda each: each.hanging - {RAW, MOVIE},
+}
+# How much better a codec is than MPEG-4 and older ones at the same bit rate.
+EFFICIENCY = {"h264": 1.5, "vp9": 2.0, "hevc": 2.0, "av1": 2.5}
+NATIVE_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif"}
+)  # no program makes a camera's HEIC of its JPEG, many the reverse
+
+
+def pixels_reason(one: Standing, other: Standing) -> str:
+    width, height, _ = dimensions_of(one.replica)
+    if one.pixels < width * height * SAME_PIXELS:
+        return "shows most"
+    return f"largest: {one.pixels / 1e6:.1f} MP" if one.pixels >= 50_000 else f"largest: {width} x {height}"
+
+
+def provenance(each: Standing) -> tuple[bool, int]:
+    """Whether a camera says that it took this; then how much else is said of where and when."""
+    return from_camera(each.metadata), sum(bool(of(each)) for of in PROVENANCE.values())
+
+
+def depth(each: Standing) -> tuple[int, bool, bool, int]:
+    """Bits per channel, colours before a palette and grey, several pages before one."""
+    said = each.metadata
+    return said.bits or 8, said.colours not in ("palette", "grey"), said.colours != "palette", said.pages
+
+
+def depth_reason(one: Standing, other: Standing) -> str:
+    first, second = one.metadata, other.metadata
+    if (first.bits or 8) != (second.bits or 8):
+        return f"has {first.bits or 8} bits per channel"
+    return "has all colours" if first.colours != second.colours else "has all pages"
+
+
+def generation(each: Standing) -> tuple[bool, bool, float]:
+    """Not written by a program since; as its camera writes; finer quantisers, or more bits for what the codec needs."""
+    replica = each.replica
+    fingerprint = replica.fingerprint
+    if isinstance(fingerprint, VideoFingerprint):
+        rate = replica.file.size / max(0.001, fingerprint.seconds)
+        return not each.metadata.edited, False, rate * EFFICIENCY.get(each.metadata.codec, 1.0)
+    if isinstance(fingerprint, Checksum):
+        return True, False, 0.0
+    native = suffix_of(replica.file.path).lower() in NATIVE_SUFFIXES and from_camera(each.metadata)
+    return not each.metadata.edited, native, -float(fingerprint.luma_step)
+
+
+def generation_reason(one: Standing, other: Standing) -> str:
+    (kept, native, _), (other_kept, other_native, _) = generation(one), generation(other)
+    if kept != other_kept:
+        program = f" by {printable(other.metadata.software)}" if other.metadata.software else ""
+        return f"the other was saved again{program}"
+    return "as the camera wrote it" if native != other_native else "less compressed"
+
+
+def picture_bytes(each: Standing) -> int:
+    """Bytes of the picture itself: neither metadata nor what follows it."""
+    fingerprint = each.replica.fingerprint
+    return fingerprint.integrity.data_bytes if isinstance(fingerprint, ImageFingerprint) else each.replica.file.size
+
+
+# The first rule that tells two replicas apart decides which of them is the original.
+ORIGINAL: tuple[Rule, ...] = (
+    Rule(lambda each: each.pixels, pixels_reason),
+    Rule(provenance, lambda one, other: more_of(one, other, PROVENANCE)),
+    Rule(depth, depth_reason),
+    Rule(lambda each: [bool(of(each)) for of in HANGING.values()], lambda one, other: more_of(one, other, HANGING)),
+    Rule(generation, generation_reason),
+    Rule(picture_bytes, lambda one, _: f"largest file: {readable_size(one.replica.file.size)}"),
+    Rule(
+        lambda each: (
+            each.scoring.is_preferred(each.replica.file.path),
+            folder_score(each.replica.file.path, each.scoring),
+        ),
+        lambda one, _: f"in the better folder: {folder_text(one.replica, one.scoring)}",
+    ),
+    Rule(
+        lambda each: (name_score(each.replica.file.path, each.scoring.stop_words), -len(each.replica.file.path)),
+        lambda _one, _other: "the better name",
+    ),
+)
+
+
+def evidence(each: Standing) -> list[Any]:
+    """What its file alone says for a replica, beside its pixels."""
+    return [key(each) for key in (provenance, depth, generation, picture_bytes)]
+
+
+def folder_text(replica: Replica[Any], scoring: Scoring) -> str:
+    """The folder of a replica as it is shown."""
+    return relative(os.path.dirname(replica.file.path), scoring.root) or "."
+
+
+def standings(replicas: Sequence[Replica[Any]], scoring: Scoring) -> list[Standing]:
+    """The replicas of a group, each with its real pixels, in their order."""
+    pixels = [width * height for width, height, _ in map(dimensions_of, replicas)]
+    real = [
+        min([own, *(size for other, size in zip(replicas, pixels, strict=True) if adds_nothing(each, other))])
+        for each, own in zip(replicas, pixels, strict=True)
+    ]
+    classes: dict[int, int] = {}  # what is within SAME_PIXELS of the largest of a class counts as that
+    largest = 0
+    for each in sorted(set(real), reverse=True):
+        if not largest or each < SAME_PIXELS * largest:
+            largest = each
+        classes[each] = largest
+    return [Standing(each, scoring, classes[own]) for each, own in zip(replicas, real, strict=True)]
+
+
+def adds_nothing(large: Replica[Any], small: Replica[Any]) -> bool:
+    """Whether a larger picture is an enlargement of what the smaller one shows.
+
+    Either it holds no finer detail, or its detail was invented: then it has no camera data, and the smaller one has.
+    """
+    if not isinstance(large.fingerprint, ImageFingerprint) or not is_larger(large, small):
+        return False
+    return is_enlarged(large, small) or (from_camera(metadata_of(small)) and not from_camera(metadata_of(large)))
+
+
+# ── detail: what tells an enlargement from a picture of its own ──
+
+TILE = 128  # px, of the squares of which spectra are taken
+TILES = 8  # across and down
+BANDS = 32  # of a spectrum, from long waves to the shortest that pixels can show
+DETAILED_SHARE = 1 / 4  # of the tiles, those with most detail: there is none to lose in a sky
+LEVELS_PER_OCTAVE = 4  # of power, as it is stored
+MAX_ENLARGED = 0.7  # of the larger one's side: what was enlarged by less cannot be told from what is a little soft
+# Power beyond what the smaller picture could hold, as a share of that just below; of 24 photos reduced and enlarged to
+# twice their sides most had less than 0.03, the photos themselves more than 0.045.
+ENLARGED_SHARE = 0.03
+
+
+@problem_if_unreadable
+def spectrum_of(file: MediaFile) -> str:
+    """The power of BANDS bands of waves in a picture, from long to short, as two hex digits each. Runs in a worker.
+
+    A tile's power in a band is the mean of its windowed Fourier transform there; that of the DETAILED_SHARE of the
+    tiles with most power above half the highest frequency counts. Zeros for a picture that is smaller than a tile.
+    """
+    with opened_unchanged(file) as stream:
+        picture = opened_picture(stream)
+        if picture.format in ("JPEG", "MPO"):
+            picture.draft("L", picture.size)
+        decode(picture, file.size)
+    luma = in_plain_mode(picture).convert("L")
+    if min(luma.size) < TILE:
+        return "00" * BANDS
+    lefts, tops = (np.linspace(0, side - TILE, TILES).astype(int).tolist() for side in luma.size)
+    tiles = np.array([luma.crop((x, y, x + TILE, y + TILE)) for y in tops for x in lefts], np.float32)
+    window = np.hanning(TILE)
+    power = np.abs(np.fft.rfft2((tiles - tiles.mean(axis=(1, 2), keepdims=True)) * np.outer(window, window))) ** 2
+    waves = np.maximum(np.abs(np.fft.fftfreq(TILE))[:, None], np.fft.rfftfreq(TILE))  # of the shorter of both sides
+    bands = np.minimum(BANDS - 1, (2 * BANDS * waves).astype(int)).ravel()
+    means = np.array([np.bincount(bands, tile, BANDS) for tile in power.reshape(len(tiles), -1)]) / np.bincount(bands)
+    detailed = np.argsort(means[:, BANDS // 4 : BANDS // 2].sum(axis=1))[-int(len(tiles) * DETAILED_SHARE) :]
+    levels = LEVELS_PER_OCTAVE * np.log2(np.maximum(1, means[detailed].mean(axis=0)))
+    return bytes(levels.round().clip(0, 255).astype(np.uint8).tolist()).hex()
+
+
+def is_enlarged(large: Replica[Any], small: Replica[Any]) -> bool:
+    """Whether a picture is known to hold no finer detail than one of so many pixels less can show."""
+    spectrum = getattr(large.fingerprint, "spectrum", "")
+    (width, height, _), (small_width, small_height, _) = dimensions_of(large), dimensions_of(small)
+    ratio = max(small_width / width, small_height / height)
+    if not spectrum or ratio > MAX_ENLARGED:
+        return False
+    power = 2 ** (np.frombuffer(bytes.fromhex(spectrum), np.uint8) / LEVELS_PER_OCTAVE)
+    waves = (np.arange(BANDS) + 0.5) / BANDS  # as shares of the highest frequency
+    below = power[(waves >= 0.55 * ratio) & (waves <= 0.9 * ratio)]
+    beyond = power[(waves >= 1.15 * ratio) & (waves <= 1.6 * ratio)]
+    return bool(beyond.mean() < ENLARGED_SHARE * below.mean())
+
+
+def wanting_spectrum(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
+    """The replicas that would be kept for their pixels alone: all else speaks for a smaller one."""
+    found = []
+    for group in groups:
+        alone = [Standing(each, Scoring(""), 0) for each in group.replicas]
+        for each in alone:
+            smaller = (other for other in alone if is_larger(each.replica, other.replica))
+            if not each.replica.fingerprint.spectrum and any(evidence(each) < evidence(other) for other in smaller):
+                found.append(each.replica)
+    return found
+
+
+DETAIL_LOOK: CloserLook[ImageFingerprint] = CloserLook(
+    wanting_spectrum,
+    Work(spectrum_of, "photo", load_decoders),
+    lambda each, spectrum: replace(each.fingerprint, spectrum=spectrum),
+)
+
+
+def is_larger(one: Replica[Any], other: Replica[Any]) -> bool:
+    """Whether it has clearly more pixels."""
+    (width, height, _), (other_width, other_height, _) = dimensions_of(one), dimensions_of(other)
+    return SAME_PIXELS * width * height > other_width * other_height
+
+
+def original_first(group: AnyGroup, threshold: int, scoring: Scoring) -> list[AnyGroup]:
+    """The group in order of ORIGINAL, with distances to the first. What is too far from it makes groups of its own."""
+    by_path = sorted(group.replicas, key=lambda each: each.file.path)
+    ranked = sorted(standings(by_path, scoring), key=lambda each: [rule.key(each) for rule in ORIGINAL], reverse=True)
+    replicas = [each.replica for each in ranked]
+    if replicas[0] is group.replicas[0]:
+        known = {each.file: distance for each, distance in zip(group.replicas, group.distances, strict=True)}
+        distances = [known[each.file] for each in replicas]
+    else:
+        distances = distances_from(replicas[0], replicas)
+    near = [distance <= threshold for distance in distances]
+    copies = [(each, bits) for each, bits, kept in zip(replicas, distances, near, strict=True) if kept]
+    others = [each for each, kept in zip(replicas, near, strict=True) if not kept]
+    found = [Group(group.kind, *(tuple(each) for each in zip(*copies, strict=True)))] if len(copies) > 1 else []
+    for rest in groups_of(others, threshold) if others else ():
+        found += original_first(rest, threshold, scoring)
+    return found
+
+
+def why_original(replicas: Sequence[Replica[Any]], scoring: Scoring) -> str:
+    """In a few words, what tells the first replica from the one that is next in order of ORIGINAL."""
+    if isinstance(replicas[0].fingerprint, Checksum):
+        return "all files are equal"
+    first, *others = standings(replicas, scoring)
+    if not others:
+        return ""
+    second = max(others, key=lambda each: [rule.key(each) for rule in ORIGINAL])
+    rule = next((rule for rule in ORIGINAL if rule.key(first) != rule.key(second)), None)
+    return (rule.reason(first, second) if rule else "") or "as good as any"
+
+
+# ── what would be lost ──
+
+# What a copy may have that the kept file lacks, in the words that people read.
+LOSSES: dict[str, Callable[[Standing], Any]] = {
+    **PROVENANCE,
+    "rating": lambda each: each.metadata.rating,
+    "keywords": lambda each: each.metadata.keywords,
+    "caption": lambda each: each.metadata.caption,
+    "film inside": HANGING["film inside"],
+    "gain map for HDR": HANGING["gain map for HDR"],
+    "sound": HANGING["sound"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a file that is to go has, and the kept one lacks, in words."""
+
+    path: str
+    what: tuple[str, ...]
+
+
+def losses(keeper: Replica[Any], trash: Sequence[Replica[Any]], scoring: Scoring) -> tuple[Loss, ...]:
+    """What the kept file lacks, for every file that is to go and has more."""
+    kept = Standing(keeper, scoring, 0)
+    found = []
+    for each in trash:
+        gone = Standing(each, scoring, 0)
+        what = [word for word, of in LOSSES.items() if of(gone) and not of(kept)]
+        bits, pages = gone.metadata.bits, gone.metadata.pages
+        what += [f"{bits} bits per channel"] if bits > (kept.metadata.bits or 8) else []
+        what += ["colour"] if "colour" == gone.metadata.colours != kept.metadata.colours != "" else []
+        what += [f"{pages} pages"] if pages > max(1, kept.metadata.pages) else []
+        own = scoring.hanging.get(keeper.file.path, {})
+        hanging = scoring.hanging.get(each.file.path, {})
+        what += [f"other {kind} file" for kind, digest in hanging.items() if own.get(kind, digest) != digest]
+        what += [f"link {relative(link, scoring.root)}" for link in scoring.links.get(each.file.path, ())]
+        found += [Loss(each.file.path, tuple(what))] if what else []
+    return tuple(found)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Decide: Group -> Decision. The one source of every suggestion; reads no disk
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a person wants of a group; its replicas by number, the original first. None: as suggested."""
+
+    keep: frozenset[int]  # at least one
+    named: int | None = None  # whose name the best of them gets
+    placed: int | None = None  # whose folder
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to become of a group: its keeper and where that will be, which replicas go to the trash, and why."""
+
+    keeper: Replica[Any]
+    target: str
+    trash: tuple[Replica[Any], ...]
+    reasons: tuple[str, ...]
+    stays: tuple[Replica[Any], ...] = ()  # those that are kept beside the keeper, as they are
+    loses: tuple[Loss, ...] = ()
+    named: int = 0  # whose name and whose folder the keeper gets, by number in the group
+    placed: int = 0
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether the keeper gets another name or folder."""
+        return self.target != self.keeper.file.path
+
+
+def suggested(group: AnyGroup, scoring: Scoring) -> Choice:
+    """What to keep of a group in order of ORIGINAL: the first, and whatever is not certainly a mere copy of it.
+
+    That is: look-alikes, what may show more, what must stay where it is, and a photo that stands beside its RAW file
+    when the original has none.
+    """
+    first = group.replicas[0]
+    raw = RAW in scoring.hanging.get(first.file.path, {})
+    keep = {0}
+    for number, (replica, distance) in enumerate(zip(group.replicas, group.distances, strict=True)):
+        path = replica.file.path
+        shows_more = is_larger(replica, first) and not is_enlarged(replica, first)
+        beside_raw = not raw and RAW in scoring.hanging.get(path, {})
+        if distance > 0 or shows_more or beside_raw or scoring.is_held(path):
+            keep.add(number)
+    return Choice(frozenset(keep))
+
+
+def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> Decision:
+    """What is to become of a group in order of ORIGINAL: as suggested, or as chosen. What is held stays in any case.
+
+    The first of those that are kept is the keeper. It gets the best name in the best folder: its own, unless one that
+    goes to the trash has a better one. Others that are kept stay as they are. The target is nobody else's: a counter
+    is added to a taken name. Neither what is held nor a photo beside its RAW file gets another name or folder.
+    """
+    choice = choice or suggested(group, scoring)
+    paths = [each.file.path for each in group.replicas]
+    held = {number for number, path in enumerate(paths) if scoring.is_held(path)}
+    best, *stays = sorted(choice.keep | held)
+    given_up = sorted(set(range(len(paths))) - {best, *stays})
+    keeper = group.replicas[best]
+    candidates = [best, *given_up]
+    named, placed, target = best, best, paths[best]
+    if best not in held and RAW not in scoring.hanging.get(paths[best], {}):
+        named = best_of(choice.named, candidates, lambda number: name_score(paths[number], scoring.stop_words))
+        placed = best_of(choice.placed, candidates, lambda number: place_for_keeper(paths[number], scoring))
+        name = stem_of(paths[named]) + suffix_of(paths[best])
+        target = free_path(
+            os.path.join(os.path.dirname(paths[placed]), name), [paths[each] for each in candidates], scoring
+        )
+    reasons = [why_original([keeper, *(group.replicas[number] for number in given_up or stays)], scoring)]
+    if named != best:
+        reasons.append(f"name from {os.path.basename(paths[named])}")
+    if placed != best:
+        reasons.append(f"folder {folder_text(group.replicas[placed], scoring)}")
+    stay, trash = (tuple(group.replicas[number] for number in each) for each in (stays, given_up))
+    return Decision(keeper, target, trash, tuple(reasons), stay, losses(keeper, trash, scoring), named, placed)
+
+
+def best_of(chosen: int | None, candidates: Sequence[int], key: Callable[[int], Any]) -> int:
+    """The number that was chosen, or else the candidate for which this key is greatest."""
+    return max(candidates, key=key) if chosen is None else chosen
+
+
+def place_for_keeper(path: str, scoring: Scoring) -> tuple[bool, int]:
+    """How good the folder of a file is for the one that is kept."""
+    return scoring.is_preferred(path), folder_score(path, scoring)
+
+
+def free_path(path: str, own: Iterable[str], scoring: Scoring) -> str:
+    """The path, with a counter where another file has it, or will have; its own group's files are no others."""
+    mine = set(map(os.path.normcase, own))
+    found, counter = path, 1
+    while (place := os.path.normcase(found)) not in mine and scoring.taken[place] > 0:
+        counter += 1
+        found = os.path.join(os.path.dirname(path), with_counter(os.path.basename(path), counter))
+    return found
+
+
+def look_alike(first: Replica[Any], other: Replica[Any], distance: int) -> str:
+    """Why a replica at this distance from the first of its group is no copy of it, in words; empty if it is one."""
+    if distance == 0:
+        return ""
+    one, another = first.fingerprint, other.fingerprint
+    seconds = (
+        seconds_apart(one, another)
+        if isinstance(one, ImageFingerprint) and isinstance(another, ImageFingerprint)
+        else 0.0
+    )
+    apart = f", taken {readable_seconds(seconds)} apart" if seconds else ""
+    return f"look-alike, {plural(distance, 'bit')}{apart}"
+
+
+def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
+    """The suggestions for groups. No two put their keepers in one place: each claims its own in `scoring.taken`."""
+    decisions: list[Decision] = []
+    for group in groups:
+        decisions.append(decide(group, scoring))
+        scoring.taken[os.path.normcase(decisions[-1].target)] += 1
+    return tuple(decisions)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Find: Run -> Findings
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
@@ -3843,6 +4336,8 @@ class Run:
     delta: int  # bytes
     limit: int | None
     ignored: frozenset[str]  # words, casefolded
+    preferred: tuple[str, ...]  # folders
+    protected: tuple[str, ...]
     json: bool
     fast: bool  # the trash is to be verified by the cache
     page_size: int  # groups on a page of the review
@@ -3877,6 +4372,7 @@ class Findings:
     root: str
     mode: str
     threshold: int
+    scoring: Scoring  # by which it was decided
     groups_in_all: int  # of which these are shown:
     groups: tuple[AnyGroup, ...]
     decisions: tuple[Decision, ...]  # one for each of them
@@ -3890,17 +4386,25 @@ def find(run: Run) -> Findings:
     scanned = scan(run.root, IMAGE_SUFFIXES if run.mode == "images" else IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     with closing(Pool(run.jobs)) as pool:
         copies = [FINDERS[name](run, scanned, pool) for name in MODES[run.mode]]
-    groups = [group for each in copies for group in each.groups]
+    scoring = Scoring(
+        root=run.root,
+        stop_words=STOP_WORDS | run.ignored,
+        taken=Counter(os.path.normcase(file.path) for file in scanned.files),
+        preferred=run.preferred,
+        protected=run.protected,
+    )
+    found = [group for each in copies for group in each.groups]
+    groups = [ranked for group in found for ranked in original_first(group, run.threshold, scoring)]
     shown = chosen_groups(groups, run.delta, run.limit)
-    taken = Counter(os.path.normcase(file.path) for file in scanned.files)
     unreadable = [*scanned.unreadable, *(problem for each in copies for problem in each.unreadable)]
     return Findings(
         root=run.root,
         mode=run.mode,
         threshold=run.threshold,
+        scoring=scoring,
         groups_in_all=len(groups),
         groups=shown,
-        decisions=decisions_for(shown, Scoring(run.root, STOP_WORDS | run.ignored, taken)),
+        decisions=decisions_for(shown, scoring),
         unreadable=tuple(sorted(unreadable, key=lambda problem: problem.path)),
         application_libraries=scanned.application_libraries,
         tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
@@ -3930,7 +4434,7 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool)
         grouped = functools.partial(groups_of, threshold=run.threshold)
-        looks = made_anew(IMAGE_WORK, cache.is_uncertain), *IMAGE_LOOKS
+        looks = made_anew(IMAGE_WORK, cache.is_uncertain), *IMAGE_LOOKS, DETAIL_LOOK
         groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
 
@@ -4848,7 +5352,6 @@ class Journal:
 SIDECARS = frozenset({".xmp", ".aae", ".json", ".thm", ".dop", ".pp3", ".on1", ".cos"})  # edits and metadata
 LIVE_PHOTOS = frozenset({".heic", ".heif", ".jpg", ".jpeg"})
 LIVE_VIDEOS = frozenset({".mov", ".mp4"})
-MOVIE = "movie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -5420,8 +5923,8 @@ class Batch:
 class Session:
     """The groups of a library, what was done with them, and how to undo that."""
 
-    def __init__(self, findings: Findings, ignored: frozenset[str], taken: Iterable[str], pool: Pool) -> None:
-        self.scoring = Scoring(findings.root, STOP_WORDS | ignored, Counter(taken))
+    def __init__(self, findings: Findings, taken: Iterable[str], pool: Pool) -> None:
+        self.scoring = replace(findings.scoring, taken=Counter(taken))
         self.pool = pool  # that reads files anew
         self.doubts = functools.partial(doubts_about, threshold=findings.threshold, pool=pool)
         self.groups = list(findings.groups)
@@ -5518,20 +6021,43 @@ def text_report(findings: Findings) -> str:
     blocks = [found, RULE]
     for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True), 1):
         lines = [f"Group {number} · {len(group.replicas):,} files"]
-        for place, replica in enumerate(group.replicas):
-            note = "  ← largest" if place == 0 and findings.mode != "exact" else ""
+        for replica, distance in zip(group.replicas, group.distances, strict=True):
+            note = "  ← largest" if replica is largest_of(group) else ""
+            alike = look_alike(group.replicas[0], replica, distance)
+            note += f"  ({alike})" if alike else ""
             lines.append(f"{readable_size(replica.file.size):>9}  {path_text(replica.file.path, findings.root)}{note}")
             lines.append(f"{'':9}  {printable(replica.file.path)}")
         lines.append(f"{'':9}  → {decision_text(decision, findings.root)}")
+        lines += [f"{'':9}  ! {text}" for text in loss_texts(decision, findings.root)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def largest_of(group: AnyGroup) -> Replica[Any] | None:
+    """The replica with most pixels, or as many and most bytes, if there is one such alone."""
+
+    def size(each: Replica[Any]) -> tuple[int, int]:
+        width, height, _ = dimensions_of(each)
+        return width * height, each.file.size
+
+    second, first = sorted(group.replicas, key=size)[-2:]
+    return first if size(first) > size(second) else None
 
 
 def decision_text(decision: Decision, root: str) -> str:
     """What is to happen to a group, in one line."""
     keeper = path_text(decision.keeper.file.path, root)
     renamed = f" as {path_text(decision.target, root)}" if decision.is_renamed else ""
-    return f"keep {keeper}{renamed}, trash {len(decision.trash):,} ({printable('; '.join(decision.reasons))})"
+    reasons = printable("; ".join(decision.reasons))
+    if not decision.trash:
+        return f"keep all {len(decision.stays) + 1:,}{f', {keeper}{renamed}' if renamed else ''}"
+    stay = f", leave {len(decision.stays):,}" if decision.stays else ""
+    return f"keep {keeper}{renamed}{stay}, trash {len(decision.trash):,} ({reasons})"
+
+
+def loss_texts(decision: Decision, root: str) -> list[str]:
+    """A line for each file that is to go and has something that the kept one lacks."""
+    return [f"only {path_text(loss.path, root)} has: {printable(listed(loss.what))}" for loss in decision.loses]
 
 
 def path_text(path: str, root: str) -> str:
@@ -5563,6 +6089,7 @@ def json_report(findings: Findings) -> str:
             "target": decision.target,
             "trash": [replica.file.path for replica in decision.trash],
             "reasons": decision.reasons,
+            "loses": [{"path": loss.path, "what": loss.what} for loss in decision.loses],
         }
         size = recoverable_bytes(group)
         groups.append({"kind": group.kind, "recoverable_bytes": size, "files": files, "decision": decided})
@@ -5687,17 +6214,19 @@ class Terminal(Session):
         """The group, its files and folders, and what is suggested."""
         group, root = self.groups[position], self.scoring.root
         lines = [RULE, f"Group {position + 1} of {len(self.groups):,} · {len(group.replicas):,} files", ""]
-        for replica in group.replicas:
+        for replica, distance in zip(group.replicas, group.distances, strict=True):
             file, (width, height, _) = replica.file, dimensions_of(replica)
             sides = f"{width} x {height}" if width else ""
-            note = "  ← keep" if replica is suggestion.keeper else ""
+            note = "" if replica in suggestion.trash else "  ← keep"
+            alike = look_alike(group.replicas[0], replica, distance)
+            note += f"  ({alike})" if alike else ""
             columns = f"{readable_size(file.size):>9}  {sides:>13}  {local_time(file.mtime_ns):16}"
             lines.append(f"{columns}  {path_text(file.path, root)}{note}")
         lines.append("")
         for label, folder in folders.items():
             note = "  ← suggested" if folder == os.path.dirname(suggestion.target) else ""
             lines.append(f"{label:>4}) {path_text(folder, root) or '.'}{note}")
-        return "\n".join([*lines, "", f"Suggestion: {decision_text(suggestion, root)}"])
+        return "\n".join([*lines, "", f"Suggestion: {decision_text(suggestion, root)}", *loss_texts(suggestion, root)])
 
     def answer(self, allowed: AbstractSet[str], hint: str) -> str:
         """One of the allowed answers. IdemError when there is nobody to answer."""
@@ -5744,10 +6273,10 @@ def folder_labels(group: AnyGroup) -> dict[str, str]:
 def choice_of_folder(group: AnyGroup, folder: str, scoring: Scoring) -> Choice:
     """Keep the best copy, in this folder of the group, under the best name; of equal files the best named there."""
     there = [n for n, each in enumerate(group.replicas) if os.path.dirname(each.file.path) == folder]
-    best = 0
+    keep = suggested(group, scoring).keep
     if isinstance(group.replicas[0].fingerprint, Checksum):
-        best = max(there, key=lambda n: name_score(group.replicas[n].file.path, scoring.stop_words))
-    return Choice(frozenset({best}), placed=there[0])
+        keep = keep - {0} | {max(there, key=lambda n: name_score(group.replicas[n].file.path, scoring.stop_words))}
+    return Choice(keep, placed=there[0])
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -6019,16 +6548,10 @@ class Review(Session):
     Any thread may call it. Only one at a time moves files; others that want to are told so.
     """
 
-    def __init__(
-        self, findings: Findings, ignored: frozenset[str], taken: Iterable[str], pool: Pool, page_size: int
-    ) -> None:
-        super().__init__(findings, ignored, taken, pool)
+    def __init__(self, findings: Findings, taken: Iterable[str], pool: Pool, page_size: int) -> None:
+        super().__init__(findings, taken, pool)
         self.page_size = page_size
-        if findings.mode == "exact":  # where all are equal, the suggested one is the best
-            for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True)):
-                others = (each for each in group.replicas if each is not decision.keeper)
-                self.groups[number] = replace(group, replicas=(decision.keeper, *others))
-        self.choices = [Choice(frozenset({0})) for _ in self.groups]
+        self.choices = [suggested(group, self.scoring) for group in self.groups]
         self.decisions = list(decisions_for(self.groups, self.scoring))  # each has a claim to its target
         self.orders: dict[str, dict[int, int]] = {}  # the groups from first to last, and the place of each
         for name, (_, key) in SORTS.items():
@@ -6937,6 +7460,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="WORD",
         help="a word that says nothing in names and folders; may be given more than once",
     )
+    what.add_argument(
+        "--prefer",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="of copies that are equally good keep the one in this folder of DIR; may be given more than once",
+    )
+    what.add_argument(
+        "--protect",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="move and rename nothing in this folder of DIR; may be given more than once",
+    )
     act = parser.add_argument_group("what to do, instead of printing the groups")
     act.add_argument("-r", "--review", action="store_true", help="see the groups in the browser, and decide")
     act.add_argument("-i", "--interactive", action="store_true", help="decide in the terminal, group by group")
@@ -7022,7 +7559,19 @@ def checked_run(namespace: argparse.Namespace) -> Run:
         json=namespace.json,
         fast=namespace.fast,
         page_size=namespace.page_size,
+        preferred=tuple(folder_argument(each, root, "--prefer") for each in namespace.prefer),
+        protected=tuple(folder_argument(each, root, "--protect") for each in namespace.protect),
     )
+
+
+def folder_argument(given: str, root: str, option: str) -> str:
+    """The folder of the library that an option names, relative to it or absolute. IdemError when there is none."""
+    path = os.path.realpath(os.path.join(root, os.path.expanduser(given)))
+    if not os.path.isdir(path):
+        raise IdemError(f"cannot use {printable(given)} as {option}: there is no such folder in {printable(root)}")
+    if path != root and not is_inside(path, root):
+        raise IdemError(f"cannot use {printable(given)} as {option}: it is not in {printable(root)}")
+    return path
 
 
 def action_of(namespace: argparse.Namespace) -> str:
@@ -7113,7 +7662,7 @@ def run_review(run: Run) -> int:
         status = 0
         with ExitStack() as ended:
             pool = ended.enter_context(closing(Pool(run.jobs, threaded=True, silent=True)))
-            review = Review(findings, run.ignored, taken_names(run.root), pool, run.page_size)
+            review = Review(findings, taken_names(run.root), pool, run.page_size)
             try:
                 address = ended.enter_context(serving(review, finished.set))
                 show_if_read(f"Review the copies at {address}\nCtrl-C here, or Done there, stops idem.")
@@ -7143,7 +7692,7 @@ def run_interactive(run: Run) -> int:
             return 0
         status = 0
         with closing(Pool(run.jobs, silent=True)) as pool:
-            session = Terminal(findings, run.ignored, taken_names(run.root), pool)
+            session = Terminal(findings, taken_names(run.root), pool)
             try:
                 session.run()
             except (KeyboardInterrupt, Interrupted):
