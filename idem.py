@@ -6617,11 +6617,12 @@ class Review(Session):
         """What the page shows of a group before anybody has opened its files. All names are printable."""
         group, choice, decision = self.groups[number], self.choices[number], self.decisions[number]
         root, replicas = self.scoring.root, []
-        for replica in group.replicas:
+        for replica, distance in zip(group.replicas, group.distances, strict=True):
             folder, name = os.path.split(replica.file.path)
             width, height, seconds = dimensions_of(replica)
             replicas.append(
                 {
+                    "alike": look_alike(group.replicas[0], replica, distance),
                     "name": printable(name),
                     "folder": path_text(folder, root),
                     "bytes": replica.file.size,
@@ -6636,7 +6637,7 @@ class Review(Session):
             "revision": self.revisions[number],
             "kind": group.kind,
             "keeper": group.replicas.index(decision.keeper),
-            "keep": sorted(choice.keep),
+            "keep": sorted(group.replicas.index(each) for each in (decision.keeper, *decision.stays)),
             "name": choice.named,
             "folder": choice.placed,
             "named": decision.named,
@@ -6647,6 +6648,8 @@ class Review(Session):
             "target": path_text(decision.target, root) if decision.is_renamed else "",
             "stays": [path_text(each.file.path, root) for each in decision.stays],
             "trash": [path_text(each.file.path, root) for each in decision.trash],
+            "why": printable(decision.reasons[0]),
+            "loses": loss_texts(decision, root),
             "bytes": sum(each.file.size for each in decision.trash),
         }
 

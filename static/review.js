@@ -179,6 +179,7 @@ class GroupCard {
       h("div", { class: "keep-row" }, h("label", { class: "switch" }, keep, h("span", {}, "Keep")), state, digit),
       h("p", { class: "name" }, replica.name),
       h("p", { class: "folder" }, replica.folder || "top folder"),
+      replica.alike ? h("p", { class: "alike" }, replica.alike) : "",
       table,
       h("div", { class: "uses" }, name, folder),
     );
@@ -318,9 +319,14 @@ class GroupCard {
       trash = h("details", { open }, h("summary", {}, plural(view.trash.length, "file")), listed);
     }
     this.plan.replaceChildren(
-      keep(pathText(view.keeps), ...(view.target ? [" as ", pathText(view.target)] : [])),
+      keep(
+        pathText(view.keeps),
+        ...(view.target ? [" as ", pathText(view.target)] : []),
+        h("span", { class: "why" }, ` (${view.why})`),
+      ),
       ...view.stays.map((stay) => keep(pathText(stay))),
       h("div", { class: "trashes" }, h("strong", {}, "Trash"), trash),
+      ...view.loses.map((loss) => h("p", { class: "loses" }, h("strong", {}, "Lost"), h("span", {}, loss))),
     );
   }
 
@@ -552,6 +558,7 @@ const confirmation = {
       ["Files to the trash", number(sum((view) => view.trash.length))],
       ["Files kept", number(sum((view) => view.keep.length))],
       ["Of these renamed or moved", number(sum((view) => (view.target ? 1 : 0)))],
+      ["Groups whose kept file lacks something", number(sum((view) => (view.loses.length ? 1 : 0)))],
       ["Space freed, once you empty the trash", size(sum((view) => view.bytes))],
     ];
     this.show("Confirm this page", rows);
