@@ -3134,6 +3134,248 @@ def test_sides_are_in_proportion_within_rounding_of_the_smaller(
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Original
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+CAMERA = idem.Metadata(taken="2021-07-05T10:00:00", make="Canon", model="EOS 80D", bits=8, colours="colour")
+STRIPPED = idem.Metadata(bits=8, colours="colour")
+HALF = {"width": 2000, "height": 1500}
+
+
+def candidate(name: str, said: idem.Metadata = CAMERA, size: int = 1000, **known: Any) -> Replica[ImageFingerprint]:
+    """A replica below LIB that says this of itself, with so many bytes of picture data."""
+    base = random_fingerprint(np.random.default_rng(1))
+    values = {"width": 4000, "height": 3000, "luma_step": 3, "chroma_step": 3, "palette": False} | known
+    integrity = replace(base.integrity, data_bytes=size)
+    made = replace(base, stored_metadata=idem.written_metadata(said), integrity=integrity, **values)
+    return Replica(MediaFile(os.path.join(LIB, *name.split("/")), size, 0, 0, 1, zlib.crc32(name.encode())), made)
+
+
+def film(name: str, said: idem.Metadata, size: int = 10**6) -> Replica[VideoFingerprint]:
+    """A video below LIB that says this of itself."""
+    base = fingerprints_of_video_kin(1)[0]
+    made = replace(base, stored_metadata=idem.written_metadata(said), milliseconds=10_000)
+    return Replica(MediaFile(os.path.join(LIB, name), size, 0, 0, 1, zlib.crc32(name.encode())), made)
+
+
+def beside(**kinds: list[str]) -> idem.Scoring:
+    """What hangs on the files of these names: kinds of companions."""
+    hanging = {os.path.join(LIB, f"{name}.jpg"): dict.fromkeys(own, "digest") for name, own in kinds.items()}
+    return idem.Scoring(LIB, hanging=hanging)
+
+
+@pytest.mark.parametrize(
+    ("original", "other", "scoring", "reason"),
+    [
+        (candidate("a.jpg"), candidate("b.jpg", **HALF), idem.Scoring(LIB), "largest: 12.0 MP"),
+        (
+            *(candidate("a.jpg"), candidate("b.jpg", STRIPPED, 9000, luma_step=1), idem.Scoring(LIB)),
+            "has the capture time and camera",
+        ),
+        (
+            candidate("a.jpg", **HALF),
+            candidate("b.jpg", STRIPPED),
+            idem.Scoring(LIB),
+            "has the capture time and camera",
+        ),
+        (
+            *(candidate("a.jpg", replace(CAMERA, place=True)), candidate("b.jpg", size=9000), idem.Scoring(LIB)),
+            "has the place",
+        ),
+        (
+            *(candidate("a.tif", replace(STRIPPED, bits=16)), candidate("b.tif", STRIPPED, 9000), idem.Scoring(LIB)),
+            "has 16 bits per channel",
+        ),
+        (
+            candidate("a.jpg", STRIPPED),
+            candidate("b.gif", replace(STRIPPED, colours="palette"), 9000),
+            *(idem.Scoring(LIB), "has all colours"),
+        ),
+        (candidate("a.jpg"), candidate("b.jpg", size=9000), beside(a=[idem.RAW]), "has the RAW file"),
+        (candidate("a.jpg"), candidate("b.jpg", size=9000), beside(a=[".xmp"]), "has the sidecar"),
+        (
+            *(candidate("a.jpg", replace(CAMERA, motion=True)), candidate("b.jpg", size=9000), idem.Scoring(LIB)),
+            "has the film inside",
+        ),
+        (
+            candidate("a.jpg"),
+            candidate("b.jpg", replace(CAMERA, edited=True, software="Adobe Photoshop"), 9000, luma_step=1),
+            *(idem.Scoring(LIB), "the other was saved again by Adobe Photoshop"),
+        ),
+        (candidate("a.heic", luma_step=16), candidate("b.jpg", size=9000), idem.Scoring(LIB), "as the camera wrote it"),
+        (candidate("a.jpg"), candidate("b.jpg", size=9000, luma_step=12), idem.Scoring(LIB), "less compressed"),
+        (candidate("b.jpg", size=9000), candidate("a.jpg"), idem.Scoring(LIB), "largest file: 9.0 KB"),
+        (
+            candidate("lake/a.jpg"),
+            candidate("b.jpg"),
+            *(idem.Scoring(LIB), "in the better folder: lake"),
+        ),
+        (
+            candidate("b/a.jpg"),
+            candidate("lake/a.jpg"),
+            *(idem.Scoring(LIB, preferred=(os.path.join(LIB, "b"),)), "in the better folder: b"),
+        ),
+        (candidate("beach.jpg"), candidate("IMG_1.jpg"), idem.Scoring(LIB), "the better name"),
+        (
+            film("a.mp4", idem.Metadata(sound=True)),
+            film("b.mp4", idem.Metadata(), 10**7),
+            idem.Scoring(LIB),
+            "has the sound",
+        ),
+        (
+            film("a.mp4", idem.Metadata(codec="hevc"), 10**6),
+            film("b.mp4", idem.Metadata(codec="mpeg4"), 19 * 10**5),
+            *(idem.Scoring(LIB), "less compressed"),
+        ),
+    ],
+)
+def test_the_first_rule_that_tells_two_apart_finds_the_original(
+    original: Replica[Any], other: Replica[Any], scoring: idem.Scoring, reason: str
+) -> None:
+    for pair in ((original, other), (other, original)):
+        found = idem.original_first(idem.Group("image", pair, (0, 0)), 64, scoring)[0]
+        assert found.replicas == (original, other)
+        assert idem.decide(found, scoring).reasons[0] == reason
+
+
+def test_a_larger_one_that_may_show_more_is_not_suggested_for_the_trash() -> None:
+    pair = candidate("a.jpg", **HALF), candidate("large.jpg", STRIPPED)
+    decision = idem.decide(idem.Group("image", pair, (0, 0)), idem.Scoring(LIB))
+    assert (decision.trash, decision.stays) == ((), pair[1:])
+
+
+def test_a_picture_is_told_from_its_enlargement(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    scene = photo(1, (900, 700)).filter(ImageFilter.GaussianBlur(1))
+    noisy = np.asarray(scene, np.float32) + rng.normal(0, 6, (700, 900, 1))
+    real = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    half = real.resize((450, 350), Image.Resampling.LANCZOS)
+    large = save(real, tmp_path / "real.jpg"), save(half.resize((900, 700)), tmp_path / "enlarged.jpg")
+    small = replica_of(save(half, tmp_path / "half.jpg"))
+    found = []
+    for path in large:
+        replica = replica_of(path)
+        spectrum = idem.spectrum_of(replica.file)
+        assert isinstance(spectrum, str)
+        known = Replica(replica.file, replace(replica.fingerprint, spectrum=spectrum))
+        found.append(idem.is_enlarged(known, small))
+    assert found == [False, True]
+
+
+def replica_of(path: Path) -> Replica[ImageFingerprint]:
+    return Replica(idem.as_it_is(str(path)), fingerprint(path))
+
+
+def test_what_only_a_copy_has_is_told() -> None:
+    rich = replace(CAMERA, place=True, rating=5, keywords=True, caption=True, bits=16, pages=2, gain_map=True)
+    kept, gone = candidate("a.jpg", replace(CAMERA, bits=8)), candidate("b.jpg", rich, **HALF)
+    scoring = replace(
+        beside(a=[".xmp"], b=[".xmp"]), links={gone.file.path: (os.path.join(LIB, "album", "first.jpg"),)}
+    )
+    scoring.hanging[gone.file.path][".xmp"] = "another"  # type: ignore[index]
+    decision = idem.decide(idem.Group("image", (kept, gone), (0, 0)), scoring)
+    link = os.path.join("album", "first.jpg")
+    words = "place", "rating", "keywords", "caption", "gain map for HDR", "16 bits per channel", "2 pages"
+    assert decision.loses == (idem.Loss(gone.file.path, (*words, "other .xmp file", f"link {link}")),)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ("2021-07-05T10:00:00", "2021-07-05T10:00:00", 0),
+        ("2021-07-05T10:00:00.10", "2021-07-05T10:00:00.5", 0.4),
+        ("2021-07-05T10:00:00.10", "2021-07-05T10:00:00", 0),
+        ("2021-07-05T10:00:00.90", "2021-07-05T10:00:02", 2),
+        ("2021-07-05T10:00:00+02:00", "2021-07-05T08:00:00+00:00", 0),
+        ("2021-07-05T10:00:00+02:00", "2021-07-05T10:00:00-01:00", 10800),
+        ("2021-07-05T10:00:00+02:00", "2021-07-05T10:00:00", 0),
+        ("2021-07-05T10:00:00", "", 0),
+        ("2021-07-05T10:00:00", "2021-99-05T10:00:00", 0),
+    ],
+)
+def test_exposures_are_told_apart_by_what_both_state(one: str, other: str, apart: float) -> None:
+    pair = [candidate(f"{size}.jpg", replace(CAMERA, taken=taken), size) for size, taken in enumerate((one, other), 1)]
+    assert idem.seconds_apart(pair[0].fingerprint, pair[1].fingerprint) == pytest.approx(apart)
+
+
+def test_shots_of_a_burst_are_no_copies_of_each_other_nor_through_a_third(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = photo(1, (640, 480))
+    for second in range(3):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "Canon", "EOS 80D"
+        exif.get_ifd(0x8769)[0x9003] = f"2021:07:05 10:00:0{second}"
+        save(scene, tmp_path / f"IMG_{second}.jpg", quality=90 + second, exif=exif)
+    save(scene, tmp_path / "export.jpg", quality=99)
+    assert groups(tmp_path, capsys=capsys) == []
+    found = report(tmp_path, "--threshold", "10", capsys=capsys)["groups"][0]
+    assert (len(found["files"]), found["decision"]["trash"], found["recoverable_bytes"]) == (4, [], 0)
+    assert main([str(tmp_path), "--threshold", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "look-alike, 1 bit, taken 2 s apart" in out
+    assert "→ keep all 4" in out
+
+
+def test_one_shot_whose_clock_was_set_right_is_still_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(1, (640, 480)), tmp_path / "plain.jpg")
+    content = (tmp_path / "plain.jpg").read_bytes()
+    for hour in (10, 11):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "Canon", "EOS 80D"
+        exif.get_ifd(0x8769)[0x9003] = f"2021:07:05 {hour}:00:00"
+        segment = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+        marker = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big")
+        (tmp_path / f"{hour}.jpg").write_bytes(content[:2] + marker + segment + content[2:])
+    (tmp_path / "plain.jpg").unlink()
+    assert len(groups(tmp_path, capsys=capsys)) == 1
+
+
+def test_look_alikes_are_never_suggested_for_the_trash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(photo(1), tmp_path / "colour.png")
+    save(photo(1).convert("L"), tmp_path / "grey.png")
+    before = contents(tmp_path)
+    found = report(tmp_path, "--threshold", "8", capsys=capsys)["groups"]
+    assert [(each["decision"]["trash"], each["recoverable_bytes"]) for each in found] == [([], 0)]
+    review = review_of(tmp_path, "--threshold", "8")
+    (view,) = page_of(review)["groups"]
+    assert (view["keep"], view["trash"]) == ([0, 1], [])
+    assert re.fullmatch(r"look-alike, \d+ bits", view["replicas"][1]["alike"])
+    assert contents(tmp_path) == before
+
+
+def test_a_preferred_folder_wins_ties_and_gives_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_doubles(tmp_path, "lake trip/IMG_1.jpg", "x/IMG_1.jpg")
+    for given in ("x", "x/", str(tmp_path / "x")):
+        (found,) = report(tmp_path, "--exact", "--prefer", given, capsys=capsys)["groups"]
+        assert found["decision"]["target"] == found["decision"]["keep"] == str(tmp_path / "x" / "IMG_1.jpg")
+
+
+def test_nothing_in_a_protected_folder_is_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_doubles(tmp_path, "x/IMG_1.jpg", "x/IMG_1 copy.jpg", "lake trip/boat.jpg")
+    (found,) = report(tmp_path, "--exact", "--protect", "x", capsys=capsys)["groups"]
+    assert found["decision"]["target"] == found["decision"]["keep"] == str(tmp_path / "x" / "IMG_1.jpg")
+    assert found["decision"]["trash"] == [str(tmp_path / "lake trip" / "boat.jpg")]
+    (all_of_it,) = report(tmp_path, "--exact", "--protect", ".", capsys=capsys)["groups"]
+    assert all_of_it["decision"]["trash"] == []
+
+
+@pytest.mark.parametrize("option", ["--prefer", "--protect"])
+def test_a_folder_that_is_none_of_the_library_gets_one_clear_line(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "lib"
+    made_doubles(library, "a.jpg")
+    for given, why in (
+        ("nowhere", f"there is no such folder in {library}"),
+        ("a.jpg", f"there is no such folder in {library}"),
+        ("..", f"it is not in {library}"),
+    ):
+        assert main([str(library), option, given]) == 2
+        assert capsys.readouterr().err == f"idem: cannot use {given} as {option}: {why}\n"
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Decide
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
