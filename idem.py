@@ -2,7 +2,7 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "Pillow>=10.4",
+#     "Pillow>=11.0",
 #     "numpy>=2.0",
 #     "ImageHash>=4.3.2",
 #     "pybktree>=1.1",
@@ -80,6 +80,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import math
 import multiprocessing
 import re
 import secrets
@@ -106,7 +107,7 @@ from concurrent.futures import wait as first_done
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from itertools import count, islice, pairwise, product
+from itertools import chain, count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import (
@@ -129,7 +130,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 try:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads would not survive a fork
     import numpy as np
-    from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 except ImportError as error:
     print(f"idem: {error}: python -m pip install numpy Pillow", file=sys.stderr)
     sys.exit(2)
@@ -195,22 +196,22 @@ class Problem:
 class Metadata:
     """What a photo or video says of itself beside its picture; empty, 0 or False for what it does not say."""
 
-    taken: str = (
-        ""  # capture time: `2021-07-05T10:00:00`, then `.25` and `+02:00` where fractions and offset are stated
-    )
+    # Capture time: `2021-07-05T10:00:00`, then `.25` and `+02:00` where fractions and offset are stated. A date without
+    # its day or hour counts as the start of what it names.
+    taken: str = ""
     make: str = ""  # of the camera
     model: str = ""
     serial: str = ""
     software: str = ""
     edited: bool = False  # a program wrote it after the camera had
     place: bool = False
-    rating: int = 0  # stars
+    rating: int = 0  # stars, 1 to 5; -1 for what was rejected
     keywords: bool = False
     caption: bool = False
-    bits: int = 0  # per channel
+    bits: int = 0  # per channel, as stored; of a palette's colours
     colours: str = ""  # "grey", "palette" or "colour"
     lossless: bool = False
-    pages: int = 0  # pictures of their own: no previews, gain maps, depth maps
+    pages: int = 0  # pictures of their own, no previews, gain maps, depth maps; 2 stands for any number above 1
     gain_map: bool = False  # for HDR screens
     motion: bool = False  # a film inside the file
     live_id: str = ""  # the content identifier that still and movie of a Live Photo share
@@ -662,7 +663,7 @@ MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is 
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-FINGERPRINT_VERSION = 3  # raised when the algorithm changes; rows of another version do not match
+FINGERPRINT_VERSION = 4  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
 E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
@@ -1590,13 +1591,16 @@ class Integrity:
 
     may_be_short: bool  # a JPEG that may lack data without showing it: see `check_scans`
     data_bytes: int  # of picture data
-    file_sum: str  # CRC-32 of all bytes of the file, in hex: the disk may change some beneath the file system
+    # CRC-32 in hex. The two cover all bytes of the file: the disk may change some beneath the file system. Files with
+    # other metadata and the same picture differ in the second alone.
+    data_sum: str  # of the picture data
+    other_sum: str  # of a JPEG without its scans: metadata, tables, and what follows the picture; else empty
     whole: bool = False  # it has been looked at, and lacks none
     sums: str = ""  # CRC-32 of what is shown, then of DATA_PARTS equal parts of the picture data; in hex
 
     def same_data(self, other: Integrity) -> bool:
         """Whether two files have the same picture data."""
-        return (self.data_bytes, self.file_sum) == (other.data_bytes, other.file_sum)
+        return (self.data_bytes, self.data_sum) == (other.data_bytes, other.data_sum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1639,15 +1643,16 @@ class ImageFingerprint:
 
 
 def read_integrity(text: bytes) -> Integrity:
-    flags, size, file_sum, sums = text.split(b":")
-    return Integrity(b"s" in flags, int(size), file_sum.decode(), b"w" in flags, sums.decode())
+    flags, size, data_sum, other_sum, sums = text.split(b":")
+    return Integrity(b"s" in flags, int(size), data_sum.decode(), other_sum.decode(), b"w" in flags, sums.decode())
 
 
 def written_integrity(each: Integrity) -> str:
-    return f"{'s' * each.may_be_short}{'w' * each.whole}:{each.data_bytes}:{each.file_sum}:{each.sums}"
+    flags = "s" * each.may_be_short + "w" * each.whole
+    return ":".join([flags, str(each.data_bytes), each.data_sum, each.other_sum, each.sums])
 
 
-INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{%d})?" % (8 + 8 * DATA_PARTS)
+INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{8})?:(?:[0-9a-f]{%d})?" % (8 + 8 * DATA_PARTS)
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     "images_perceptual_hash_db.csv",
     (
@@ -1665,7 +1670,7 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 
 # ── opening ──
 
-# Decoders idem uses: none that runs a program. Another lossy one is to be named in `quantisers`, too.
+# Decoders idem uses: none that runs a program. Another lossy one is to be named in `is_lossless`, too.
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
@@ -1883,6 +1888,14 @@ class Jpeg:
         return self.tables + self.data[self.scans[0].begin : self.scans[-1].end]
 
     @property
+    def sums(self) -> tuple[str, str]:
+        """`data_sum` and `other_sum` of its `Integrity`."""
+        view, begin, end = memoryview(self.data), self.scans[0].begin, self.scans[-1].end
+        data_sum = zlib.crc32(view[begin:end], zlib.crc32(self.tables))
+        other_sum = zlib.crc32(view[end:], zlib.crc32(view[:begin]))
+        return f"{data_sum:08x}", f"{other_sum:08x}"
+
+    @property
     def filled(self) -> bytes:
         """The file with more data than it has before every marker at which a decoder stops to read a scan."""
         parts, position = [], 0
@@ -1997,15 +2010,18 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
             picture = opened_picture(stream)
             decode(picture, file.size)
             size = picture.size  # Pillow has turned a TIFF upright by now
-        palette, (luma_step, chroma_step) = picture.mode in ("P", "PA"), quantisers(picture)
-        orientation = orientation_of(picture)
+        palette, orientation = picture.mode in ("P", "PA"), orientation_of(picture)
         stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
-        by_file = has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
+        metadata = metadata_in(picture, stream, jpeg.data[jpeg.scans[-1].end :] if jpeg else b"")
+        luma_step, chroma_step = quantisers(picture, stream, metadata.lossless)
+        by_file = metadata.pages > 1 or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
         file_digest = digest_of(stream) if by_file else ""
+        data_sum, other_sum = jpeg.sums if jpeg else (sum_of(stream), "")
         integrity = Integrity(
             may_be_short=jpeg is not None and jpeg.may_be_short,
             data_bytes=jpeg.data_bytes if jpeg else file.size,
-            file_sum=sum_of(stream),
+            data_sum=data_sum,
+            other_sum=other_sum,
         )
     phash, dhash = perceptual_hashes(seen)
     width, height = reversed(size) if TURNS[orientation][0] else size
@@ -2019,26 +2035,11 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         file_digest=file_digest,
         phash=phash,
         dhash=dhash,
-        stored_metadata=written_metadata(Metadata()),
+        stored_metadata=written_metadata(metadata),
         spectrum="",
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
         signature=base64.b64encode(seen.tobytes()),
     )
-
-
-def has_frames(picture: Image.Image) -> bool:
-    """Whether there is a second frame or page. To count them can take minutes.
-
-    Those of an MPO are previews and gain maps, no pictures.
-    """
-    if picture.format == "MPO":
-        return False
-    try:
-        picture.seek(1)
-    except EOFError:
-        return False
-    picture.seek(0)
-    return True
 
 
 class ReadUpTo(io.BytesIO):
@@ -2076,14 +2077,36 @@ def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
     return picture, size
 
 
-def quantisers(picture: Image.Image) -> tuple[int, int]:
-    """By what a JPEG's mean luma and chroma were divided and rounded, at most MAX_STEP; a guess for other formats."""
+def quantisers(picture: Image.Image, stream: BinaryIO, lossless: bool) -> tuple[int, int]:
+    """By what a JPEG's mean luma and chroma were divided and rounded, at most MAX_STEP; 0 where nothing was.
+
+    A guess for other lossy formats. Of a TIFF with JPEG inside, its first strip or tile tells.
+    """
+    if lossless:
+        return 0, 0
+    if picture.format == "TIFF":
+        picture = unless_broken(jpeg_inside, picture, stream) or picture
     tables = getattr(picture, "quantization", None)
     if not tables:
-        return (LOSSY_STEP, LOSSY_STEP) if picture.format in ("WEBP", "HEIF") else (0, 0)
+        return LOSSY_STEP, LOSSY_STEP
     tables = [tables.get(layer[3], [LOSSY_STEP]) for layer in picture.layer]  # type: ignore[attr-defined]
     steps = [min(MAX_STEP, table[0]) for table in tables]
     return steps[0], steps[min(1, len(steps) - 1)]
+
+
+MAX_JPEG_HEADER = 1 << 16  # bytes; of a strip of a TIFF, which holds no metadata of its own
+
+
+def jpeg_inside(picture: Image.Image, stream: BinaryIO) -> Image.Image:
+    """The first strip or tile of a TIFF as a JPEG of which the header is read. Raises what Pillow raises."""
+    tags = picture.tag_v2  # type: ignore[attr-defined]
+    strips, sizes, tables = (tags.get(first, tags.get(second, b"")) for first, second in JPEG_IN_TIFF)
+    strip = bytes_at(stream, strips[0], min(sizes[0], MAX_JPEG_HEADER))
+    return Image.open(io.BytesIO(tables[:-2] + strip[2:] if tables else strip), formats=("JPEG",))
+
+
+# Offsets and lengths of strips, or else of tiles; the tables that all share, a JPEG of its own without a picture.
+JPEG_IN_TIFF = (0x0111, 0x0144), (0x0117, 0x0145), (0x015B, 0x015B)
 
 
 def is_transparent(picture: Image.Image) -> bool:
@@ -2112,6 +2135,347 @@ def phash_of(luma: np.ndarray) -> int:
     import imagehash
 
     return int(str(imagehash.phash(Image.fromarray(luma))), 16)
+
+
+# ── metadata: what the file says of its picture ──
+
+BASE, GPS, IFD = ExifTags.Base, ExifTags.GPS, ExifTags.IFD
+CAPTURE_TIMES = (
+    (BASE.DateTimeOriginal, BASE.SubsecTimeOriginal, BASE.OffsetTimeOriginal),
+    (BASE.DateTimeDigitized, BASE.SubsecTimeDigitized, BASE.OffsetTimeDigitized),
+)
+CAPTIONS = BASE.ImageDescription, BASE.XPTitle, BASE.XPComment
+READ_TAGS = frozenset(  # of the main directory, which may hold those of the camera's, too; others may be large
+    {BASE.Make, BASE.Model, BASE.BodySerialNumber, BASE.CameraSerialNumber, BASE.Software, BASE.DateTime}
+    | {BASE.OffsetTime, BASE.Rating, BASE.XPKeywords, *CAPTIONS, *chain(*CAPTURE_TIMES)}
+)
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+XMP, DUBLIN_CORE = "{http://ns.adobe.com/xap/1.0/}", "{http://purl.org/dc/elements/1.1/}"
+XMP_EXIF, PHOTOSHOP = "{http://ns.adobe.com/exif/1.0/}", "{http://ns.adobe.com/photoshop/1.0/}"
+GAIN_MAP, APPLE_GAIN_MAP = "{http://ns.adobe.com/hdr-gain-map/1.0/}", "{http://ns.apple.com/HDRGainMap/1.0/}"
+GOOGLE_CAMERA = "{http://ns.google.com/photos/1.0/camera/}"
+XMP_BYTES = 4 << 20  # most that are read; what is longer holds the history of an editor
+IPTC_KEYWORDS, IPTC_CAPTION = (2, 25), (2, 120)
+EDITED_AFTER = timedelta(minutes=2)  # a camera has written by then what it took
+# Editors, converters of RAW files, and messengers; not what runs on cameras, or on phones as "14.4.2".
+EDITORS = re.compile(
+    r"photoshop|lightroom|camera raw|gimp|snapseed|picasa|affinity|capture one|darktable|rawtherapee|pixelmator|luminar"
+    r"|instagram|whatsapp|facebook|telegram|vsco|polarr|picsart|dxo|acdsee|paint|irfanview|xnview|photoscape|imagemagick"
+    r"|digikam|aperture|iphoto|photos \d|windows photo|photo editor|digital photo professional|silkypix|facetune"
+    r"|topaz|gigapixel|remini|capture nx|nx studio|viewnx",
+    re.IGNORECASE,
+)
+# What cameras and phones write where a caption belongs.
+NO_CAPTION = re.compile(
+    r"[\W_]*|.*digital (still )?camera|sony dsc|samsung|dcim\\.*|dji_\d*|default|exif[ _]jpeg.*|jpeg|screenshot"
+    r"|x-default|untitled|camera|(oz|r)?(nor|edf|cof|sdr|hdr|mde|ptr|btf|fbt|dav)(wo|pl)?",
+    re.IGNORECASE,
+)
+
+
+def metadata_in(picture: Image.Image, stream: BinaryIO, behind: bytes = b"") -> Metadata:
+    """What the file says of the picture, of which at least the header is read.
+
+    The stream is that of the file, `behind` what follows the picture in a JPEG. What is broken counts as not said. An
+    exception, one of DECODER_ERRORS, only comes of what stands in for a second page or frame.
+    """
+    tags = exif_in(picture)
+    xmp, iptc = unless_broken(xmp_in, picture) or {}, unless_broken(iptc_in, picture) or {}
+    taken = capture_time(tags, xmp, picture.info.get("Creation Time"))
+    changed = iso_time(tags.get(BASE.DateTime), None, tags.get(BASE.OffsetTime)), iso_time(xmp.get(XMP + "ModifyDate"))
+    software = plain(tags.get(BASE.Software) or xmp.get(XMP + "CreatorTool") or picture.info.get("Software"))
+    keywords = tags.get(BASE.XPKeywords), xmp.get(DUBLIN_CORE + "subject"), iptc.get(IPTC_KEYWORDS)
+    captions = [*(tags.get(tag) for tag in CAPTIONS), user_comment(tags), iptc.get(IPTC_CAPTION)]
+    captions += [xmp.get(DUBLIN_CORE + "title"), xmp.get(DUBLIN_CORE + "description")]
+    said = Metadata(
+        taken=taken,
+        make=plain(tags.get(BASE.Make)),
+        model=plain(tags.get(BASE.Model)),
+        serial=plain(tags.get(BASE.BodySerialNumber)) or plain(tags.get(BASE.CameraSerialNumber)),
+        software=software,
+        edited=bool(EDITORS.search(software)) or any(is_long_after(each, taken) for each in changed),
+        place=bool(unless_broken(has_place, tags, xmp)),
+        rating=rating_in(xmp.get(XMP + "Rating")) or rating_in(tags.get(BASE.Rating)),
+        keywords=any(map(plain, keywords)),
+        caption=not all(NO_CAPTION.fullmatch(plain(each)) for each in captions),
+        bits=unless_broken(bits_of, picture, stream) or 8,
+        colours=COLOURS.get(picture.mode.partition(";")[0], "colour"),
+        lossless=bool(unless_broken(is_lossless, picture, stream)),
+        gain_map=states_gain_map(picture, xmp) and (picture.format == "HEIF" or b"\xff\xd8\xff" in behind),
+        motion=has_film(picture, xmp, behind),
+        live_id=unless_broken(live_id_in, tags.get(BASE.MakerNote)) or "",
+    )
+    if picture.format == "MPO":
+        pages, gain_map = unless_broken(others_in_mpo, stream) or (1, False)
+        return replace(said, pages=pages, gain_map=said.gain_map or gain_map)
+    return replace(said, pages=pages_of(picture))  # at last: another page brings metadata of its own
+
+
+COLOURS = dict.fromkeys(("1", "L", "LA", "La", "I", "F"), "grey") | dict.fromkeys(("P", "PA"), "palette")
+
+
+def unless_broken(read: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R | None:
+    """What is read; None where the metadata are so broken that Pillow raises: they must not cost the picture."""
+    try:
+        return read(*arguments, **named)
+    except DECODER_ERRORS:
+        return None
+
+
+def plain(value: object) -> str:
+    """The text of a statement on one line, in characters that can be shown; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        value = value.replace(b"\0", b"").decode("latin-1")  # or UTF-16: whether it says anything shows all the same
+    if isinstance(value, (list, tuple)):
+        value = " ".join(map(plain, value))
+    text = str(value)[: 4 * MAX_METADATA_TEXT]
+    return printable(" ".join(text.replace("\0", " ").split()))[:MAX_METADATA_TEXT]
+
+
+def exif_in(picture: Image.Image) -> dict[int, Any]:
+    """The EXIF tags in READ_TAGS, and those in the directories of the camera and of the place, if they can be read."""
+    exif = unless_broken(picture.getexif) or Image.Exif()
+    tags: dict[int, Any] = {tag: unless_broken(exif.get, tag) for tag in READ_TAGS.intersection(exif)}
+    for directory in (IFD.Exif, IFD.GPSInfo):
+        tags |= unless_broken(exif.get_ifd, directory) or {}
+    return tags
+
+
+def xmp_in(picture: Image.Image) -> dict[str, str]:
+    """The properties of the XMP packet by `{namespace}name`, those of lists with a space between. Raises SyntaxError.
+
+    Before version 13 Pillow's `getxmp` leaves the namespaces out, so that the version of an editor would pass for that
+    of a gain map; and it needs one more package to refuse what is refused here.
+    """
+    packet = picture.info.get("xmp")
+    if not isinstance(packet, bytes) or len(packet) > XMP_BYTES:
+        return {}
+    text = packet.decode("utf-8", "replace").strip("\0\ufeff \r\n\t")
+    if "<!DOCTYPE" in text:  # no program writes one; it can define entities that grow without bounds
+        return {}
+    from xml.etree import ElementTree
+
+    said: dict[str, str] = {}
+    for rdf in ElementTree.fromstring(text).iter(RDF + "RDF"):
+        for description in rdf:
+            said |= description.attrib
+            said |= {each.tag: " ".join(" ".join(each.itertext()).split()) for each in description}
+    return said
+
+
+def iptc_in(picture: Image.Image) -> dict[tuple[int, int], Any]:
+    """What the picture's IPTC record says, by numbers of record and field."""
+    if not picture.info.get("photoshop") and picture.format != "TIFF":  # most have none
+        return {}
+    from PIL import IptcImagePlugin
+
+    return IptcImagePlugin.getiptcinfo(cast("Any", picture)) or {}
+
+
+def user_comment(tags: Mapping[int, Any]) -> object:
+    """EXIF's UserComment if it says that it is text: cameras keep other data there, too."""
+    comment = tags.get(BASE.UserComment)
+    is_text = isinstance(comment, bytes) and comment[:8] in (b"ASCII\0\0\0", b"UNICODE\0")
+    return comment[8:] if isinstance(comment, bytes) and is_text else None
+
+
+def rating_in(value: object) -> int:
+    """Stars from 1 to 5, -1 for what was rejected, 0 where nothing else is said."""
+    found = re.match(r"-?[0-9]", plain(value))
+    return max(-1, min(5, int(found[0]))) if found else 0
+
+
+# ── metadata: when and where ──
+
+TIME = re.compile(
+    r"(\d{4})(?:[:/.-](\d\d)(?:[:/.-](\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?)?)?)?"
+    r" ?(Z|[+-]\d\d:?\d\d)?",
+    re.ASCII,
+)
+
+
+def iso_time(text: object, fraction: object = None, offset: object = None) -> str:
+    """A time as EXIF and XMP write it, in the form of `Metadata.taken`; empty if it is none."""
+    found = TIME.fullmatch(plain(text))
+    if found is None:
+        return ""
+    *parts, stated_fraction, stated_offset = found.groups()
+    try:
+        year, month, day, hour, minute, second = (
+            int(part or least) for part, least in zip(parts, "011000", strict=True)
+        )
+        moment = datetime(year, month, day, hour, minute, second)
+    except ValueError:  # such as 0000:00:00
+        return ""
+    after = re.match("[0-9]{1,9}", stated_fraction or plain(fraction))
+    zone = (stated_offset or plain(offset)).replace("Z", "+00:00").replace(":", "")
+    zone = f"{zone[:3]}:{zone[3:]}" if re.fullmatch("[+-](0[0-9]|1[0-4])[0-5][0-9]", zone) else ""
+    return moment.isoformat() + (f".{after[0]}" if after else "") + zone
+
+
+def capture_time(tags: Mapping[int, Any], xmp: Mapping[str, str], creation: object) -> str:
+    """When the picture was taken, or digitized: never when its file was changed. `creation` is what a PNG says."""
+    times = [iso_time(*(tags.get(tag) for tag in each)) for each in CAPTURE_TIMES]
+    times += [iso_time(xmp.get(name)) for name in (XMP_EXIF + "DateTimeOriginal", PHOTOSHOP + "DateCreated")]
+    if isinstance(creation, str) and not any(times):
+        from email.utils import parsedate_to_datetime  # the form that the PNG specification suggests
+
+        times += [iso_time(creation), iso_time(unless_broken(parsedate_to_datetime, creation))]
+    return next(filter(None, times), "")
+
+
+def is_long_after(changed: str, taken: str) -> bool:
+    """Whether the times differ so much that it was not the camera that wrote the file last."""
+    if not changed or not taken:
+        return False
+    zones = [each[-6:] if each[-6] in "+-" else "" for each in (changed, taken)]
+    if not all(zones):  # both are local then
+        zones = ["", ""]
+    moments = [datetime.fromisoformat(each[:19] + zone) for each, zone in zip((changed, taken), zones, strict=True)]
+    return abs(moments[0] - moments[1]) > EDITED_AFTER
+
+
+def has_place(tags: Mapping[int, Any], xmp: Mapping[str, str]) -> bool:
+    """Whether latitude and longitude are stated; 0, 0 is what a camera without a fix writes. Raises DECODER_ERRORS."""
+    stated = [xmp.get(XMP_EXIF + name, "") for name in ("GPSLatitude", "GPSLongitude")]
+    if all(re.match("[0-9]", each) for each in stated) and any(re.search("[1-9]", each) for each in stated):
+        return True
+    both = [tags.get(tag) or () for tag in (GPS.GPSLatitude, GPS.GPSLongitude)]
+    parts = [float(part) for each in both for part in each]
+    return all(both) and any(parts) and all(map(math.isfinite, parts))
+
+
+# ── metadata: how it is stored, and what else is in the file ──
+
+
+def bytes_at(stream: BinaryIO, offset: int, size: int) -> bytes:
+    """Some bytes of a file from which a decoder may go on to read where it was."""
+    place = stream.tell()
+    stream.seek(offset)
+    data = stream.read(size)
+    stream.seek(place)
+    return data
+
+
+def bits_of(picture: Image.Image, stream: BinaryIO) -> int:
+    """Bits of each channel as they are stored: Pillow decodes colours to 8. Raises DECODER_ERRORS."""
+    if picture.mode in ("P", "PA"):
+        return 8
+    if picture.format == "PNG":
+        return bytes_at(stream, PNG_DEPTH, 1)[0]
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(BASE.BitsPerSample, (1,)))  # type: ignore[attr-defined]
+    if picture.format == "HEIF":
+        return int(picture.info["bit_depth"])
+    return 1 if picture.mode == "1" else 8
+
+
+PNG_DEPTH = 24  # offset
+
+
+def is_lossless(picture: Image.Image, stream: BinaryIO) -> bool:
+    """Whether the pixels were stored as they were."""
+    if picture.format in ("JPEG", "MPO"):
+        return not picture.quantization  # type: ignore[attr-defined]
+    if picture.format == "TIFF":
+        return picture.info.get("compression") not in ("jpeg", "tiff_jpeg", "webp")
+    if picture.format != "WEBP":
+        return picture.format != "HEIF"
+    place, name = 12, b""
+    for _ in WEBP_BEFORE_PICTURE:
+        name, size = struct.unpack("<4sI", bytes_at(stream, place, 8))
+        if name not in WEBP_BEFORE_PICTURE:
+            break
+        place += 8 + size + size % 2
+    return name == b"VP8L"
+
+
+WEBP_BEFORE_PICTURE = b"VP8X", b"ICCP", b"ALPH"  # each once at most
+
+
+def pages_of(picture: Image.Image) -> int:
+    """1, or 2 if there is a second frame or page: to count them can take minutes. Raises DECODER_ERRORS.
+
+    The first is the current one then. What a TIFF marks as the first at a reduced resolution is no page.
+    """
+    pages = 2
+    try:
+        for number in range(1, MOST_PREVIEWS + 2):
+            picture.seek(number)
+            tags = picture.tag_v2 if picture.format == "TIFF" else {}  # type: ignore[attr-defined]
+            if tags.get(BASE.NewSubfileType) not in REDUCED and tags.get(BASE.SubfileType) != 2:
+                break
+    except EOFError:
+        pages = 1
+    if picture.tell():
+        picture.seek(0)
+    return pages
+
+
+MOST_PREVIEWS = 16  # of a TIFF, each half as large; with more it counts as one of several pages
+REDUCED = (1, 3, 5, 7)  # bit 0 of NewSubfileType
+
+
+def others_in_mpo(stream: BinaryIO) -> tuple[int, bool]:
+    """Pages of a JPEG with others behind it (MPO, CIPA DC-007), as in `pages_of`; whether a gain map is among these.
+
+    A page is what belongs to a panorama or a 3D photo, or has the size of the first and is no gain map; the others are
+    previews and depth maps. Raises DECODER_ERRORS.
+    """
+    stream.seek(0)
+    picture: Any = Image.open(stream, formats=("JPEG",))
+    entries, size, pages, gain_map = picture.mpinfo[MPO_ENTRIES], picture.size, 1, False
+    is_stated = states_gain_map(picture, unless_broken(xmp_in, picture) or {})
+    for number, entry in enumerate(entries[1:MOST_PREVIEWS], 1):
+        picture.info.pop("xmp", None)  # of the one before
+        try:
+            picture.seek(number)
+        except DECODER_ERRORS:
+            continue  # it was cut off
+        is_map = is_stated or states_gain_map(picture, unless_broken(xmp_in, picture) or {})
+        gain_map |= is_map
+        kind = entry["Attribute"]["MPType"]
+        if kind.startswith("Multi-Frame") or (picture.size == size and not is_map and "Thumbnail" not in kind):
+            pages = 2
+    return pages, gain_map
+
+
+MPO_ENTRIES = 0xB002
+
+
+def states_gain_map(picture: Image.Image, xmp: Mapping[str, str]) -> bool:
+    """Whether a picture is said to have a gain map, or to be one: by Adobe and Google, by ISO 21496-1, or by Apple."""
+    if GAIN_MAP + "Version" in xmp or any(name.startswith(APPLE_GAIN_MAP) for name in xmp):
+        return True
+    segments = getattr(picture, "applist", ())  # of a JPEG
+    if any(content.startswith(b"urn:iso:std:iso:ts:21496") for _, content in segments):
+        return True
+    return any("hdrgainmap" in str(kind) for kind in picture.info.get("aux", ()))  # of an HEIF
+
+
+def has_film(picture: Image.Image, xmp: Mapping[str, str], behind: bytes) -> bool:
+    """Whether it is a motion photo and the film is there still: editors keep what is said of it and drop the film."""
+    if b"MotionPhoto_Data" in behind:  # by Samsung
+        return True
+    is_said = "1" in (xmp.get(GOOGLE_CAMERA + "MotionPhoto"), xmp.get(GOOGLE_CAMERA + "MicroVideo"))
+    return is_said and (picture.format == "HEIF" or b"ftyp" in behind)
+
+
+def live_id_in(note: object) -> str:
+    """The content identifier in Apple's maker note: it is a directory of tags, too. Raises DECODER_ERRORS."""
+    if not isinstance(note, bytes) or not note.startswith(b"Apple iOS\0"):
+        return ""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    directory, content = ImageFileDirectory_v2(b"MM\0\x2a\0\0\0\x08"), io.BytesIO(note)
+    content.seek(APPLE_DIRECTORY)
+    directory.load(content)
+    return plain(directory.get(APPLE_CONTENT_IDENTIFIER))
+
+
+APPLE_DIRECTORY, APPLE_CONTENT_IDENTIFIER = 14, 0x0011  # offset, tag
 
 
 # ── from a picture to its cells ──
@@ -6363,7 +6727,6 @@ def difference_of(one: MediaFile, other: MediaFile) -> Rendering:
 # ── metadata ──
 
 FORMAT_NAMES = {"MPO": "JPEG", "HEIF": "HEIC", "WEBP": "WebP"}  # as people know Pillow's
-EXIF_IFD, EXIF_TAKEN, EXIF_CHANGED, EXIF_MAKE, EXIF_MODEL = 0x8769, 0x9003, 0x0132, 0x010F, 0x0110
 BROWSER_CODECS = {"h264", "vp8", "vp9", "av1"}
 
 
@@ -6387,33 +6750,18 @@ def details_of(file: MediaFile) -> Details:
     with opened_unchanged(file) as stream:
         picture = opened_picture(stream)
         name = FORMAT_NAMES.get(picture.format or "", picture.format or "")
-        taken, camera = taken_by(picture)
-        parts = [name, "16-bit" if picture.mode.startswith("I;16") else "CMYK" if picture.mode == "CMYK" else ""]
-        parts.append("several pages" if has_frames(picture) else "")
+        about = metadata_in(picture, stream)
+        parts = [name, f"{about.bits}-bit" if about.bits > 8 else "CMYK" if picture.mode == "CMYK" else ""]
+        parts.append("several pages" if about.pages > 1 else "")
         if picture.format == "TIFF":
             picture.load()  # which turns it upright
         width, height = picture.size
         if TURNS[orientation_of(picture)][0]:
             width, height = height, width
-    return Details(" · ".join(filter(None, parts)), width, height, taken, camera)
-
-
-def taken_by(picture: Image.Image) -> tuple[str, str]:
-    """When and by which camera the picture was taken, as its EXIF data have it; empty where they have not."""
-
-    def plain(value: object) -> str:
-        return printable(" ".join(str(value or "").replace("\0", " ").split()))[:60]
-
-    try:
-        tags = picture.getexif()
-        taken = str(tags.get_ifd(EXIF_IFD).get(EXIF_TAKEN) or tags.get(EXIF_CHANGED) or "")
-        make, model = plain(tags.get(EXIF_MAKE)), plain(tags.get(EXIF_MODEL))
-    except DECODER_ERRORS:
-        return "", ""  # only the metadata is broken
-    date = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d)", taken)
-    brand = make.split(" ")[0]
-    camera = model if model.casefold().startswith(brand.casefold()) else f"{brand} {model}".strip()
-    return f"{date[1]}-{date[2]}-{date[3]} {date[4]}" if date and date[1] > "0000" else "", camera
+    brand = about.make.partition(" ")[0]
+    named = about.model.casefold().startswith(brand.casefold())
+    camera = about.model if named else f"{brand} {about.model}".strip()
+    return Details(" · ".join(filter(None, parts)), width, height, about.taken[:16].replace("T", " "), camera)
 
 
 def video_details(file: MediaFile) -> Details:

@@ -60,7 +60,17 @@ import pillow_heif
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from hypothesis import strategies as st
-from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageEnhance, ImageOps
+from PIL import (
+    Image,
+    ImageChops,
+    ImageCms,
+    ImageDraw,
+    ImageEnhance,
+    ImageFilter,
+    ImageOps,
+    PngImagePlugin,
+    TiffImagePlugin,
+)
 from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
 import idem
@@ -1316,12 +1326,15 @@ def test_the_fingerprint_of_a_known_picture_never_changes(tmp_path: Path) -> Non
         chroma_step=0,
         palette=False,
         integrity=idem.Integrity(
-            may_be_short=False, data_bytes=picture.stat().st_size, file_sum=f"{zlib.crc32(picture.read_bytes()):08x}"
+            may_be_short=False,
+            data_bytes=picture.stat().st_size,
+            data_sum=f"{zlib.crc32(picture.read_bytes()):08x}",
+            other_sum="",
         ),
         file_digest="",
         phash=0xB06E50BECB54AF0A,
         dhash=0xF0F0F0F0F0E8C8A,
-        stored_metadata=b"",
+        stored_metadata=b"bits=8&colours=colour&lossless=1&pages=1",
         spectrum="",
         signature=b"",
         stored_signature=b"",
@@ -1593,6 +1606,456 @@ def test_pages_that_differ_in_one_line_are_not_copies(tmp_path: Path, capsys: py
         save(page, tmp_path / f"{number}.gif")
     for found in groups(tmp_path, capsys=capsys):
         assert len({name[0] for name in found}) == 1
+
+
+# ── metadata ──
+
+NOTHING_SAID = idem.Metadata(bits=8, colours="colour", pages=1)
+XMP_NAMES = {
+    "dc": "http://purl.org/dc/elements/1.1/",
+    "exif": "http://ns.adobe.com/exif/1.0/",
+    "photoshop": "http://ns.adobe.com/photoshop/1.0/",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+    "crs": "http://ns.adobe.com/camera-raw-settings/1.0/",
+    "hdrgm": "http://ns.adobe.com/hdr-gain-map/1.0/",
+    "HDRGainMap": "http://ns.apple.com/HDRGainMap/1.0/",
+    "GCamera": "http://ns.google.com/photos/1.0/camera/",
+    "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+}
+A_LIST = "<dc:{0}><rdf:Bag><rdf:li>sea</rdf:li><rdf:li>Lofoten</rdf:li></rdf:Bag></dc:{0}>"
+FILM_INSIDE = b"\0\0\0\x18ftypmp42" + bytes(40)
+
+
+def metadata_of(path: Path) -> idem.Metadata:
+    return fingerprint(path).metadata
+
+
+def xmp_of(attributes: str = "", elements: str = "") -> bytes:
+    names = " ".join(f'xmlns:{prefix}="{name}"' for prefix, name in XMP_NAMES.items())
+    body = f'<rdf:RDF {names}><rdf:Description rdf:about="" {attributes}>{elements}</rdf:Description></rdf:RDF>'
+    start = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    return f'{start}{body}</x:xmpmeta>{" " * 99}<?xpacket end="w"?>'.encode()
+
+
+def exif_saying(camera: dict[int, Any], **more: Any) -> Image.Exif:
+    """EXIF with these tags in the camera's directory, `place` in that of the place, and `tags` in the main one."""
+    exif = Image.Exif()
+    for tag, value in more.get("tags", {}).items():
+        exif[tag] = value
+    exif[0x8769] = camera
+    exif[0x8825] = more.get("place", {})
+    return exif
+
+
+def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
+    """The JPEG with one more segment of metadata at its start."""
+    return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
+
+
+def with_iptc(jpeg: bytes, field: int, text: bytes) -> bytes:
+    record = struct.pack(">BBBH", 0x1C, 2, field, len(text)) + text
+    resource = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(record)) + record + bytes(len(record) % 2)
+    return with_segment(jpeg, 0xED, b"Photoshop 3.0\0" + resource)
+
+
+def bytes_of(picture: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    memory = io.BytesIO()
+    picture.save(memory, form, **options)
+    return memory.getvalue()
+
+
+SMALL_SIZE = (96, 72)
+CAMERA_SAYS = {0x9003: "2021:07:05 10:00:00", 0x9291: "25", 0x9011: "+02:00", 0xA431: "0421\0"}
+CAMERA_PLACE = {1: "N", 2: (60.0, 10.0, 30.0), 3: "E", 4: (5.0, 20.0, 0.0)}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "heic"])
+def test_what_a_camera_says_is_read_from_every_format(tmp_path: Path, suffix: str) -> None:
+    tags = {0x010F: " Canon\0", 0x0110: "EOS  R5", 0x0131: "Ver. 1.0", 0x0132: "2021:07:05 10:00:09", 0x4746: 4}
+    tags |= {0x010E: "By the sea", 0x9C9E: "sea".encode("utf-16-le")}
+    exif = exif_saying(CAMERA_SAYS, tags=tags, place=CAMERA_PLACE).tobytes()
+    said = metadata_of(save(photo(size=SMALL_SIZE), tmp_path / f"a.{suffix}", exif=exif))
+    assert said == idem.Metadata(
+        taken="2021-07-05T10:00:00.25+02:00",
+        make="Canon",
+        model="EOS R5",
+        serial="0421",
+        software="Ver. 1.0",
+        place=True,
+        rating=4,
+        keywords=True,
+        caption=True,
+        bits=8,
+        colours="colour",
+        lossless=suffix in ("png", "tif"),
+        pages=1,
+    )
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "heic"])
+def test_what_editors_say_in_xmp_is_read_from_every_format(tmp_path: Path, suffix: str) -> None:
+    packet = xmp_of('xmp:Rating="-1" exif:DateTimeOriginal="2021-07-05T10:00:00.25+02:00"', A_LIST.format("subject"))
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", packet.decode())
+    options: dict[str, Any] = {"png": {"pnginfo": text}, "tif": {"tiffinfo": {700: packet}}}
+    said = metadata_of(save(photo(size=SMALL_SIZE), tmp_path / f"a.{suffix}", **options.get(suffix, {"xmp": packet})))
+    expected = replace(NOTHING_SAID, taken="2021-07-05T10:00:00.25+02:00", rating=-1, keywords=True)
+    assert said == replace(expected, lossless=suffix in ("png", "tif"))
+
+
+XMP_SAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "nothing": ("", "", {}),
+    "a date": ('photoshop:DateCreated="1962-07"', "", {"taken": "1962-07-01T00:00:00"}),
+    "a time": (
+        "",
+        "<photoshop:DateCreated>2021-07-05T10:00Z</photoshop:DateCreated>",
+        {"taken": "2021-07-05T10:00:00+00:00"},
+    ),
+    "a title": ("", A_LIST.format("title"), {"caption": True}),
+    "a caption": ("", A_LIST.format("description"), {"caption": True}),
+    "no caption": ("", "<dc:description><rdf:Alt><rdf:li> </rdf:li></rdf:Alt></dc:description>", {}),
+    "a place": ('exif:GPSLatitude="60,10.5N" exif:GPSLongitude="5,20.0E"', "", {"place": True}),
+    "no place": ('exif:GPSLatitude="0,0.0N" exif:GPSLongitude="0,0.0E"', "", {}),
+    "half a place": ('exif:GPSLatitude="60,10.5N"', "", {}),
+    "a tool": ('xmp:CreatorTool="GIMP 2.10"', "", {"software": "GIMP 2.10", "edited": True}),
+    "the version of an editor": ('crs:Version="15.4" crs:MotionPhoto="1"', "", {}),
+    "a gain map that is gone": ('hdrgm:Version="1.0"', "", {}),
+    "a film that is gone": ('GCamera:MotionPhoto="1"', "", {}),
+    "what is nested": ("", '<crs:Look rdf:parseType="Resource"><xmp:Rating>5</xmp:Rating></crs:Look>', {}),
+}
+
+
+@pytest.mark.parametrize("name", list(XMP_SAYS))
+def test_xmp_says_no_more_than_it_does(tmp_path: Path, name: str) -> None:
+    attributes, elements, expected = XMP_SAYS[name]
+    said = metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", xmp=xmp_of(attributes, elements)))
+    assert said == replace(NOTHING_SAID, **expected)
+
+
+CAPTURE_TIMES: list[tuple[dict[int, Any], str]] = [
+    ({0x9003: "2021:07:05 10:00:00"}, "2021-07-05T10:00:00"),
+    ({0x9003: "2021:07:05 10:00:00\0", 0x9291: "007 ", 0x9011: "-03:30"}, "2021-07-05T10:00:00.007-03:30"),
+    ({0x9003: "2021:07:05 10:00:00", 0x9291: "none", 0x9011: "   :  "}, "2021-07-05T10:00:00"),
+    ({0x9003: "2021:07:05 10:00:00", 0x9292: "33", 0x9012: "+01:00"}, "2021-07-05T10:00:00"),
+    ({0x9004: "2021:07:05 10:00:00", 0x9292: "33", 0x9012: "+01:00"}, "2021-07-05T10:00:00.33+01:00"),
+    ({0x9003: "0000:00:00 00:00:00", 0x9004: "2021:07:05 10:00:00"}, "2021-07-05T10:00:00"),
+    ({0x9003: "2021-07-05T10:00:00"}, "2021-07-05T10:00:00"),
+    ({0x9003: "    :  :     :  :  "}, ""),
+    ({0x9003: "2021:13:05 10:00:00"}, ""),
+    ({0x9003: "20210705"}, ""),
+    ({}, ""),
+]
+
+
+def test_the_capture_time_is_what_the_camera_states(tmp_path: Path) -> None:
+    """Never the time of the last change."""
+    for camera, expected in CAPTURE_TIMES:
+        exif = exif_saying(camera, tags={0x0132: "2022:01:01 00:00:00"})
+        assert metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", exif=exif)).taken == expected, camera
+
+
+def test_a_png_may_tell_its_time_in_words(tmp_path: Path) -> None:
+    texts = {
+        "Mon, 05 Jul 2021 10:00:00 +0200": "2021-07-05T10:00:00+02:00",
+        "2021:07:05 10:00:00": "2021-07-05T10:00:00",
+        "yesterday": "",
+    }
+    for text, expected in texts.items():
+        about = PngImagePlugin.PngInfo()
+        about.add_text("Creation Time", text)
+        assert metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.png", pnginfo=about)).taken == expected
+
+
+def test_edited_is_what_an_editor_or_a_later_time_of_change_tells(tmp_path: Path) -> None:
+    cases = [
+        ("14.4.2", "2021:07:05 10:02:00", False),
+        ("14.4.2", "2021:07:05 10:02:01", True),
+        ("14.4.2", "2021:07:05 09:50:00", True),
+        ("HDR+ 1.0.345618096zd", "2021:07:05 10:00:00", False),
+        ("", "0000:00:00 00:00:00", False),
+        ("Adobe Photoshop Lightroom Classic 12.3", "2021:07:05 10:00:00", True),
+        ("Snapseed 2.0", "", True),
+    ]
+    for software, changed, expected in cases:
+        exif = exif_saying(CAMERA_SAYS, tags={0x0131: software, 0x0132: changed})
+        said = metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", exif=exif))
+        assert (said.software, said.edited) == (software, expected), (software, changed)
+    packet = xmp_of('exif:DateTimeOriginal="2021-07-05T10:00:00+02:00" xmp:ModifyDate="2021-07-05T08:01:00Z"')
+    assert not metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", xmp=packet)).edited
+
+
+def test_what_a_camera_writes_by_itself_is_no_caption(tmp_path: Path) -> None:
+    silent = [
+        "OLYMPUS DIGITAL CAMERA         ",
+        "SONY DSC",
+        "SAMSUNG",
+        "DCIM\\100MEDIA\\DJI_0001.JPG",
+        "  ",
+        "\0\0",
+        "cof",
+    ]
+    for text, expected in [*((each, False) for each in silent), ("Mum with her digital cameras", True), ("9", True)]:
+        exif = exif_saying({}, tags={0x010E: text})
+        assert metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", exif=exif)).caption == expected, text
+
+
+def test_a_comment_is_a_caption_if_it_is_text(tmp_path: Path) -> None:
+    comments = {
+        b"ASCII\0\0\0By the sea": True,
+        b"UNICODE\0" + "海".encode("utf-16-le"): True,
+        b"ASCII\0\0\0" + bytes(20): False,
+        bytes(8) + b"\x93\x12AF 7": False,
+        b"": False,
+    }
+    for comment, expected in comments.items():
+        exif = exif_saying({0x9286: comment})
+        assert metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", exif=exif)).caption == expected, comment
+
+
+def test_iptc_has_keywords_and_captions(tmp_path: Path) -> None:
+    plain = bytes_of(photo(size=SMALL_SIZE))
+    cases: list[tuple[int, bytes, dict[str, Any]]] = [(25, b"sea", {"keywords": True}), (25, b"", {})]
+    for field, text, expected in [*cases, (120, b"By the sea", {"caption": True})]:
+        (tmp_path / "a.jpg").write_bytes(with_iptc(plain, field, text))
+        assert metadata_of(tmp_path / "a.jpg") == replace(NOTHING_SAID, **expected)
+
+
+def deep_png(size: tuple[int, int]) -> bytes:
+    """A PNG of colours in 16 bits, which Pillow cannot write."""
+    levels = np.asarray(photo(size=size)).astype(">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", *size, 16, 2, 0, 0, 0)
+    pieces = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in pieces
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_depth_colours_and_loss_are_those_of_the_file(tmp_path: Path) -> None:
+    picture = photo(size=SMALL_SIZE)
+    grey, levels = picture.convert("L"), np.asarray(photo(size=SMALL_SIZE)).astype("<u2") * 257
+    saved: dict[str, tuple[Image.Image, dict[str, Any], tuple[int, str, bool]]] = {
+        "a.jpg": (picture, {}, (8, "colour", False)),
+        "grey.jpg": (grey, {}, (8, "grey", False)),
+        "a.png": (picture, {}, (8, "colour", True)),
+        "palette.png": (picture.quantize(16), {}, (8, "palette", True)),
+        "line.png": (picture.convert("1"), {}, (1, "grey", True)),
+        "deep grey.png": (Image.fromarray(levels[..., 0]), {}, (16, "grey", True)),
+        "palette.gif": (picture.quantize(256), {}, (8, "palette", True)),
+        "a.bmp": (picture, {}, (8, "colour", True)),
+        "a.webp": (picture, {}, (8, "colour", False)),
+        "lossless.webp": (picture, {"lossless": True}, (8, "colour", True)),
+        "lossless with profile.webp": (picture, {"lossless": True, "icc_profile": b"x"}, (8, "colour", True)),
+        "a.tif": (picture, {}, (8, "colour", True)),
+        "line.tif": (picture.convert("1"), {}, (1, "grey", True)),
+        "deep grey.tif": (Image.fromarray(levels[..., 0]), {}, (16, "grey", True)),
+        "float.tif": (Image.fromarray(levels[..., 0].astype("float32")), {}, (32, "grey", True)),
+        "a jpeg inside.tif": (picture, {"compression": "jpeg"}, (8, "colour", False)),
+    }
+    expected = {name: about for name, (_, _, about) in saved.items()}
+    for name, (each, options, _) in saved.items():
+        save(each, tmp_path / name, **options)
+    (tmp_path / "deep.png").write_bytes(deep_png(SMALL_SIZE))
+    pillow_heif.from_bytes("RGB;16", SMALL_SIZE, levels.tobytes()).save(tmp_path / "deep.heic", bit_depth=10)
+    expected |= {"deep.png": (16, "colour", True), "deep.heic": (10, "colour", False)}
+    said = {name: metadata_of(tmp_path / name) for name in expected}
+    assert {name: (each.bits, each.colours, each.lossless) for name, each in said.items()} == expected
+
+
+def test_quantisers_are_those_that_the_pixels_went_through(tmp_path: Path) -> None:
+    picture = photo(size=SMALL_SIZE)
+    for quality in (40, 90):
+        expected = fingerprint(save(picture, tmp_path / "a.jpg", quality=quality)).luma_step
+        found = fingerprint(save(picture, tmp_path / "a.tif", compression="jpeg", quality=quality))
+        assert (found.luma_step, found.chroma_step) == (expected, expected), "red, green and blue share a table"
+    for name, options, steps in (("lossless.webp", {"lossless": True}, (0, 0)), ("lossy.webp", {}, (16, 16))):
+        found = fingerprint(save(picture, tmp_path / name, **options))
+        assert (found.luma_step, found.chroma_step) == steps
+
+
+def test_previews_and_gain_maps_are_no_pages_and_3d_photos_have_two(tmp_path: Path) -> None:
+    picture, other, path = photo(size=SMALL_SIZE), photo(2, SMALL_SIZE), tmp_path / "a.jpg"
+    small, grey = other.resize((48, 36)), other.convert("L")
+
+    def said_of(data: bytes) -> tuple[int, bool]:
+        path.write_bytes(data)
+        said = metadata_of(path)
+        return said.pages, said.gain_map
+
+    def mpo(second: Image.Image, kind: int = 0, about: bytes = b"", **options: Any) -> bytes:
+        data = bytes_of(picture, "MPO", save_all=True, append_images=[second], **options)
+        entry, at = data.index(b"MPF\0") + 70, data.rindex(b"\xff\xd8\xff")
+        end = with_segment(data[at:], 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + about) if about else data[at:]
+        return data[:entry] + struct.pack("<I", kind) + data[entry + 4 : at] + end
+
+    stated = xmp_of('hdrgm:Version="1.0"')
+    assert said_of(bytes_of(picture)) == (1, False)
+    assert said_of(mpo(other)) == (2, False)
+    assert said_of(mpo(other, 0x020002)) == (2, False)  # for two eyes
+    assert said_of(mpo(small, 0x020001)) == (2, False)  # a panorama
+    assert said_of(mpo(other, 0x010002)) == (1, False)  # a preview for a television
+    assert said_of(mpo(small)) == (1, False)
+    assert said_of(mpo(grey, 0, stated)) == (1, True)
+    assert said_of(mpo(small, 0, xmp_of('HDRGainMap:HDRGainMapVersion="65536"'))) == (1, True)
+    assert said_of(mpo(other, xmp=stated)) == (1, True)
+    cut = mpo(other, xmp=stated)
+    assert said_of(cut[: cut.rindex(b"\xff\xd8\xff")]) == (1, False)
+    assert said_of(bytes_of(picture, xmp=stated) + bytes_of(grey)) == (1, True)
+    iso = with_segment(bytes_of(picture), 0xE2, b"urn:iso:std:iso:ts:21496:-1\0" + bytes(4))
+    assert said_of(iso + bytes_of(grey)) == (1, True)
+
+
+def test_reduced_pages_of_a_tiff_are_no_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = photo(), photo(size=(320, 240)), photo(2, (320, 240)), photo(3, (320, 240))
+
+    def tiff(name: str, *kinds: int) -> int:
+        """A TIFF whose pages after the first are of these kinds; how many pages it is said to have."""
+        path, data = tmp_path / name, io.BytesIO()
+        with TiffImagePlugin.AppendingTiffWriter(data) as writer:
+            for page, kind in zip([first, *others], [0, *kinds], strict=False):
+                page.save(writer, "TIFF", tiffinfo={254: kind})
+                writer.newFrame()
+        path.write_bytes(data.getvalue())
+        return metadata_of(path).pages
+
+    pages = {"flat.tif": tiff("flat.tif"), "preview.tif": tiff("preview.tif", 1)}
+    pages |= {
+        "pyramid.tif": tiff("pyramid.tif", 1, 1, 1),
+        "pages.tif": tiff("pages.tif", 1, 0),
+        "2.tif": tiff("2.tif", 2),
+    }
+    assert pages == {"flat.tif": 1, "preview.tif": 1, "pyramid.tif": 1, "pages.tif": 2, "2.tif": 2}
+    assert [sorted(each) for each in groups(tmp_path, capsys=capsys)] == [["flat.tif", "preview.tif", "pyramid.tif"]]
+
+
+def test_a_motion_photo_is_one_that_has_its_film(tmp_path: Path) -> None:
+    for attributes, behind, expected in [
+        ('GCamera:MotionPhoto="1"', FILM_INSIDE, True),
+        ('GCamera:MicroVideo="1"', FILM_INSIDE, True),
+        ('GCamera:MotionPhoto="1"', b"", False),
+        ('GCamera:MotionPhoto="0"', FILM_INSIDE, False),
+        ("", b"\0\0\x30\x0a\x10\0\0\0MotionPhoto_Data" + FILM_INSIDE, True),
+        ("", FILM_INSIDE, False),
+    ]:
+        (tmp_path / "a.jpg").write_bytes(bytes_of(photo(size=SMALL_SIZE), xmp=xmp_of(attributes)) + behind)
+        assert metadata_of(tmp_path / "a.jpg") == replace(NOTHING_SAID, motion=expected), (attributes, behind)
+
+
+def apples_note(*identifiers: tuple[int, str]) -> bytes:
+    """Apple's maker note with these texts by tag."""
+    note, texts = b"Apple iOS\0\0\x01MM" + struct.pack(">H", len(identifiers)), b""
+    for tag, text in identifiers:
+        at = 14 + 2 + 12 * len(identifiers) + 4 + len(texts)
+        note += struct.pack(">HHII", tag, 2, len(text) + 1, at)
+        texts += text.encode() + b"\0"
+    return note + bytes(4) + texts
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "heic"])
+def test_a_live_photo_tells_its_content_identifier(tmp_path: Path, suffix: str) -> None:
+    burst, live = "0B5AC1E2-1111-4A4A-8B8B-000000000000", "570F1469-09C7-4E50-9875-05F21D5BD166"
+    notes = {apples_note((0x000B, burst), (0x0011, live)): live, apples_note((0x000B, burst)): "", b"Apple iOS\0": ""}
+    for note, expected in notes.items():
+        path = save(photo(size=SMALL_SIZE), tmp_path / f"a.{suffix}", exif=exif_saying({0x927C: note}))
+        assert metadata_of(path).live_id == expected
+
+
+def test_a_place_is_two_numbers_that_are_not_both_0(tmp_path: Path) -> None:
+    nowhere: list[dict[int, Any]] = [{}, {2: CAMERA_PLACE[2]}, {**CAMERA_PLACE, 2: (0, 0, 0), 4: (0.0, 0.0, 0.0)}]
+    nowhere += [{**CAMERA_PLACE, 4: (5.0, TiffImagePlugin.IFDRational(0, 0), 0.0)}]
+    for place, expected in [
+        *((each, False) for each in nowhere),
+        (CAMERA_PLACE, True),
+        ({**CAMERA_PLACE, 2: (0.0, 0.0, 0.0)}, True),
+    ]:
+        path = save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", exif=exif_saying({}, place=place))
+        assert metadata_of(path).place == expected, place
+
+
+def test_metadata_that_are_broken_cost_neither_the_picture_nor_what_else_is_said(tmp_path: Path) -> None:
+    plain, exif = (
+        bytes_of(photo(size=SMALL_SIZE)),
+        exif_saying(CAMERA_SAYS, tags={0x010F: "Canon"}, place=CAMERA_PLACE).tobytes(),
+    )
+    entities = "".join(f'<!ENTITY e{level + 1} "{f"&e{level};" * 10}">' for level in range(9))
+    bomb = f'<!DOCTYPE x [<!ENTITY e0 "lol">{entities}]><x>&e9;</x>'.encode()
+    start, nowhere = b"http://ns.adobe.com/xap/1.0/\0", b"(\x88\x25\0\x04\0\0\0\x01)...."
+    broken = {
+        "nothing": with_segment(plain, 0xE1, exif),
+        "the place": with_segment(plain, 0xE1, re.sub(nowhere, lambda found: found[1] + b"\xff\xff\xff\x7f", exif)),
+        "a bomb": with_segment(with_segment(plain, 0xE1, exif), 0xE1, start + bomb),
+        "no XML": with_segment(with_segment(plain, 0xE1, exif), 0xE1, start + b"<x:xmpmeta"),
+        "deep XML": with_segment(with_segment(plain, 0xE1, exif), 0xE1, start + b"<x>" * 20_000),
+        "IPTC": with_segment(with_iptc(plain, 25, b"sea")[:-9] + plain[-9:], 0xE1, exif).replace(
+            b"\x1c\x02", b"\x1d\xff"
+        ),
+    }
+    for name, data in broken.items():
+        (tmp_path / "a.jpg").write_bytes(data)
+        said = metadata_of(tmp_path / "a.jpg")
+        whole = replace(NOTHING_SAID, taken="2021-07-05T10:00:00.25+02:00", make="Canon", serial="0421", place=True)
+        assert said == replace(whole, place=name != "the place"), name
+    cut = with_segment(plain, 0xE1, exif[: len(exif) // 2])
+    (tmp_path / "a.jpg").write_bytes(cut)
+    assert metadata_of(tmp_path / "a.jpg").make == "Canon"
+
+
+def test_any_mutated_metadata_are_read_or_left_out(tmp_path: Path) -> None:
+    tags = {0x010F: "Canon", 0x0132: "2022:07:05 10:00:00", 0x4746: 4, 0x010E: "By the sea"}
+    camera = CAMERA_SAYS | {0x927C: apples_note((0x0011, "570F1469")), 0x9286: b"ASCII\0\0\0By the sea"}
+    exif = exif_saying(camera, tags=tags, place=CAMERA_PLACE).tobytes()
+    packet = xmp_of('xmp:Rating="4" hdrgm:Version="1.0" GCamera:MotionPhoto="1"', A_LIST.format("subject"))
+    picture, saved = photo(4, (48, 36)), {}
+    for suffix in (".tif", ".png", ".webp", ".heic"):
+        saved[suffix] = save(picture, tmp_path / f"a{suffix}", exif=exif, xmp=packet).read_bytes()
+    two: dict[str, Any] = {"save_all": True, "append_images": [photo(5, (48, 36))]}
+    saved[".jpg"] = with_iptc(bytes_of(picture, "MPO", exif=exif, xmp=packet, **two), 25, b"sea") + FILM_INSIDE
+
+    def check(given: tuple[str, list[tuple[int, str, bytes]]]) -> None:
+        suffix, mutations = given
+        path = tmp_path / f"mutated{suffix}"
+        path.write_bytes(mutated(saved[suffix], mutations))
+        found = in_worker(pool, idem.fingerprint_image, media_file(path))
+        if isinstance(found, idem.Problem):
+            assert is_one_line(found.reason)
+        elif found is not None:
+            assert re.fullmatch(idem.METADATA.pattern.encode(), found.stored_metadata)
+            assert idem.written_metadata(found.metadata) == found.stored_metadata
+            assert re.fullmatch(TAKEN, found.metadata.taken)
+
+    with closing(idem.Pool(1)) as pool:
+        fuzz(st.tuples(st.sampled_from(list(saved)), MUTATIONS), check)
+
+
+TAKEN = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?([+-]\d\d:\d\d)?)?"
+
+
+def test_text_that_could_play_tricks_is_escaped(tmp_path: Path) -> None:
+    exif = exif_saying({}, tags={0x010F: "Can\x1b[2Jon\n", 0x0110: "x" * 999})
+    said = metadata_of(save(photo(size=SMALL_SIZE), tmp_path / "a.jpg", exif=exif))
+    assert (said.make, said.model) == ("Can\\x1b[2Jon", "x" * 64)
+
+
+def test_files_with_other_metadata_and_the_same_picture_have_one_sum_of_its_data(tmp_path: Path) -> None:
+    picture = photo(size=SMALL_SIZE)
+    one = fingerprint(save(picture, tmp_path / "a.jpg")).integrity
+    other = fingerprint(save(picture, tmp_path / "b.jpg", exif=exif_saying(CAMERA_SAYS))).integrity
+    assert (one.data_sum, one.data_bytes) == (other.data_sum, other.data_bytes)
+    assert one.other_sum != other.other_sum
+    assert one.data_sum != fingerprint(save(picture, tmp_path / "c.jpg", quality=80)).integrity.data_sum
+
+
+def test_the_sums_cover_every_byte_of_a_file(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.bmp"):
+        path = save(photo(size=(16, 16)), tmp_path / name, exif=exif_saying(CAMERA_SAYS))
+        if name == "a.jpg":
+            path.write_bytes(path.read_bytes() + FILM_INSIDE)
+        whole, known = path.read_bytes(), fingerprint(path).exact
+        for place in range(0, len(whole), 11):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            found = idem.fingerprint_image(media_file(path))
+            assert isinstance(found, idem.Problem) or found.exact != known, place
 
 
 # ── damaged and hostile files ──
@@ -2847,7 +3310,10 @@ def random_fingerprint(rng: np.random.Generator) -> ImageFingerprint:
         chroma_step=int(rng.integers(0, 20)),
         palette=bool(rng.integers(0, 2)),
         integrity=idem.Integrity(
-            may_be_short=False, data_bytes=int(rng.integers(1, 2**40)), file_sum=f"{rng.integers(2**32):08x}"
+            may_be_short=False,
+            data_bytes=int(rng.integers(1, 2**40)),
+            data_sum=f"{rng.integers(2**32):08x}",
+            other_sum="",
         ),
         file_digest="",
         phash=int(rng.integers(0, 2**63)),
@@ -3137,12 +3603,13 @@ def test_sides_are_in_proportion_within_rounding_of_the_smaller(
 #  Original
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-CAMERA = idem.Metadata(taken="2021-07-05T10:00:00", make="Canon", model="EOS 80D", bits=8, colours="colour")
+LIB = os.path.join(os.sep, "lib")
+BY_CAMERA = idem.Metadata(taken="2021-07-05T10:00:00", make="Canon", model="EOS 80D", bits=8, colours="colour")
 STRIPPED = idem.Metadata(bits=8, colours="colour")
-HALF = {"width": 2000, "height": 1500}
+HALF: dict[str, Any] = {"width": 2000, "height": 1500}
 
 
-def candidate(name: str, said: idem.Metadata = CAMERA, size: int = 1000, **known: Any) -> Replica[ImageFingerprint]:
+def candidate(name: str, said: idem.Metadata = BY_CAMERA, size: int = 1000, **known: Any) -> Replica[ImageFingerprint]:
     """A replica below LIB that says this of itself, with so many bytes of picture data."""
     base = random_fingerprint(np.random.default_rng(1))
     values = {"width": 4000, "height": 3000, "luma_step": 3, "chroma_step": 3, "palette": False} | known
@@ -3179,7 +3646,7 @@ def beside(**kinds: list[str]) -> idem.Scoring:
             "has the capture time and camera",
         ),
         (
-            *(candidate("a.jpg", replace(CAMERA, place=True)), candidate("b.jpg", size=9000), idem.Scoring(LIB)),
+            *(candidate("a.jpg", replace(BY_CAMERA, place=True)), candidate("b.jpg", size=9000), idem.Scoring(LIB)),
             "has the place",
         ),
         (
@@ -3194,12 +3661,12 @@ def beside(**kinds: list[str]) -> idem.Scoring:
         (candidate("a.jpg"), candidate("b.jpg", size=9000), beside(a=[idem.RAW]), "has the RAW file"),
         (candidate("a.jpg"), candidate("b.jpg", size=9000), beside(a=[".xmp"]), "has the sidecar"),
         (
-            *(candidate("a.jpg", replace(CAMERA, motion=True)), candidate("b.jpg", size=9000), idem.Scoring(LIB)),
+            *(candidate("a.jpg", replace(BY_CAMERA, motion=True)), candidate("b.jpg", size=9000), idem.Scoring(LIB)),
             "has the film inside",
         ),
         (
             candidate("a.jpg"),
-            candidate("b.jpg", replace(CAMERA, edited=True, software="Adobe Photoshop"), 9000, luma_step=1),
+            candidate("b.jpg", replace(BY_CAMERA, edited=True, software="Adobe Photoshop"), 9000, luma_step=1),
             *(idem.Scoring(LIB), "the other was saved again by Adobe Photoshop"),
         ),
         (candidate("a.heic", luma_step=16), candidate("b.jpg", size=9000), idem.Scoring(LIB), "as the camera wrote it"),
@@ -3267,8 +3734,8 @@ def replica_of(path: Path) -> Replica[ImageFingerprint]:
 
 
 def test_what_only_a_copy_has_is_told() -> None:
-    rich = replace(CAMERA, place=True, rating=5, keywords=True, caption=True, bits=16, pages=2, gain_map=True)
-    kept, gone = candidate("a.jpg", replace(CAMERA, bits=8)), candidate("b.jpg", rich, **HALF)
+    rich = replace(BY_CAMERA, place=True, rating=5, keywords=True, caption=True, bits=16, pages=2, gain_map=True)
+    kept, gone = candidate("a.jpg", replace(BY_CAMERA, bits=8)), candidate("b.jpg", rich, **HALF)
     scoring = replace(
         beside(a=[".xmp"], b=[".xmp"]), links={gone.file.path: (os.path.join(LIB, "album", "first.jpg"),)}
     )
@@ -3294,7 +3761,9 @@ def test_what_only_a_copy_has_is_told() -> None:
     ],
 )
 def test_exposures_are_told_apart_by_what_both_state(one: str, other: str, apart: float) -> None:
-    pair = [candidate(f"{size}.jpg", replace(CAMERA, taken=taken), size) for size, taken in enumerate((one, other), 1)]
+    pair = [
+        candidate(f"{size}.jpg", replace(BY_CAMERA, taken=taken), size) for size, taken in enumerate((one, other), 1)
+    ]
     assert idem.seconds_apart(pair[0].fingerprint, pair[1].fingerprint) == pytest.approx(apart)
 
 
@@ -3378,9 +3847,6 @@ def test_a_folder_that_is_none_of_the_library_gets_one_clear_line(
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Decide
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-
-
-LIB = os.path.join(os.sep, "lib")
 
 
 def made_group(*names: str, exact: bool = False) -> idem.AnyGroup:
