@@ -5555,7 +5555,7 @@ Group 2 · 2 files
            {beach_library}/backup/hut.jpg
    592 KB  hut.jpg
            {beach_library}/hut.jpg
-           → keep backup/hut.jpg, trash 1 (largest file: 700 KB)
+           → keep backup/hut.jpg as hut.jpg, trash 1 (largest file: 700 KB; folder .)
 """.replace("/", os.sep)
     assert out == expected
     assert err == f"Scanned {beach_library}: 5 found, 5 new, 0 cached\n"
