@@ -4095,56 +4095,296 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 #  Names: what names and folders tell a person. Pure
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
+
+def comparable(text: str) -> str:
+    """The text without accents and without regard to case: `Cópia` and `copia` are one word."""
+    return without_accents(text).casefold()
+
+
+def without_accents(text: str) -> str:
+    """The text with its base letters alone, in as few characters as there are: `Zürich` is `Zurich`."""
+    if text.isascii():
+        return text
+    letters = (each for each in unicodedata.normalize("NFD", text) if unicodedata.category(each) != "Mn")
+    return unicodedata.normalize("NFC", "".join(letters))
+
+
+def word_set(*texts: str) -> frozenset[str]:
+    """The words of these texts, comparable. A term of several words is written as one: `lowres` is `Low-Res`, too."""
+    return frozenset(comparable(" ".join(texts)).split())
+
+
+# Added to the name of a copy, in front or at the end. A folder with such a word holds copies.
+COPY_WORDS = word_set(
+    "copy copies copie copia copias kopie kopien kopia kopio kopiot kopi kopier kopija kopya kopyalar koopia másolat",
+    "másolatok salinan αντίγραφο копия копии копія копие コピー 副本 拷贝 拷貝 複製 복사본 사본 สำเนา עותק",
+)
+# Added to the name of an edit: Google Takeout's `-edited` in its languages, Lightroom's, and those of other editors.
+EDIT_WORDS = word_set(
+    "edit edits edited bearbeitet bearbeitung modifié modifiée retouche retouché editado editada editar modificato",
+    "modificata ritoccato bewerkt edytowane edytowany redigerad redigeret redigert redigerat muokattu düzenlendi",
+    "upraveno szerkesztett изменено отредактировано 編集済み 已编辑 已修改 已編輯 수정됨 retouched enhanced",
+)
+# What a folder is called in which nobody looks for a picture, by kind. It loses, whatever else is in its name.
+LOSING_FOLDERS = {
+    "backups": """
+        backup backups bkp bkup sicherung sicherungen sicherungskopie sicherungskopien sicherheitskopie datensicherung
+        fotosicherung sauvegarde sauvegardes respaldo respaldos copiadeseguridad copiadesegurança salvataggio
+        reservekopie reservekopieën veiligheidskopie kopiazapasowa kopiezapasowe säkerhetskopia säkerhetskopior
+        sikkerhedskopi sikkerhetskopi varmuuskopio varmuuskopiot yedek yedekler yedekleme záloha zálohy
+        biztonságimásolat cadangan бэкап бекап резервнаякопия резервныекопии バックアップ 备份 備份 백업 timemachine
+    """,
+    "exports": """
+        export exports exported exportiert exportierte exporté exportés exportación exportaciones exportado exportadas
+        exportação exportações esportazione esportazioni esportati geëxporteerd eksport exporterade экспорт エクスポート
+        書き出し 导出 匯出 내보내기 takeout output rendered slideshow slideshows diashow diaporama wallpaper wallpapers
+        hintergrundbilder email emails
+    """,
+    "messengers": """
+        whatsapp telegram viber wechat weixin 微信 messenger snapchat instagram facebook kakaotalk 카카오톡 skype
+        discord threema imessage tumblr pinterest twitter tiktok messages gesendet gesendete envoyés envoyées enviados
+        enviadas inviati inviate verzonden wysłane skickade gönderilen отправленные 送信済み
+    """,
+    "downloads": """
+        download downloads downloaded heruntergeladen heruntergeladene téléchargement téléchargements descarga descargas
+        transferências scaricati scaricate gedownload pobrane nedladdat hämtningar hämtadefiler overførsler nedlastinger
+        lataukset indirilenler indirilen stažené letöltések загрузки загруженное ダウンロード 下载 下載 다운로드
+        التنزيلات הורדות ดาวน์โหลด
+    """,
+    "desktops": """
+        desktop schreibtisch escritorio áreadetrabalho ambientedetrabalho scrivania bureaublad skrivbord skrivebord
+        työpöytä masaüstü рабочийстол デスクトップ 桌面 바탕화면
+    """,
+    "duplicates": """
+        duplicate duplicates dup dups dupe dupes duplikat duplikate duplikaty duplikater doppelt doppelte dubletten
+        doublon doublons duplicado duplicados duplicadas doppione doppioni duplicati dubbele dubletter yinelenen
+        duplicitní дубликат дубликаты дубли 重複 重复 중복
+    """,
+    "rejects": """
+        reject rejects rejected culled discard discarded discards outtake outtakes throwaway ausschuss aussortiert
+        aussortierte abgelehnt abgelehnte rejeté rejetés rejets rechazado rechazados rechazadas descartado descartados
+        descartadas descartes rejeitado rejeitadas scarto scarti scartate afgekeurd odrzucone bortvalda reddedilen ボツ
+        废片 廢片
+    """,
+    "trash": """
+        trash trashed trashbin recycle recycled recycler recyclebin deleted delete todelete papierkorb gelöscht
+        gelöschte geloescht zulöschen poubelle corbeille supprimé supprimés supprimées asupprimer papelera eliminado
+        eliminados eliminadas basura borrado borrados borradas paraborrar lixeira lixo apagadas excluídos excluídas
+        cestino eliminati eliminate dacancellare prullenbak prullenmand verwijderd verwijderde usunięte papperskorg
+        papperskorgen raderade borttagna papirkurv slettet slettede roskakori poistetut çöp çöpkutusu silinen silinenler
+        silinmiş smazané корзина удаленные удалённые удалено ゴミ箱 ごみ箱 削除 回收站 垃圾箱 垃圾桶 废纸篓 刪除 删除
+        휴지통 삭제
+    """,
+    "temporary": """
+        temp tmp temporary temporaire temporaires temporanei tijdelijk tijdelijke cache caches временные 一時 临时 臨時
+    """,
+    "smaller versions": """
+        thumb thumbs thumbnail thumbnails preview previews vorschau vorschaubilder vignettes miniaturas miniatyrer
+        miniatury サムネイル 缩略图 縮圖 lowres lowresolution lores websize webres webversion webversions forweb fürsweb
+        compressed komprimiert compressé compressées comprimidas compresse resized downsized scaled reduced verkleinert
+        redimensionné redimensionnées redimensionadas ridimensionate réduit réduites
+    """,
+}
+LOSING_WORDS = word_set(*LOSING_FOLDERS.values()) | COPY_WORDS
+# These lose, too, unless a word that tells something follows: `Italy small` and `Web`, but not `Signal Hill`.
+LOSING_ENDS = word_set(
+    "web small smaller smallest mini klein kleine kleiner petit petites petite pequeño pequeña pequeñas pequenas",
+    "piccole piccoli liten små småt mały małe маленькие print prints druck imprimir mail mails sent signal bin bak",
+    "doubles bureau pulpit plocha asztal kosz",
+)
+LOSING_PARTS = re.compile("|".join(sorted(each for each in LOSING_WORDS if each.upper() == each)))  # no spaces there
+PIXELS = re.compile(r"(?i)(?<![^\W_])\d{3,5}(?:px|x\d{3,5}(?:px)?)(?![^\W_])")  # `1024px`, `800x600`: made smaller
 # They tell nothing of a picture: what cameras and apps call their files, what people call folders for now, and words
-# for pictures as such. Compared without regard to case.
-STOP_WORDS = frozenset(
-    """
-    img imgp imag image images dsc dscf dscn dscp dcim pxl vid video videos mvi mvimg mov movie movies pict pic pics
-    picture pictures gopr gopro dji sam csc cimg hpim hdr pano panorama portrait live raw
-    burst bracketed edited edit bearbeitet retouched rotated resampled cover creation
-    whatsapp telegram signal snapchat instagram facebook messenger viber wechat mmexport received sent fbimg tumblr
-    pinterest screenshot screenshots screen shot bildschirmfoto capture snap scan scans scanned
-    photo photos photograph foto fotos bild bilder aufnahme imagen imagenes
-    backup backups untitled unnamed unbenannt new neu neue neuer nouveau final last latest version ver vers
-    copy copies copie copia kopie kopia kopio duplicate duplicates dup dups doubles delete deleted
-    file files folder folders ordner dossier carpeta document documents dokumente desktop home user users public
-    camera cameras cam roll album albums library libraries media gallery collection
-    download downloads import imports imported export exports exported upload uploads saved shared sync cloud
-    dropbox icloud onedrive google drive takeout lightroom apple android iphone ipad samsung huawei xiaomi nokia
-    canon nikon olympus sony panasonic fuji fujifilm pana msdcf olymp mobile phone handy card usb disk disc hdd ssd
-    recovered recup dir adobe express picasa bluetooth com org net app apps whatsappbusiness facebookcreation
-    external archive archives archiv misc miscellaneous various diverse other others stuff sonstiges todo sort sorted
-    unsorted inbox temp tmp test thumb thumbs thumbnail thumbnails preview previews cache resized resize small medium
-    large big original originals orig web compressed lowres highres hires full size fullsize max jpeg jpg png gif heic
-    heif tif tiff bmp webp mp4 avi the and from for with von der die das und
-    """.split()  # noqa: SIM905 (a list would take as many lines as there are words)
+# for pictures as such.
+STOP_WORDS = (
+    COPY_WORDS
+    | EDIT_WORDS
+    | LOSING_WORDS
+    | LOSING_ENDS
+    | word_set(
+        # cameras and phones
+        "img imgp imag dsc dscf dscn dscp dcim pxl vid mvi mvimg mov pict gopr gopro dji sam csc cimg hpim msdcf olymp",
+        "pana canon nikon olympus sony panasonic fuji fujifilm kodak pentax leica apple android iphone ipad samsung",
+        "huawei xiaomi nokia pixel motorola oneplus hdr pano panorama portrait live raw burst bracketed cover creation",
+        "motion collage slomo timelapse pro win wideangle",
+        # apps, clouds and websites
+        "received mmexport fbimg rpreplay fullsizerender fullsize snapseed picsart vsco lightroom photoshop adobe",
+        "line express picasa psx camscanner scannable genius scanner epson videoplayback hangout whatsappbusiness",
+        "facebookcreation dropbox icloud onedrive google drive nextcloud synology flickr cloud upload uploads uploaded",
+        "camerauploads sync shared share public 微信图片 微信截图 微信视频 qq图片 weixinimage",
+        # screenshots, and what comes between their date and time
+        "screenshot screenshots screen shot bildschirmfoto bildschirmfotos capture ecran écran captura pantalla ecrã",
+        "schermata alle uhr zrzut ekranu skärmavbild schermafbeelding ekran görüntüsü resmi skjermbilde skærmbillede",
+        "näyttökuva snímek obrazovky képernyőfotó снимок экрана скриншот スクリーンショット 屏幕截图 屏幕快照 截屏",
+        "截图 螢幕截圖 스크린샷 recording snap snapshot vlcsnap",
+        # pictures as such
+        "image images imagen imagenes imagem imagens immagine immagini afbeelding afbeeldingen video videos movie",
+        "movies film filme pic pics picture pictures photo photos photograph photographs foto fotos fotoğraf",
+        "fotografía fotografie bild bilder billeder bilde kuva kuvat obraz zdjęcie zdjęcia kép képek aufnahme",
+        "aufnahmen фото фотографии фотография изображение видео 写真 画像 图片 圖片 照片 相片 사진 이미지 scan scans",
+        "scanned numérisation escaneado digitalizar scansione сканирование album albums alben camera cameras cam roll",
+        "kamera appareil cámara câmera fotocamera aparat камера 相机 相機 カメラ 相册 アルバム",
+        # no name yet
+        "untitled unnamed unbenannt ohnetitel sanstitre sintítulo senzatitolo semtítulo naamloos beztytułu namnlös",
+        "adsız безназвания 無題 未命名 名称未設定 新建文件夹 新しいフォルダー new neu neue neuer nouveau nouvelle",
+        "nuevo nueva nuova nuovo novo nova nieuwe nowy folder mappe carpeta cartella dossier ordner папка новая yeni",
+        "klasör",
+        # versions
+        "final finale last latest version versions ver vers old alt alte original originals originale orig large big",
+        "medium groß grande full size maxres highres hires highresolution low high res resolution quality rotated",
+        "resampled render default",
+        # places for anything
+        "file files folders datei dateien fichier archivo document documents dokument dokumente documentos documenti",
+        "home user users media library libraries gallery galerie collection import imports imported saved phone phones",
+        "mobile handy telefon card usb disk disc drive hdd ssd stick external recovered recup dir bluetooth com org",
+        "net app apps archive archives archiv misc miscellaneous various diverse varios varie other others",
+        "stuff sonstiges verschiedenes все разное allerlei todo sort sorted unsorted sortieren inbox test all alle",
+        "everything favorites favourites favoriten favoris favoritos preferiti selection selected auswahl best",
+        # formats
+        "jpeg jpg png gif heic heif tif tiff bmp webp avi",
+        # what stands between words
+        "and the from for with von vom der die das den dem des und les une los las del della dei gli per het een van",
+        "och til",
+    )
 )
-MONTHS = frozenset(
-    """
-    jan january januar feb february februar mar march mrz marz apr april may mai jun june juni jul july juli
-    aug august sep sept september oct october okt oktober nov november dec december dez dezember
-    """.split()  # noqa: SIM905 (a list would take as many lines as there are words)
-)
-CAMERA_FOLDER = re.compile(r"\d{3}[A-Za-z_0-9]{5}")  # 100APPLE, 101MSDCF, 102_PANA: the DCF standard for cameras
-COPY_MARK = re.compile(
-    r"(?i)(?:(?:^|[\s_-])(?:copy|copies|copie|copia|kopie|kopia|kopio)(?:[\s_-]?\(?\d{1,3}\)?)?|\(\d{1,3}\))$"
-    r"|^(?:copy of|kopie von|copie de|copia de)\s"
-)
+MONTHS = {
+    word: number
+    for number, names in enumerate(
+        (
+            "jan january januar janvier enero ene janeiro gennaio gen januari januára января leden ocak",
+            "feb february februar février fevrier febrero fevereiro febbraio februari февраля únor şubat",
+            "mar march mär märz mrz maerz mars marzo março maart марта březen mart",
+            "apr april avril abril abr aprile апреля duben nisan",
+            "may mai mayo maio maggio mag mei maj мая květen mayıs",
+            "jun june juni juin junio junho giugno giu июня červen haziran",
+            "jul july juli juillet julio julho luglio lug июля červenec temmuz",
+            "aug august août aout agosto ago augustus augusti августа srpen ağustos",
+            "sep sept september septembre septiembre setembro set settembre сентября září eylül",
+            "oct october okt oktober octobre octubre outubro out ottobre ott октября říjen ekim",
+            "nov november novembre noviembre novembro ноября listopad kasım",
+            "dec december dez dezember décembre diciembre dic dezembro dicembre декабря prosinec aralık",
+        ),
+        1,
+    )
+    for word in word_set(names)
+}
+CAMERA_FOLDER = re.compile(r"(?!19\d\d|20\d\d)[1-9]\d\d[A-Za-z_0-9]{5}")  # 100APPLE, 101MSDCF, 102_PANA: DCF's rule
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+COPY_MARK = re.compile(  # of names without accents
+    r"(?i)(?:(?:^|[\s_(–—-]+)(?:{cased})|[\s_(–—-]*の?(?:{caseless}))\)?[\s_-]*\(?\d{{0,3}}\)?$"  # `beach - Kopie (2)`
+    r"|\s*\([^()]*\b(?:{cased})\b[^()]*\)$"  # `beach (another copy)`
+    r"|^(?:{cased})\s(?:\(\d{{1,3}}\)\s)?(?:of|von|de|di|van|av|af)\s|^(?:{caseless})\s*[~～-]\s*"  # `Copy of beach`
+    r"|\s*\(\d{{1,3}}\)$|\[\d{{1,2}}\]$|~\d{{1,2}}$|\.sync-conflict-[\w-]+$"  # `beach (2)`, `beach[1]`, `beach~2`
+    r"|(?:(?<=[a-z_]\d{{4}})(?<![a-z_]19\d\d)(?<![a-z_]20\d\d)|(?<=\d{{5}}))[-_~ ]\d{{1,2}}$".format(  # `IMG_1234-2`
+        cased="|".join(sorted(each for each in COPY_WORDS if each.upper() != each)),
+        caseless="|".join(sorted(each for each in COPY_WORDS if each.upper() == each)),
+    )
+)
+YEAR = r"(?P<year>19\d\d|20[0-4]\d)"
+YEAR_OF_FOLDER = re.compile(rf"(?<!\d){YEAR}(?:(?:0[1-9]|1[0-2])(?:[0-3]\d)?)?(?!\d)")  # 2019, 201907, 20190705
+CLOCK = (  # 101112, 10.11.12, 10-11-12, with milliseconds, or `9.11.12 PM`; after ` `, `_`, `-`, `T`, ` at ` or nothing
+    r"(?:(?:[\W_T]{0,3}|\W+[^\W\d_]{1,4}\.?\W+)(?P<hour>[01]\d|2[0-3]|\d(?=[.:]))(?P<colon>[-_.: ]?)(?P<minute>[0-5]\d)"
+    r"(?P=colon)(?P<second>[0-5]\d)(?:\.?\d{2,3})?(?!\d)(?:\s?(?P<noon>[ap])\.?m\b)?)?(?!\d)"
+)
+DATES = tuple(
+    re.compile(rf"(?i)(?<!\d){date}{CLOCK}")
+    for date in (
+        rf"{YEAR}(?P<dash>[-_. ]?)(?P<month>\d\d)(?P=dash)(?P<day>\d\d)",
+        rf"{YEAR}年(?P<month>\d\d?)月(?P<day>\d\d?)日",
+        rf"(?P<day>\d\d?)(?P<between>[-_. ])(?P<month>\d\d?)(?P=between){YEAR}",
+        rf"(?P<day>\d\d?)(?:st|nd|rd|th|\.)?[\s_-]*(?:de\s|of\s)?(?P<month>[^\W\d_]{{3,10}})\.?[\s_-]*(?:de\s)?{YEAR}",
+        rf"(?P<month>(?<![^\W\d_])[^\W\d_]{{3,10}})[\s._-]*(?P<day>\d\d?)(?:st|nd|rd|th)?[\s,._-]+{YEAR}",
+    )
+)
 SHORTEST_WORD = 3  # letters, in scripts with upper and lower case
+LONGEST_TERM = 3  # words, of what is written as one in the lists above
 IDEOGRAPH = 2  # letters that one of a script without them stands for: these words are shorter
 MAX_NAME_BYTES = 255  # in file systems that matter
 
 
-def name_score(path: str, stop_words: frozenset[str]) -> tuple[int, bool]:
-    """How much a file's name tells a person: in letters, then whether it has no copy mark."""
-    return content_letters(stem_of(path), stop_words), not has_copy_mark(stem_of(path), stop_words)
+class PlaceRank(NamedTuple):
+    """How likely a person looks for a picture in a folder; the greater of two is the better."""
+
+    proper: bool  # it is not for backups, exports, messengers, downloads, duplicates, rejects and the like
+    named: bool  # words in it tell something
+    dated: bool
+    letters: int  # of those words
+
+    @property
+    def tells(self) -> bool:
+        """Whether a person who put a picture there had a reason."""
+        return self.proper and (self.named or self.dated)
 
 
-def folder_score(path: str, scoring: Scoring) -> int:
-    """How much the folders between the library and the file tell a person, in letters."""
-    folders = relative(os.path.dirname(path), scoring.root).split(os.sep)
-    return sum(content_letters(each, scoring.stop_words) for each in folders if not CAMERA_FOLDER.fullmatch(each))
+class NameRank(NamedTuple):
+    """How much a name tells a person; the greater of two is the better."""
+
+    letters: int  # of words that tell something
+    dated: bool
+    unmarked: bool  # as a copy, an edit, or a smaller version
+
+
+class Reading(NamedTuple):
+    """What the words in a name tell."""
+
+    letters: int  # of content words
+    loses: bool  # as the folders of LOSING_FOLDERS
+    edited: bool
+
+
+def place_rank(path: str, scoring: Scoring) -> PlaceRank:
+    """How likely a person looks for the picture in its folder. All folders below the library count."""
+    folders = [each for each in relative(os.path.dirname(path), scoring.root).split(os.sep) if each != "."]
+    readings = [reading(each, scoring.stop_words) for each in folders]
+    dated = any(YEAR_OF_FOLDER.search(each) for each in folders)
+    letters = sum(
+        read.letters
+        for folder, read in zip(folders, readings, strict=True)
+        if not CAMERA_FOLDER.fullmatch(folder) and not (dated and comparable(folder) in MONTHS)
+    )
+    return PlaceRank(not any(each.loses for each in readings), letters > 0, dated, letters)
+
+
+def best_place(paths: Sequence[str], scoring: Scoring) -> int:
+    """Which of these paths has the folder for the first file, by number.
+
+    It moves only out of a folder that loses, or that tells nothing, into a better kind of folder: what lies in a
+    folder with words or a date was put there, and does not move for a few letters more. A preferred folder always wins.
+    """
+    ranks = [place_rank(each, scoring) for each in paths]
+    best = max(range(len(paths)), key=ranks.__getitem__)
+    preferred = [number for number, path in enumerate(paths) if scoring.is_preferred(path)]
+    if preferred:
+        return preferred[0]
+    return best if ranks[best][:3] > ranks[0][:3] and not ranks[0].tells else 0
+
+
+def name_ranks(paths: Sequence[str], scoring: Scoring) -> list[NameRank]:
+    """How much the name of each file of a group tells."""
+    stems = [stem_of(each) for each in paths]
+    names = frozenset(map(comparable, stems))
+    ranks = []
+    for stem in stems:
+        plain = without_copy_mark(stem, names)
+        letters, loses, edited = reading(plain, scoring.stop_words)
+        is_marked = loses or edited or plain != without_accents(stem)
+        ranks.append(NameRank(letters, date_in_name(plain) != "", not is_marked))
+    return ranks
+
+
+def best_name(paths: Sequence[str], scoring: Scoring) -> int:
+    """Which of these paths has the name for the first file, by number.
+
+    That is its own, unless another one has more letters of content words, or is its own without a copy mark. A date in
+    another name is no reason: apps give such names, and the camera's number is what leads to the RAW file.
+    """
+    letters = [each.letters for each in name_ranks(paths, scoring)]
+    best = max(range(len(paths)), key=letters.__getitem__)
+    if letters[best] > letters[0]:
+        return best
+    names = [comparable(stem_of(each)) for each in paths]
+    plain = without_copy_mark(stem_of(paths[0]), names).casefold()
+    return names.index(plain) if plain in names else 0
 
 
 def stem_of(path: str) -> str:
@@ -4152,27 +4392,40 @@ def stem_of(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def has_copy_mark(stem: str, stop_words: frozenset[str] = STOP_WORDS) -> bool:
-    """Whether the name ends like that of a copy: `beach copy`, `beach (1)`, `beach_2`; not `2021-07-05`."""
-    counted = re.fullmatch(r"(.+)[_~ -]\d{1,2}", stem)
-    counts = counted and (content_letters(counted[1], stop_words) or re.search(r"\d{3}$", counted[1]))
-    return bool(COPY_MARK.search(stem) or counts)
+def without_copy_mark(stem: str, names: Collection[str]) -> str:
+    """The name, without accents, that a copy mark was added to; all of it if there is no mark.
+
+    It has one if it ends or begins as copies do (`beach copy 2`, `beach (1)`, `Copy of beach`, `IMG_1234-2`). A mere
+    number at the end (`Lena 33`) is one only if the name without it is among these, which are `comparable`.
+    """
+    name, marked = without_accents(stem), ""
+    while marked != name:
+        marked, name = name, COPY_MARK.sub("", name, count=1)
+    numbered = re.fullmatch(r"(.+)[-_~ ]\d{1,3}", name)
+    return numbered[1] if numbered and numbered[1].casefold() in names else name
 
 
 @functools.lru_cache(maxsize=1 << 14)  # names; folders come up again with every file in them
-def content_letters(name: str, stop_words: frozenset[str] = STOP_WORDS) -> int:
-    """How many letters of a name are in content words: not in stop words, dates, hashes, identifiers and the like."""
-    tokens = re.findall(r"[^\W_]+", UUID.sub(" ", unicodedata.normalize("NFC", name)))
-    letters = 0
+def reading(name: str, stop_words: frozenset[str] = STOP_WORDS) -> Reading:
+    """What a name's words tell: all but stop words, dates, hashes, identifiers and the like are content words."""
+    plain = without_accents(name)
+    tokens = re.findall(r"[^\W_]+", UUID.sub(" ", plain))
+    words: list[str] = []
     for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
         is_month = token.casefold() in MONTHS and (before.isdecimal() or after.isdecimal())
         is_hash = bool(re.fullmatch(r"[0-9a-fA-F]{10,}", token)) or len(re.findall(r"\d+|\D+", token)) >= 4
-        if is_month or is_hash or token.casefold() in stop_words:
-            continue
-        for run in re.findall(r"[^\W\d_]+", token):
-            if run.casefold() not in stop_words:
-                letters += sum(word_letters(word) for word in words_in(run) if word.casefold() not in stop_words)
-    return letters
+        if not is_month and not is_hash:
+            words += (word for run in re.findall(r"[^\W\d_]+", token) for word in words_in(run))
+    letters = [word_letters(each) for each in words]
+    terms = set()
+    for length, first in product(range(1, LONGEST_TERM + 1), range(len(words))):
+        term = "".join(words[first : first + length]).casefold()
+        terms.add(term)
+        if term in stop_words:
+            letters[first : first + length] = [0] * len(letters[first : first + length])
+    loses = not terms.isdisjoint(LOSING_WORDS) or bool(LOSING_PARTS.search(plain) or PIXELS.search(plain))
+    loses = loses or any(word.casefold() in LOSING_ENDS and not any(letters[at:]) for at, word in enumerate(words))
+    return Reading(sum(letters), loses, not terms.isdisjoint(EDIT_WORDS))
 
 
 def words_in(run: str) -> list[str]:
@@ -4193,6 +4446,35 @@ def word_letters(word: str) -> int:
     rare = sum(each in "jkqvwxz" for each in plain) / len(plain)
     is_noise = plain.isascii() and (vowels < 0.12 or (vowels < 0.25 and rare > 0.5))  # in Latin letters alone
     return 0 if is_noise else len(word)
+
+
+def date_in_name(stem: str) -> str:
+    """The date that a name states, with the time if it has one: `2021-07-05` or `2021-07-05 10.11.12`; "" if none.
+
+    What could be a day or a month counts only with dots between (05.07.2021: day first), or as it is above 12.
+    """
+    plain = COPY_MARK.sub("", without_accents(stem))  # that of a conflicted copy is no date of the picture
+    for match in (match for pattern in DATES for match in pattern.finditer(plain)):
+        part = match.groupdict()
+        day, month = int(part["day"]), MONTHS.get(part["month"].casefold(), 0)
+        if part["month"].isdecimal():
+            month = int(part["month"])
+            if part.get("between", ".") != "." and day != month and max(day, month) <= 12:
+                continue
+            if "between" in part and month > 12:
+                day, month = month, day
+        hour, minute, second = (int(part[each] or 0) for each in ("hour", "minute", "second"))
+        if part["noon"]:
+            hour = hour % 12 + 12 * (part["noon"] in "pP")
+        with suppress(ValueError):  # the 31st of June
+            moment = datetime(int(part["year"]), month, day, hour, minute, second)
+            return f"{moment:%Y-%m-%d %H.%M.%S}" if part["hour"] else f"{moment:%Y-%m-%d}"
+    return ""
+
+
+def dated_name(name: str, date: str) -> str:
+    """The name with this date in front, unless it states that day already. The date is as `date_in_name` gives it."""
+    return name if not date or date_in_name(name)[:10] == date[:10] else f"{date} {name}"
 
 
 def with_counter(name: str, number: int, reserve: int = 0) -> str:
@@ -4239,7 +4521,8 @@ class Standing:
 
     replica: Replica[Any]
     scoring: Scoring
-    pixels: int  # real ones: an enlargement has as many as what it was made from
+    pixels: int = 0  # real ones: an enlargement has as many as what it was made from
+    name: NameRank | None = None
 
     @property
     def metadata(self) -> Metadata:
@@ -4343,6 +4626,11 @@ def generation_reason(one: Standing, other: Standing) -> str:
     return "as the camera wrote it" if native != other_native else "less compressed"
 
 
+def place(path: str, scoring: Scoring) -> tuple[bool, PlaceRank]:
+    """Where a person would look for the picture."""
+    return scoring.is_preferred(path), place_rank(path, scoring)
+
+
 def picture_bytes(each: Standing) -> int:
     """Bytes of the picture itself: neither metadata nor what follows it."""
     fingerprint = each.replica.fingerprint
@@ -4360,14 +4648,11 @@ ORIGINAL: tuple[Rule, ...] = (
     Rule(
         lambda each: (
             each.scoring.is_preferred(each.replica.file.path),
-            folder_score(each.replica.file.path, each.scoring),
+            place_rank(each.replica.file.path, each.scoring),
         ),
         lambda one, _: f"in the better folder: {folder_text(one.replica, one.scoring)}",
     ),
-    Rule(
-        lambda each: (name_score(each.replica.file.path, each.scoring.stop_words), -len(each.replica.file.path)),
-        lambda _one, _other: "the better name",
-    ),
+    Rule(lambda each: (each.name, -len(each.replica.file.path)), lambda _one, _other: "the better name"),
 )
 
 
@@ -4394,7 +4679,8 @@ def standings(replicas: Sequence[Replica[Any]], scoring: Scoring) -> list[Standi
         if not largest or each < SAME_PIXELS * largest:
             largest = each
         classes[each] = largest
-    return [Standing(each, scoring, classes[own]) for each, own in zip(replicas, real, strict=True)]
+    names = name_ranks([each.file.path for each in replicas], scoring)
+    return [Standing(each, scoring, classes[own], name) for each, own, name in zip(replicas, real, names, strict=True)]
 
 
 def adds_nothing(large: Replica[Any], small: Replica[Any]) -> bool:
@@ -4465,7 +4751,7 @@ def wanting_spectrum(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[
     """The replicas that would be kept for their pixels alone: all else speaks for a smaller one."""
     found = []
     for group in groups:
-        alone = [Standing(each, Scoring(""), 0) for each in group.replicas]
+        alone = [Standing(each, Scoring("")) for each in group.replicas]
         for each in alone:
             smaller = (other for other in alone if is_larger(each.replica, other.replica))
             if not each.replica.fingerprint.spectrum and any(evidence(each) < evidence(other) for other in smaller):
@@ -4541,10 +4827,10 @@ class Loss:
 
 def losses(keeper: Replica[Any], trash: Sequence[Replica[Any]], scoring: Scoring) -> tuple[Loss, ...]:
     """What the kept file lacks, for every file that is to go and has more."""
-    kept = Standing(keeper, scoring, 0)
+    kept = Standing(keeper, scoring)
     found = []
     for each in trash:
-        gone = Standing(each, scoring, 0)
+        gone = Standing(each, scoring)
         what = [word for word, of in LOSSES.items() if of(gone) and not of(kept)]
         bits, pages = gone.metadata.bits, gone.metadata.pages
         what += [f"{bits} bits per channel"] if bits > (kept.metadata.bits or 8) else []
@@ -4622,15 +4908,16 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
     best, *stays = sorted(choice.keep | held)
     given_up = sorted(set(range(len(paths))) - {best, *stays})
     keeper = group.replicas[best]
-    candidates = [best, *given_up]
+    sources = [best, *given_up]
     named, placed, target = best, best, paths[best]
     if best not in held and RAW not in scoring.hanging.get(paths[best], {}):
-        named = best_of(choice.named, candidates, lambda number: name_score(paths[number], scoring.stop_words))
-        placed = best_of(choice.placed, candidates, lambda number: place_for_keeper(paths[number], scoring))
+        candidates = [paths[number] for number in sources]
+        named = sources[best_name(candidates, scoring)] if choice.named is None else choice.named
+        placed = sources[best_place(candidates, scoring)] if choice.placed is None else choice.placed
         name = stem_of(paths[named]) + suffix_of(paths[best])
-        target = free_path(
-            os.path.join(os.path.dirname(paths[placed]), name), [paths[each] for each in candidates], scoring
-        )
+        if named != best and not metadata_of(keeper).taken:
+            name = with_counter(dated_name(name, date_in_name(stem_of(paths[best]))), 1)
+        target = free_path(os.path.join(os.path.dirname(paths[placed]), name), candidates, scoring)
     reasons = [why_original([keeper, *(group.replicas[number] for number in given_up or stays)], scoring)]
     if named != best:
         reasons.append(f"name from {os.path.basename(paths[named])}")
@@ -4638,16 +4925,6 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
         reasons.append(f"folder {folder_text(group.replicas[placed], scoring)}")
     stay, trash = (tuple(group.replicas[number] for number in each) for each in (stays, given_up))
     return Decision(keeper, target, trash, tuple(reasons), stay, losses(keeper, trash, scoring), named, placed)
-
-
-def best_of(chosen: int | None, candidates: Sequence[int], key: Callable[[int], Any]) -> int:
-    """The number that was chosen, or else the candidate for which this key is greatest."""
-    return max(candidates, key=key) if chosen is None else chosen
-
-
-def place_for_keeper(path: str, scoring: Scoring) -> tuple[bool, int]:
-    """How good the folder of a file is for the one that is kept."""
-    return scoring.is_preferred(path), folder_score(path, scoring)
 
 
 def free_path(path: str, own: Iterable[str], scoring: Scoring) -> str:
@@ -4699,7 +4976,7 @@ class Run:
     threshold: int
     delta: int  # bytes
     limit: int | None
-    ignored: frozenset[str]  # words, casefolded
+    ignored: frozenset[str]  # words, comparable
     preferred: tuple[str, ...]  # folders
     protected: tuple[str, ...]
     json: bool
@@ -6639,7 +6916,8 @@ def choice_of_folder(group: AnyGroup, folder: str, scoring: Scoring) -> Choice:
     there = [n for n, each in enumerate(group.replicas) if os.path.dirname(each.file.path) == folder]
     keep = suggested(group, scoring).keep
     if isinstance(group.replicas[0].fingerprint, Checksum):
-        keep = keep - {0} | {max(there, key=lambda n: name_score(group.replicas[n].file.path, scoring.stop_words))}
+        names = name_ranks([each.file.path for each in group.replicas], scoring)
+        keep = keep - {0} | {max(there, key=names.__getitem__)}
     return Choice(keep, placed=there[0])
 
 
@@ -7906,7 +8184,7 @@ def checked_run(namespace: argparse.Namespace) -> Run:
         threshold=namespace.threshold or 0,
         delta=namespace.delta or 0,
         limit=namespace.limit,
-        ignored=frozenset(word.casefold() for text in namespace.ignore for word in re.findall(r"[^\W_]+", text)),
+        ignored=frozenset(word for text in namespace.ignore for word in re.findall(r"[^\W\d_]+", comparable(text))),
         json=namespace.json,
         fast=namespace.fast,
         page_size=namespace.page_size,

@@ -3866,22 +3866,255 @@ def place_of(decision: idem.Decision) -> str:
     return os.path.relpath(decision.target, LIB).replace(os.sep, "/")
 
 
+# Of a name: the letters of its content words, the date that it states, and whether it is marked as no original.
+NAMES_SAY = {
+    # cameras and phones
+    "IMG_1234": (0, "", ""),
+    "_DSC1234": (0, "", ""),
+    "DSCF1234": (0, "", ""),
+    "P1040567": (0, "", ""),
+    "100_1234": (0, "", ""),
+    "GOPR0123": (0, "", ""),
+    "IMG_E1234": (0, "", ""),
+    "DSC_0001_HDR_final2": (0, "", ""),
+    "IMG_20210705": (0, "2021-07-05", ""),
+    "IMG_20210705_101112": (0, "2021-07-05 10.11.12", ""),
+    "20210705_101112": (0, "2021-07-05 10.11.12", ""),
+    "20210705T101112": (0, "2021-07-05 10.11.12", ""),
+    "PXL_20210705_101112123.PORTRAIT": (0, "2021-07-05 10.11.12", ""),
+    "MVIMG_20210705_101112": (0, "2021-07-05 10.11.12", ""),
+    "WP_20210705_10_11_12_Pro": (0, "2021-07-05 10.11.12", ""),
+    "00000IMG_00000_BURST20210705101112": (0, "2021-07-05 10.11.12", ""),
+    # messengers
+    "WhatsApp Image 2021-07-05 at 10.11.12": (0, "2021-07-05 10.11.12", "marked"),
+    "PHOTO-2021-07-05-10-11-12": (0, "2021-07-05 10.11.12", ""),
+    "IMG-20210705-WA0012": (0, "2021-07-05", ""),
+    "VID-20210705-WA0003": (0, "2021-07-05", ""),
+    "signal-2021-07-05-101112": (0, "2021-07-05 10.11.12", "marked"),
+    "viber_image_2021-07-05_10-11-12-123": (0, "2021-07-05 10.11.12", "marked"),
+    "photo_2021-07-05_10-11-12": (0, "2021-07-05 10.11.12", ""),
+    "KakaoTalk_20210705_101112": (0, "2021-07-05 10.11.12", "marked"),
+    "微信图片_20210705101112": (0, "2021-07-05 10.11.12", "marked"),
+    "mmexport1623472000000": (0, "", ""),
+    "FB_IMG_1623472000000": (0, "", ""),
+    "received_1234567890": (0, "", ""),
+    "Snapchat-1234567890": (0, "", "marked"),
+    "thumbnail_IMG_1234": (0, "", "marked"),
+    # screenshots
+    "Screenshot_20210705-101112": (0, "2021-07-05 10.11.12", ""),
+    "Screen Shot 2021-07-05 at 9.11.12 PM": (0, "2021-07-05 21.11.12", ""),
+    "Screen Shot 2021-07-05 at 12.11.12 AM": (0, "2021-07-05 00.11.12", ""),
+    "Bildschirmfoto 2021-07-05 um 10.11.12": (0, "2021-07-05 10.11.12", ""),
+    "Capture d’écran 2021-07-05 à 10.11.12": (0, "2021-07-05 10.11.12", ""),
+    "Captura de pantalla 2021-07-05 101112": (0, "2021-07-05 10.11.12", ""),
+    "Schermata 2021-07-05 alle 10.11.12": (0, "2021-07-05 10.11.12", ""),
+    "Zrzut ekranu 2021-07-05 101112": (0, "2021-07-05 10.11.12", ""),
+    "Ekran görüntüsü 2021-07-05 101112": (0, "2021-07-05 10.11.12", ""),
+    "Снимок экрана 2021-07-05 в 10.11.12": (0, "2021-07-05 10.11.12", ""),
+    "スクリーンショット 2021-07-05 10.11.12": (0, "2021-07-05 10.11.12", ""),
+    # scanners, websites, and machines
+    "SCAN0001": (0, "", ""),
+    "EPSON001": (0, "", ""),
+    "img20210705_10111234": (0, "2021-07-05 10.11.12", ""),
+    "Adobe Scan 05 Jul 2021": (0, "2021-07-05", ""),
+    "CamScanner 07-05-2021 10.11.12": (0, "", ""),  # in May or July
+    "CamScanner 07-15-2021 10.11.12": (0, "2021-07-15 10.11.12", ""),
+    "image0(1)": (0, "", "marked"),
+    "unnamed (3)": (0, "", "marked"),
+    "original_9f2a7c": (0, "", ""),
+    "d41d8cd98f00b204e9800998ecf8427e": (0, "", ""),
+    "3F2504E0-4F89-11D3-9A0C-0305E82C3301": (0, "", ""),
+    "dQw4w9WgXcQ": (0, "", ""),
+    "xkqjzw": (0, "", ""),
+    "Photo_1920x1080": (0, "", "marked"),
+    "Untitled": (0, "", ""),
+    "ⅧⅧⅧ": (0, "", ""),
+    "___": (0, "", ""),
+    "": (0, "", ""),
+    # dates, and what is none
+    "Foto 2021-07-05": (0, "2021-07-05", ""),
+    "2021_07_05": (0, "2021-07-05", ""),
+    "Scan 05.07.2021": (0, "2021-07-05", ""),
+    "25-07-2021": (0, "2021-07-25", ""),
+    "07-07-2021": (0, "2021-07-07", ""),
+    "July 5, 2021": (0, "2021-07-05", ""),
+    "5. März 2021": (0, "2021-03-05", ""),
+    "3rd_May_2021": (0, "2021-05-03", ""),
+    "2021年7月5日": (0, "2021-07-05", ""),
+    "2021-07-05 99.11.12": (0, "2021-07-05", ""),
+    "2021-07": (0, "", ""),
+    "Foto_2021-07": (0, "", ""),
+    "2021-02-30": (0, "", ""),
+    "20211399": (0, "", ""),
+    "12345678": (0, "", ""),
+    "202107051": (0, "", ""),
+    "20210705991112": (0, "", ""),
+    "+49 1520 2010112": (0, "", ""),
+    # words
+    "beach2": (5, "", ""),
+    "beach_2": (5, "", ""),
+    "Lena 33": (4, "", ""),
+    "New York 2021-07-05": (4, "2021-07-05", ""),
+    "20210705_wedding": (7, "2021-07-05", ""),
+    "NewYorkTrip": (8, "", ""),
+    "HDRBeach": (5, "", ""),
+    "IMG_1234 Oma Geburtstag": (13, "", ""),
+    "May at the lake": (7, "", ""),
+    "Copacabana": (10, "", ""),
+    "Kopenhagen": (10, "", ""),
+    "Zürich": (6, "", ""),
+    "Zürich": (6, "", ""),
+    "Łódź": (4, "", ""),
+    "Москва": (6, "", ""),
+    "東京": (4, "", ""),
+    "Angstschweiß": (12, "", ""),
+    # copies, in many languages
+    "beach copy": (5, "", "marked"),
+    "beach_copy2": (5, "", "marked"),
+    "beach Copy 2": (5, "", "marked"),
+    "Copy of beach": (5, "", "marked"),
+    "Kopie (2) von Strand": (6, "", "marked"),
+    "beach (another copy)": (5, "", "marked"),
+    "beach (Anna's conflicted copy 2021-07-05)": (5, "", "marked"),
+    "beach.sync-conflict-20210705-101112-ABCDEFG": (5, "", "marked"),
+    "beach (1)": (5, "", "marked"),
+    "beach[1]": (5, "", "marked"),
+    "beach~2": (5, "", "marked"),
+    "Lena 33 (2)": (4, "", "marked"),
+    "Strand - Kopie (2)": (6, "", "marked"),
+    "Strand (Kopie)": (6, "", "marked"),
+    "plage copie": (5, "", "marked"),
+    "praia - Cópia": (5, "", "marked"),
+    "strand - kopi": (6, "", "marked"),
+    "part másolat": (4, "", "marked"),
+    "пляж — копия": (4, "", "marked"),
+    "写真のコピー": (0, "", "marked"),
+    "東京 - コピー": (4, "", "marked"),
+    "东京 副本": (4, "", "marked"),
+    "IMG_1234-2": (0, "", "marked"),
+    "IMG_1234_2": (0, "", "marked"),
+    "IMG_20210705_101112_1": (0, "2021-07-05 10.11.12", "marked"),
+    "- Kopie": (0, "", "marked"),
+    # edits and smaller versions
+    "IMG_1234-edited": (0, "", "marked"),
+    "IMG_1234_edit": (0, "", "marked"),
+    "IMG_1234 (Edited)": (0, "", "marked"),
+    "IMG_1234-Bearbeitet": (0, "", "marked"),
+    "IMG_1234-modifié": (0, "", "marked"),
+    "beach small": (5, "", "marked"),
+    "beach_low-res": (5, "", "marked"),
+}
+
+
+def test_names_say_words_a_date_or_nothing() -> None:
+    ranks = {name: idem.name_ranks([name + ".jpg"], idem.Scoring(LIB))[0] for name in NAMES_SAY}
+    dates = {name: idem.date_in_name(name) for name in NAMES_SAY}
+    said = {name: (rank.letters, dates[name], "" if rank.unmarked else "marked") for name, rank in ranks.items()}
+    assert said == NAMES_SAY
+    assert [name for name, rank in ranks.items() if rank.dated != bool(dates[name])] == []
+
+
+# Of a folder below the library: whether a person looks there for a picture, and what it says.
+FOLDERS_SAY = {
+    "nothing": """
+        . | Photos | Pictures | DCIM/100APPLE | 101MSDCF | 102_PANA | DCIM/Camera | Camera Roll | Misc | New folder (2)
+        Neuer Ordner | iCloud Photos | Google Photos | Dropbox/Camera Uploads | OneDrive/Pictures | SD Card | shared
+        ALL_PHOTOS | all phones | Screenshots | Favourites | Archiv | Old photos | Bilder | 相机 | Фото
+    """,
+    "date": """
+        2021 | 2021-07-05 | Photos/2019/07 | 2019/2019_07 | 201907 | DCIM/202107__ | 2019/Juli | 2019/07 July
+        Photos from 2021 | 2006 archive | 2021_07 Import | 2019 - DCIM/100CANON
+    """,
+    "words": """
+        Italy | Lofoten | Photos/Italy/DCIM | Geburtstag Oma | Zürich | 京都 | Москва | Old Town Prague | Small island
+        Signal Hill | Italy (2) | Kleine Anna | New York | May | Kopenhagen
+    """,
+    "words and date": "2019-07 Italy | 2019/Italy | Web Summit 2019 | Italy/2019/07 | 2019Lake | 1998 Oma",
+    "loses": """
+        Backup | Backup 2020 external disk/DCIM | Backup/2019/Italy | IMG-backup-2 | iPhone Backup | Sicherung
+        Datensicherung 2019 | Sauvegarde | copia de seguridad | Cópia de segurança | Kopia zapasowa | Säkerhetskopia
+        Yedek | バックアップ | 手机备份2020 | Lightroom Exports | Exportés | Takeout/Google Photos/Photos from 2019
+        WhatsApp Images | WhatsApp/Media/WhatsApp Images/Sent | Telegram | Signal | Signal Photos | sent | WeChat
+        Downloads | Téléchargements | Descargas | Загрузки | İndirilenler | ダウンロード | 下载 | Desktop | Schreibtisch
+        Área de trabalho | Рабочий стол | Masaüstü | duplicates | Doublons | Dubletten | Bilder - Kopie | Copy of Italy
+        Copies | 写真のコピー | _rejects | Ausschuss | Aussortiert | Rechazadas | TRASH | deleted | Recently Deleted
+        Zuletzt gelöscht | Papierkorb | Corbeille | Papelera | Lixeira | Cestino | Prullenbak | Kosz | Papperskorgen
+        Корзина | Удалённые | ゴミ箱 | 回收站 | to delete | À supprimer | temp | tmp | cache | web | Old web | Italy web
+        for web | low-res | LowRes | Low Resolution | Wedding small | Fotos Anna klein | thumbs | 1024px | 1920x1080
+    """,
+}
+
+
+def test_folders_say_words_a_date_nothing_or_lose() -> None:
+    kinds = {
+        (True, False, False): "nothing",
+        (True, False, True): "date",
+        (True, True, False): "words",
+        (True, True, True): "words and date",
+    }
+    said: dict[str, list[str]] = {kind: [] for kind in FOLDERS_SAY}
+    expected = {kind: [each.strip() for each in re.split(r"[|\n]", text.strip())] for kind, text in FOLDERS_SAY.items()}
+    for folder in itertools.chain.from_iterable(expected.values()):
+        path = os.path.normpath(os.path.join(LIB, folder, "a.jpg"))
+        said[kinds.get(idem.place_rank(path, idem.Scoring(LIB))[:3], "loses")].append(folder)
+    assert said == expected
+
+
+def test_people_look_first_where_words_are_then_dates_and_last_in_backups() -> None:
+    folders = ["Backup/2019 Italy", "DCIM", "2019/07", "Italy", "Italian lakes", "2019 Italy", "2019 Italian lakes"]
+    ranks = [idem.place_rank(os.path.join(LIB, *each.split("/"), "a.jpg"), idem.Scoring(LIB)) for each in folders]
+    assert all(worse < better for worse, better in itertools.pairwise(ranks))
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("own", "other", "moves"),
     [
-        *("IMG_20210705", "DSC00123", "DSCF1234", "DSCN0001", "_DSC1234", "P1040567", "PXL_20210705_123456789"),
-        *("VID_20210705_101112", "MVI_1234", "MOV_0001", "PICT0001", "IMGP1234", "GOPR0123", "GH010234", "DJI_0001"),
-        *("WhatsApp Image 2021-07-05 at 10.11.12", "IMG-20210705-WA0003", "FB_IMG_1625472000000", "IMG_E1234"),
-        *("Screenshot_20210705-101112", "Screen Shot 2021-07-05 at 10.11.12", "signal-2021-07-05-101112"),
-        *("Snapchat-1234567890", "received_1234567890", "IMG_1234_burst_01", "IMG_1234-edited", "IMG_0001_HDR"),
-        *("PANO_20210705", "2021-07-05 10.11.12", "20210705T101112", "5 July 2021", "Jul-05-2021", "12345", "100_1234"),
-        *("a8f3c9e1b2", "E3F1A2-77", "xkqjzw", "d41d8cd98f00b204e9800998ecf8427e", "dQw4w9WgXcQ", "ab", "ⅧⅧⅧ"),
-        *("3F2504E0-4F89-11D3-9A0C-0305E82C3301", "image", "Photo (1)", "picture_2", "backup", "Untitled", "new final"),
-        *("copy", "- Kopie", "Copy of IMG_1234", "", "___", "MVIMG_20210705_101112", "PXL_20210705.PORTRAIT", "IMG"),
+        *(("DCIM", "Italy", True), ("DCIM", "2019/07", True), ("Backup", "Photos", True), ("Backup", "Italy", True)),
+        *(("2018/07", "Old web", False), ("DCIM", "Backup/Italy", False), ("Backup", "Exports/Italy", True)),
+        *(("Italy", "Italian lakes", False), ("Italy", "2019 Italy", False), ("2019/07", "Grandma's calendar", False)),
+        *(("Photos", "Pictures", False), ("Downloads", "Desktop", False)),
     ],
 )
-def test_names_by_cameras_apps_and_machines_say_nothing(name: str) -> None:
-    assert idem.content_letters(name) == 0
+def test_a_photo_moves_only_out_of_a_folder_that_says_nothing_or_loses(own: str, other: str, moves: bool) -> None:
+    paths = [os.path.join(LIB, *each.split("/"), "a.jpg") for each in (own, other)]
+    assert idem.best_place(paths, idem.Scoring(LIB)) == moves
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "renamed"),
+    [
+        *(("IMG_1", "beach", True), ("beach", "beach at night", True), ("beach", "shore", False)),
+        *(("beach (1)", "beach", True), ("beach copy (2)", "Beach", True), ("beach (1)", "shore", False)),
+        *(("Lena 33", "Lena", True), ("Lena 33", "Lena 33 (2)", False), ("IMG_1234-2", "IMG_1234", True)),
+        *(("beach", "beach (another copy)", False), ("beach", "beach backup", False), ("写真", "写真のコピー", False)),
+        *(("DSC_1234", "IMG-20210705-WA0012", False), ("DSC_1234 (1)", "FB_IMG_1623472000000", False)),
+        *(("IMG_1", "3F2504E0-4F89-11D3-9A0C-0305E82C3301", False), ("IMG_1-edited", "IMG_1", False)),
+    ],
+)
+def test_a_name_changes_only_for_more_words_or_to_lose_a_copy_mark(own: str, other: str, renamed: bool) -> None:
+    assert idem.best_name([own + ".jpg", other + ".png"], idem.Scoring(LIB)) == renamed
+
+
+def test_of_names_that_say_nothing_the_one_with_a_date_is_best_and_one_with_a_mark_worst() -> None:
+    names = ["Lena 33 (2)", "IMG_1 copy", "Lena 33", "IMG_1", "IMG_20210705 (1)", "IMG_20210705", "2021-07-05 Lena"]
+    ranks = dict(zip(names, idem.name_ranks([each + ".jpg" for each in names], idem.Scoring(LIB)), strict=True))
+    ranked = ["IMG_1 copy", "IMG_1", "IMG_20210705 (1)", "IMG_20210705", "Lena 33 (2)", "Lena 33", "2021-07-05 Lena"]
+    assert sorted(names, key=ranks.__getitem__) == ranked
+
+
+@pytest.mark.parametrize(
+    ("stem", "date", "dated"),
+    [
+        ("Sunset over the lake", "2021-07-05 10.11.12", "2021-07-05 10.11.12 Sunset over the lake"),
+        ("Sunset", "2021-07-05", "2021-07-05 Sunset"),
+        ("Sunset", "", "Sunset"),
+        ("20210705 Sunset", "2021-07-05 10.11.12", "20210705 Sunset"),
+        ("Party 5 July 2021", "2021-07-05", "Party 5 July 2021"),
+        ("Sunset 2021-08-01", "2021-07-05", "2021-07-05 Sunset 2021-08-01"),
+    ],
+)
+def test_a_date_stands_in_front_unless_the_name_states_that_day(stem: str, date: str, dated: str) -> None:
+    assert idem.dated_name(stem, date) == dated
 
 
 def test_any_name_is_scored_and_counted() -> None:
@@ -3895,13 +4128,13 @@ def test_any_name_is_scored_and_counted() -> None:
     def check(given: tuple[list[str], str, int]) -> None:
         folders, name, number = given
         path = os.path.join(LIB, *folders, name)
-        idem.content_letters.cache_clear()
-        score = idem.name_score(path, idem.STOP_WORDS)
-        assert 0 <= score[0] <= idem.IDEOGRAPH * len(unicodedata.normalize("NFC", name))
-        idem.content_letters.cache_clear()
-        assert idem.name_score(path, idem.STOP_WORDS) == score
+        rank, again = idem.name_ranks([path, path], idem.Scoring(LIB))
+        assert rank == again
+        assert 0 <= rank.letters <= idem.IDEOGRAPH * len(unicodedata.normalize("NFC", name))
+        assert re.fullmatch(r"(\d{4}-\d\d-\d\d( \d\d\.\d\d\.\d\d)?)?", date := idem.date_in_name(name))
+        assert idem.date_in_name(idem.dated_name(name, date))[:10] == date[:10]
         bound = idem.IDEOGRAPH * sum(len(unicodedata.normalize("NFC", each)) for each in folders)
-        assert 0 <= idem.folder_score(path, idem.Scoring(LIB)) <= bound
+        assert 0 <= idem.place_rank(path, idem.Scoring(LIB)).letters <= bound
         counted = idem.with_counter(name, number)
         assert len(os.fsencode(counted)) <= idem.MAX_NAME_BYTES or not os.path.splitext(counted)[0]
         assert counted.endswith(os.path.splitext(name)[1])
@@ -3909,46 +4142,10 @@ def test_any_name_is_scored_and_counted() -> None:
     fuzz(st.tuples(st.lists(storable, max_size=3), storable, st.integers(1, 10**6)), check, examples=50)
 
 
-@pytest.mark.parametrize(
-    ("name", "letters"),
-    [
-        *(("beach", 5), ("new_york_5", 4), ("New York 2021-07-05", 4), ("NewYorkTrip", 8), ("HDRBeach", 5)),
-        *(("Zürich", 6), ("Zu\u0308rich", 6), ("Łódź", 4), ("Москва", 6), ("東京", 4), ("Angstschweiß", 12)),
-        *(("Schwarzwald", 11), ("beach - Kopie (2)", 5), ("beach2", 5), ("IMG_1234 Oma Geburtstag", 13)),
-        *(("20210705_wedding", 7), ("May at the lake", 7)),
-    ],
-)
-def test_words_count_by_their_letters_in_any_script(name: str, letters: int) -> None:
-    assert idem.content_letters(name) == letters
-
-
-@pytest.mark.parametrize(
-    "folder",
-    [
-        *("Photos", "Pictures", "Camera Roll", "DCIM", "100APPLE", "101MSDCF", "2021", "2021-07-05", "Backup"),
-        *("Downloads", "New folder", "WhatsApp Images", "Misc", "tmp", "duplicates", "thumbs", "resized", "102_PANA"),
-        *("iCloud Photos", "Google Photos", "Neuer Ordner", "SD Card", "2021_07 Import", "Screenshots", "."),
-    ],
-)
-def test_folders_for_any_pictures_say_nothing(folder: str) -> None:
-    assert idem.folder_score(os.path.join(LIB, folder, "a.jpg"), idem.Scoring(LIB)) == 0
-
-
 def test_the_words_of_the_librarys_own_path_do_not_count() -> None:
     root = os.path.join(os.sep, "home", "margaret", "wedding")
     paths = [os.path.join(root, "a.jpg"), os.path.join(root, "lake", "a.jpg")]
-    assert [idem.folder_score(path, idem.Scoring(root)) for path in paths] == [0, 4]
-
-
-@pytest.mark.parametrize(
-    ("name", "marked"),
-    [
-        *(("beach copy", True), ("beach (1)", True), ("beach_2", True), ("beach - Kopie", True), ("IMG_1234_2", True)),
-        *(("Copy of beach", True), ("beach copy 3", True), ("beach", False), ("2021-07-05", False), ("IMG_1", False)),
-    ],
-)
-def test_copy_marks_are_told_from_dates_and_numbers(name: str, marked: bool) -> None:
-    assert idem.has_copy_mark(name) == marked
+    assert [idem.place_rank(path, idem.Scoring(root)).letters for path in paths] == [0, 4]
 
 
 @pytest.mark.parametrize(
@@ -3956,15 +4153,20 @@ def test_copy_marks_are_told_from_dates_and_numbers(name: str, marked: bool) -> 
     [
         (
             ["IMG_20210705.jpg", "vacation/IMG_20210705.jpg", "new_york_5.jpg"],
-            *("vacation/new_york_5.jpg", 2, 1, ["name from new_york_5.jpg", "folder vacation"]),
+            *("vacation/2021-07-05 new_york_5.jpg", 2, 1, ["name from new_york_5.jpg", "folder vacation"]),
         ),
+        (["20210705_101112.jpg", "beach.jpg"], "2021-07-05 10.11.12 beach.jpg", 1, 0, ["name from beach.jpg"]),
+        (["20210705_1.jpg", "2021-07-05 sea.jpg"], "2021-07-05 sea.jpg", 1, 0, ["name from 2021-07-05 sea.jpg"]),
+        (["20210705.jpg", "lo" * 125 + ".png"], f"2021-07-05 {'lo' * 120}.jpg", 1, 0, [f"name from {'lo' * 125}.png"]),
         (["beach.jpg", "copies/IMG_1.png"], "beach.jpg", 0, 0, []),
         (["IMG_1.HEIC", "beach.jpg"], "beach.HEIC", 1, 0, ["name from beach.jpg"]),
         (["beach (1).jpg", "beach.jpg"], "beach.jpg", 1, 0, ["name from beach.jpg"]),
         (["beach.jpg", "shore.jpg"], "beach.jpg", 0, 0, []),
         (["IMG_1.jpg", "DSC_0001.jpg"], "IMG_1.jpg", 0, 0, []),
         (["lake/a.jpg", "hill/b.jpg"], "lake/a.jpg", 0, 0, []),
-        (["lake/a.jpg", "Backup/lake trip/b.jpg"], "Backup/lake trip/a.jpg", 0, 1, ["folder Backup/lake trip"]),
+        (["lake/a.jpg", "Backup/lake trip/b.jpg"], "lake/a.jpg", 0, 0, []),
+        (["Backup/lake trip/a.jpg", "lake/b.jpg"], "lake/a.jpg", 0, 1, ["folder lake"]),
+        (["Photos/2018/07/a.jpg", "Old web/b.jpg"], "Photos/2018/07/a.jpg", 0, 0, []),
     ],
 )
 def test_the_best_copy_gets_the_best_name_in_the_best_folder(
@@ -4145,7 +4347,7 @@ def test_replicas_go_to_the_trash_and_the_keeper_gets_its_name(tmp_path: Path) -
     before = contents(tmp_path)
     outcome = carried_out(found_in(tmp_path))
     assert contents(tmp_path) == {
-        "vacation/new_york_5.jpg": before["IMG_20210705.jpg"],
+        "vacation/2021-07-05 new_york_5.jpg": before["IMG_20210705.jpg"],
         f"{TRASH}/vacation/IMG_20210705.jpg": before["vacation/IMG_20210705.jpg"],
         f"{TRASH}/new_york_5.jpg": before["new_york_5.jpg"],
     }
@@ -4345,14 +4547,14 @@ def test_a_library_that_is_a_link_works_like_the_folder_itself(tmp_path: Path, m
 
 
 def test_a_name_taken_in_the_trash_gets_a_counter(tmp_path: Path) -> None:
-    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg", "2021/IMG_3.jpg")
+    made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg", "IMG_2.jpg", "DCIM/IMG_3.jpg")
     made_doubles(tmp_path, f"{TRASH}/IMG_1.jpg", f"{TRASH}/IMG_1 (2).jpg", content=b"older trash")
     (tmp_path / TRASH / "IMG_2.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "outside").mkdir()
-    (tmp_path / TRASH / "2021").symlink_to(tmp_path / "outside")
+    (tmp_path / TRASH / "DCIM").symlink_to(tmp_path / "outside")
     outcome = carried_out(found_in(tmp_path, "--exact"))
     assert [Path(each.after.path).name for each in outcome.trashed] == ["IMG_1 (3).jpg", "IMG_2 (2).jpg"]
-    assert list(refusals(outcome, tmp_path)) == ["2021/IMG_3.jpg"]
+    assert list(refusals(outcome, tmp_path)) == ["DCIM/IMG_3.jpg"]
     assert (tmp_path / TRASH / "IMG_1.jpg").read_bytes() == b"older trash"
     assert list((tmp_path / "outside").iterdir()) == []
     assert not (tmp_path / "nowhere.jpg").exists()
@@ -6084,7 +6286,7 @@ Group 2 · 2 files
            {beach_library}/backup/hut.jpg
    592 KB  hut.jpg
            {beach_library}/hut.jpg
-           → keep backup/hut.jpg, trash 1 (less compressed)
+           → keep backup/hut.jpg as hut.jpg, trash 1 (less compressed; folder .)
 """.replace("/", os.sep)
     assert out == expected
     assert err == f"Scanned {beach_library}: 5 found, 5 new, 0 cached\n"
