@@ -145,8 +145,13 @@ if TYPE_CHECKING:  # imported where they are used: most runs need none of them
 #  Types and helpers: what several sections share
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif"})
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif"}
+)
+IMAGE_SUFFIXES |= HEIF_SUFFIXES
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".wmv", ".webm", ".flv", ".3gp", ".m4v", ".mts", ".m2ts"})
+VIDEO_SUFFIXES |= {".ts", ".mpg", ".mpeg", ".vob", ".ogv"}
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRASH_FOLDER = "__duplicate_files_trash"
 CACHE_FOLDER = "__databases"
@@ -273,11 +278,19 @@ def discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+# What Python raises when a decoder stumbles over what it reads: their texts speak of its code, not of the file.
+STUMBLES = LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError, UnicodeError, struct.error
+NO_REASON = re.compile(r"[\W\d_]*|decoder error -?\d+|could not create decoder object")
+
+
 def reason_of(error: BaseException) -> str:
-    """Why, in one short line, without the path that the sentence around it names."""
+    """Why, in one short line of words, without the path that the sentence around it names."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = re.sub(r" \(\d+ bytes not processed\)", "", text)  # Pillow's own count, of no use to anybody
-    return printable(" ".join(text.split()))[:200] or type(error).__name__
+    text = printable(" ".join(text.split()))[:200]
+    if isinstance(error, STUMBLES) or NO_REASON.fullmatch(text):
+        return f"not understood by the decoder ({text})" if text else "not understood by the decoder"
+    return text
 
 
 def listed(words: Sequence[str]) -> str:
@@ -553,97 +566,191 @@ def folders_held(root: str, paths: Iterable[str]) -> Iterator[None]:
 #  Scan: directory -> MediaFile
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
-# Folders without pictures of the user's own: what idem wrote, thumbnails, and what has been thrown away (the
-# system may empty a recycle bin at any time, so a file in one is no copy to rely on) or is a snapshot's double.
-SKIPPED_FOLDERS = frozenset({TRASH_FOLDER, CACHE_FOLDER, "@eadir", ".thumbnails", "$recycle.bin", "#recycle"})
-SKIPPED_FOLDERS |= {"@recycle", ".trash", ".trashes", ".dtrash", "#snapshot", ".snapshot", ".snapshots", ".zfs"}
-SKIPPED_FOLDER_PATTERN = re.compile(r".*\.lrdata|\.trash-\d+", re.IGNORECASE | re.DOTALL)
+# Folders that are not looked at, by kind, as they are called in small letters; `trash/files` is one in the other. What
+# was thrown away and what is an old version may be emptied at any time: a file there is no copy to rely on. Snapshots
+# show again what is elsewhere, thumbnails are nobody's pictures, and a DVD or a document loses what is moved out of it.
+SKIPPED_FOLDERS = {
+    "trash folder": r"[.#$@]+d?trash[^/]*|[.#$@]+recycle[^/]*|recycle[rd]|recycle[._]bin|_nas_recycle[^/]*|trashbox"
+    r"|files_trash(bin|ed)|network trash folder|trash/(files|expunged)",
+    "history folder": r"\.st(folder|versions)|files_versions|rdiff-backup-data|_gsdata_",
+    "snapshot": r"[.#@~]+(recently-)?snapshots?|\.zfs|@gmt-[\d.-]+",
+    "thumbnail folder": r"@eadir|@transcode|\.@?_*thumb[^/]*|[^/]+\.lrdata|_palbtn|appdata_oc\w+",
+    "system folder": r"lost\+found|lost\.dir|found\.\d{3}|system volume information|temporary items",
+    "DVD": r"video_ts|[^/]+\.dvdmedia",
+    "document package": r"[^/]+\.(key|pages|numbers|rtfd|scriv|band|logicx)",
+    "hidden folder": r"\.[^/]*",
+}
+# Each kind is a group, called by its number among them.
+SKIPPED_FOLDER = re.compile(
+    "(?:.*/)?(?:" + "|".join(f"(?P<k{at}>{each})" for at, each in enumerate(SKIPPED_FOLDERS.values())) + ")", re.DOTALL
+)
+HIDDEN_FOLDER, HIDDEN_FILE = "hidden folder", "hidden file"
 WINDOWS_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 # Folders that an application keeps a database about: moving a file inside breaks the application's library.
-APPLICATION_LIBRARY_SUFFIXES = frozenset(
-    {".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary", ".migratedaplibrary", ".lrlibrary"}
+APPLICATION_LIBRARY = re.compile(
+    r".+\.(photoslibrary|photolibrary|migratedphotolibrary|aplibrary|migratedaplibrary|lrlibrary|fcpbundle|fcarch"
+    r"|fcpcache|imovielibrary|imovieproject|theater|rcproject|dvdproj|cocatalog|tvlibrary|musiclibrary|library)"
+    r"|(iphoto|photo booth|aperture) library( \d+)?|(imovie|final cut) (events|projects|theater)(\.localized)?",
+    re.IGNORECASE | re.DOTALL,
 )
+# Files that such a folder has in it, whatever it is called: iPhoto's, Aperture's, Photo Booth's, Final Cut's.
+APPLICATION_MARKERS = frozenset({"AlbumData.xml", "ApertureData.xml", "Recents.plist", "CurrentVersion.flexolibrary"})
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Folders or files of one kind that were not looked at."""
+
+    kind: str  # a key of SKIPPED_FOLDERS, or HIDDEN_FILE
+    count: int
+    example: str  # path of the first one
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a walk found. Files are in order of path."""
+    """What a walk found. Files and links are in order of path.
+
+    `links` are symbolic links that lead to a file or folder of the library, which may be one that was not looked at:
+    each with the path of what it leads to in the end.
+    """
 
     root: str
     files: tuple[MediaFile, ...]
     unreadable: tuple[Problem, ...]
     application_libraries: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def scan(directory: str, suffixes: Collection[str]) -> Scan:
     """The media files below the directory.
 
     Symbolic links are not followed and are no files; a file or folder that can be reached by several paths (hard
-    links, bind mounts) counts once, under the first of them in order. IdemError when the directory cannot be read.
+    links, bind mounts) counts once, under the first of them in order. Neither what is hidden is looked at nor folders
+    as in SKIPPED_FOLDERS; the directory itself may be one. IdemError when it cannot be read, or is the library of
+    another application.
     """
-    root = os.path.realpath(directory)
-    files: list[MediaFile] = []
-    unreadable: list[Problem] = []
-    libraries: list[str] = []
-    seen: set[tuple[int, int]] = set()
-
-    def is_first_sight(status: os.stat_result) -> bool:
-        inode = status.st_dev, status.st_ino
-        if status.st_ino and inode in seen:  # file systems without inodes report 0
-            return False
-        seen.add(inode)
-        return True
-
-    def take(entry: os.DirEntry[str]) -> bool:
-        """Note a file; True for a folder to go into."""
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name == CACHE_FOLDER:
-                check_unused(entry.path)
-            if suffix not in APPLICATION_LIBRARY_SUFFIXES:
-                return not is_skipped(entry)
-            libraries.append(entry.path)
-        elif suffix in suffixes and not entry.name.startswith("._"):
-            # On Windows a listing carries neither inode nor device.
-            status = os.lstat(entry.path) if os.name == "nt" else entry.stat(follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and is_first_sight(status):
-                if status.st_size == 0:
-                    unreadable.append(Problem(entry.path, "the file is empty"))
-                else:
-                    files.append(media_file(entry.path, status))
-        return False
-
-    pending = [root]
+    walk = Walk(os.path.realpath(directory), suffixes)
+    pending = [walk.root]
     while pending:  # folders in order of name, so that which of two hard links counts never varies
-        path = pending.pop()
+        pending += reversed(walk.folders_in(pending.pop()))
+    return Scan(
+        root=walk.root,
+        files=tuple(sorted(walk.files, key=lambda file: file.path)),
+        unreadable=tuple(sorted(walk.unreadable, key=lambda item: item.path)),
+        application_libraries=tuple(sorted(walk.libraries)),
+        skipped=tuple(Skipped(kind, len(paths), min(paths)) for kind, paths in walk.skipped.items()),
+        links=tuple(sorted(walk.links)),
+    )
+
+
+class Walk:
+    """What has been met so far on the way through a folder; see `scan`."""
+
+    def __init__(self, root: str, suffixes: Collection[str]) -> None:
+        self.root = root
+        self.suffixes = suffixes
+        self.files: list[MediaFile] = []
+        self.unreadable: list[Problem] = []
+        self.libraries: list[str] = []
+        self.skipped: dict[str, list[str]] = defaultdict(list)
+        self.links: list[tuple[str, str]] = []
+        self.seen: set[tuple[int, int]] = set()
+
+    def folders_in(self, path: str) -> list[str]:
+        """Note the files in a folder; the folders in it to go into, in order of name."""
         try:
-            if not is_first_sight(os.stat(path)):
-                continue
+            if not self.is_first_sight(os.stat(path)):
+                return []
             with os.scandir(path) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            if path == root:
+            if path == self.root:
                 raise IdemError(f"cannot read {printable(path)}: {reason_of(error)}") from None
-            unreadable.append(Problem(path, reason_of(error)))
-            continue
+            self.unreadable.append(Problem(path, reason_of(error)))
+            return []
+        if not APPLICATION_MARKERS.isdisjoint(entry.name for entry in entries):
+            if path == self.root:
+                raise IdemError(f"cannot scan {printable(path)}: it is a library of another application")
+            self.libraries.append(path)
+            return []
         folders = []
         for entry in entries:
             try:
-                folders += [entry.path] if take(entry) else []
+                if entry.is_symlink():
+                    self.take_link(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders += [entry.path] if self.goes_into(entry) else []
+                elif os.path.splitext(entry.name)[1].lower() in self.suffixes:
+                    self.take_file(entry)
             except OSError as error:
-                unreadable.append(Problem(entry.path, reason_of(error)))
-        pending += reversed(folders)
-    files.sort(key=lambda file: file.path)
-    unreadable.sort(key=lambda item: item.path)
-    return Scan(root, tuple(files), tuple(unreadable), tuple(sorted(libraries)))
+                self.unreadable.append(Problem(entry.path, reason_of(error)))
+        return folders
 
-
-def is_skipped(folder: os.DirEntry[str]) -> bool:
-    """Whether a folder holds no pictures of the user's own, or is a link by another name."""
-    if getattr(folder.stat(follow_symlinks=False), "st_reparse_tag", 0) == WINDOWS_JUNCTION:
+    def is_first_sight(self, status: os.stat_result) -> bool:
+        inode = status.st_dev, status.st_ino
+        if status.st_ino and inode in self.seen:  # file systems without inodes report 0
+            return False
+        self.seen.add(inode)
         return True
-    name = folder.name.lower()
-    return name in SKIPPED_FOLDERS or bool(SKIPPED_FOLDER_PATTERN.fullmatch(name))
+
+    def take_link(self, path: str) -> None:
+        with suppress(OSError):  # it leads nowhere, or round in circles
+            target = os.path.realpath(path, strict=True)
+            if is_inside(target, self.root):
+                self.links.append((path, target))
+
+    def goes_into(self, folder: os.DirEntry[str]) -> bool:
+        """Whether to look at what is in a folder; note why not."""
+        status = folder.stat(follow_symlinks=False)
+        if folder.name == CACHE_FOLDER:
+            check_unused(folder.path)
+        if folder.name.lower() in (TRASH_FOLDER, CACHE_FOLDER):
+            return False
+        if getattr(status, "st_reparse_tag", 0) == WINDOWS_JUNCTION:  # a link by another name
+            return False
+        if APPLICATION_LIBRARY.fullmatch(folder.name):
+            self.libraries.append(folder.path)
+            return False
+        below = relative(folder.path, self.root).lower().replace(os.sep, "/")
+        found = SKIPPED_FOLDER.fullmatch(below)
+        if found is None and not has_hidden_attribute(status):
+            return True
+        kind = list(SKIPPED_FOLDERS)[int(str(found.lastgroup)[1:])] if found else HIDDEN_FOLDER
+        self.skipped[kind].append(folder.path)
+        return False
+
+    def take_file(self, entry: os.DirEntry[str]) -> None:
+        """Note a file with the suffix of a picture or video."""
+        if entry.name.startswith("._"):  # what macOS keeps beside a file, on drives of others
+            return
+        # On Windows a listing carries neither inode nor device.
+        status = os.lstat(entry.path) if os.name == "nt" else entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        if entry.name.startswith(".") or has_hidden_attribute(status):
+            self.skipped[HIDDEN_FILE].append(entry.path)
+        elif self.is_first_sight(status):
+            if status.st_size == 0:
+                self.unreadable.append(Problem(entry.path, "the file is empty"))
+            elif not entry.name.lower().endswith(".ts") or is_transport_stream(entry.path):
+                self.files.append(media_file(entry.path, status))
+
+
+def has_hidden_attribute(status: os.stat_result) -> bool:
+    """Whether a file or folder is hidden by what Windows or macOS note of it."""
+    attributes, flags = getattr(status, "st_file_attributes", 0), getattr(status, "st_flags", 0)
+    return bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN or flags & stat.UF_HIDDEN)
+
+
+# A packet has 188 bytes, or 192 with a time before it, and begins with a G. A recording may begin within one.
+TRANSPORT_STREAM = re.compile(rb".{0,191}?(G(.{187}G){3}|G(.{191}G){3})", re.DOTALL)
+
+
+def is_transport_stream(path: str) -> bool:
+    """Whether a file called `.ts` is a video: most such files are programs, written in TypeScript."""
+    with open(path, "rb") as stream:
+        return bool(TRANSPORT_STREAM.match(stream.read(1024)))
 
 
 def only(scanned: Scan, kind: str) -> Scan:
@@ -1672,18 +1779,21 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 
 # Decoders idem uses: none that runs a program. Another lossy one is to be named in `is_lossless`, too.
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+# Pillow would refuse what has more than 178 megapixels. Phones take 200: what counts is the memory that there is (see
+# `decode`), and that the file can hold what it claims (see `check_pixels`).
+Image.MAX_IMAGE_PIXELS = None
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
     *(AssertionError, EOFError, struct.error, zlib.error),
 )
-MAX_IMAGE_BYTES = 4 << 30  # no format idem reads is used for larger files of a picture within Pillow's limit of pixels
+MAX_IMAGE_BYTES = 4 << 30  # no camera or scanner writes a larger picture in a format idem reads
 MANY_PIXELS = 25_000_000
 # A blank page as a fax packs it, one bit for a row of 25,000 px. What claims more has been made to cost time.
 PIXELS_PER_BYTE = 200_000
 # Memory for each pixel that is decoded, as measured: Pillow's own 4 bytes, and what decoders and conversions hold.
 BYTES_PER_PIXEL = 10
-BYTES_PER_HEAVY_PIXEL = 18  # of WebP, and of 16-bit, 32-bit and float greys
+BYTES_PER_HEAVY_PIXEL = 18  # of WebP and AVIF, and of 16-bit, 32-bit and float greys
 BYTES_PER_COEFFICIENT_PIXEL = 6  # of a JPEG in several scans: it is held whole, at whatever scale it is decoded
 P = ParamSpec("P")
 
@@ -1705,10 +1815,11 @@ def problem_if_unreadable(
                 return work(file, *more, **named)
             except UnidentifiedImageError:
                 reason = "not a picture in a format idem reads"
-                if file.path.lower().endswith((".heic", ".heif")) and not can_import("pillow_heif"):
+                suffix = suffix_of(file.path).lower()
+                if suffix in HEIF_SUFFIXES and not can_import("pillow_heif"):
                     reason, lasting = "HEIC pictures need pillow-heif: python -m pip install pillow-heif", False
-            except Image.DecompressionBombError:
-                reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
+                elif suffix == ".avif" and not can_read_avif():
+                    reason, lasting = "AVIF pictures need a newer Pillow: python -m pip install -U Pillow", False
             except DECODER_ERRORS as error:
                 reason = reason_of(error)
                 lasting = not isinstance(error, OSError) or error.errno is None
@@ -1738,19 +1849,34 @@ def can_be_read(file: MediaFile) -> bool:
     return True
 
 
+def can_read_avif() -> bool:
+    """Whether this Pillow decodes AVIF: it can since 11.3, if it was built so."""
+    if not can_import("PIL.AvifImagePlugin"):
+        return False
+    from PIL import AvifImagePlugin
+
+    return AvifImagePlugin.SUPPORTED
+
+
 @functools.cache
 def usable_formats() -> tuple[str, ...]:
-    """PILLOW_FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
+    """PILLOW_FORMATS with their decoders loaded, AVIF where Pillow has it, and HEIF where pillow-heif is installed."""
     from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register decoders)
 
     Image.preinit()
-    if not can_import("pillow_heif"):
-        return PILLOW_FORMATS
-    import pillow_heif
+    formats = list(PILLOW_FORMATS)
+    if can_read_avif():
+        from PIL import AvifImagePlugin
 
-    pillow_heif.options.DECODE_THREADS = 1  # one process per core is at work already
-    pillow_heif.register_heif_opener()
-    return (*PILLOW_FORMATS, "HEIF")
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one process per core is at work already
+        formats.append("AVIF")
+    if can_import("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.options.DECODE_THREADS = 1
+        pillow_heif.register_heif_opener()
+        formats.append("HEIF")
+    return tuple(formats)
 
 
 def load_decoders() -> None:
@@ -1771,10 +1897,15 @@ def opened_picture(stream: BinaryIO) -> Image.Image:
         check_png(stream)
     stream.seek(0)
     picture = Image.open(stream, formats=usable_formats())
+    check_pixels(picture, size)
+    return picture
+
+
+def check_pixels(picture: Image.Image, size: int) -> None:
+    """ValueError when a picture claims more pixels than a file of so many bytes can hold."""
     pixels = picture.width * picture.height
     if pixels > max(MANY_PIXELS, size * PIXELS_PER_BYTE):
         raise ValueError(f"{readable_size(size)} are too few for the {pixels // 10**6} megapixels that it claims")
-    return picture
 
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -1811,7 +1942,7 @@ def decode(picture: Image.Image, held: int = 0) -> None:
 
     MemoryError ahead if that takes more memory than there is: for its pixels, and so many bytes that the decoder holds.
     """
-    each = BYTES_PER_HEAVY_PIXEL if picture.format == "WEBP" or picture.mode[0] in "IF" else BYTES_PER_PIXEL
+    each = BYTES_PER_HEAVY_PIXEL if picture.format in ("WEBP", "AVIF") or picture.mode[0] in "IF" else BYTES_PER_PIXEL
     check_memory(picture.width * picture.height * each + held)
     picture.load()
 
@@ -2066,6 +2197,7 @@ def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
     data = jpeg.data[:end] + bytes(DECODER_LOOKAHEAD) if jpeg.exact else jpeg.data
     source = ReadUpTo(data, end - PADDING)
     picture = Image.open(source, formats=usable_formats())
+    check_pixels(picture, len(jpeg.data))
     size = picture.size
     identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
     held = picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL if "progressive" in picture.info else 0
@@ -2382,7 +2514,7 @@ def is_lossless(picture: Image.Image, stream: BinaryIO) -> bool:
     if picture.format == "TIFF":
         return picture.info.get("compression") not in ("jpeg", "tiff_jpeg", "webp")
     if picture.format != "WEBP":
-        return picture.format != "HEIF"
+        return picture.format not in ("HEIF", "AVIF")
     place, name = 12, b""
     for _ in WEBP_BEFORE_PICTURE:
         name, size = struct.unpack("<4sI", bytes_at(stream, place, 8))
@@ -2737,7 +2869,7 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
     VideoFingerprint,
 )
 # Of the containers that ffmpeg knows these hold what they show; playlists and scripts that open other files do not.
-FFMPEG_DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg"
+FFMPEG_DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg,ogg"
 # Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
 FRAME_FILTER = (
     f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
@@ -2750,7 +2882,10 @@ FOLLOWED = 3  # of them count: the one that is shown, and two that tell what com
 ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
 # Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
 MARGINS = 0.0, -4.0, -16.0, -64.0
-STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in transport streams seeking ends anywhere, not where decoding can start
+PROGRAM_STREAM = "mpeg"  # as in MPG and VOB files
+MPEG_STREAMS = PROGRAM_STREAM, "mpegts"
+STREAM_MARGINS = 1.0, 12.0, *MARGINS[1:]  # in MPEG streams seeking ends anywhere, not where decoding can start
+UNTIMED_END = 3.0  # s at the end of a program stream in which ffmpeg finds no time where frames are small
 
 
 @dataclass(frozen=True, slots=True)
@@ -2761,7 +2896,7 @@ class VideoStream:
     width: int  # px, upright, in square pixels
     height: int
     frame_rate: float  # per second; on average, or a guess
-    transport_stream: bool
+    container: str  # as ffmpeg calls it
     quicktime_rgb: bool
 
 
@@ -2796,6 +2931,8 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
     with opened_unchanged(file) as stream:
         about = about or video_stream(file.path)
         seconds = about.seconds or demuxed_seconds(file.path, "0:V:0")
+        if about.container == PROGRAM_STREAM:
+            seconds = max(seconds, demuxed_seconds(file.path, "0:V:0", seconds - UNTIMED_END))
         frames = frames_of(file.path, about, seconds)
         if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
             check_end(demuxed_seconds(file.path, "0"), seconds)
@@ -2942,7 +3079,7 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
         width=width,
         height=height,
         frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
-        transport_stream=container == "mpegts",
+        container=container,
         quicktime_rgb=container.startswith("mov") and bool(re.search(r", (?:rgb|bgr|argb|abgr|gbr|pal8)", stream[0])),
     )
 
@@ -2975,9 +3112,9 @@ def packet_ends(table: bytes) -> dict[int, float]:
     """When the last packet of each stream ends, by the number of the stream in ffmpeg's list of packets."""
     bases = {int(each[0]): int(each[1]) / int(each[2]) for each in re.findall(rb"#tb (\d+): (\d+)/(\d+)", table)}
     ends: dict[int, float] = defaultdict(float)
-    for packet in re.finditer(rb"^(\d+), +-?\d+, +(-?\d+), +(\d+),", table, re.MULTILINE):
-        stream, begin, lasts = packet.groups()
-        ends[int(stream)] = max(ends[int(stream)], bases[int(stream)] * (int(begin) + int(lasts)))
+    for packet in re.finditer(rb"^(\d+), +(-?\d+), +(-?\d+), +(\d+),", table, re.MULTILINE):
+        stream, decoded, shown, lasts = map(int, packet.groups())  # the second time may be missing: it is negative then
+        ends[stream] = max(ends[stream], bases[stream] * (max(decoded, shown) + lasts))
     return ends
 
 
@@ -2993,7 +3130,7 @@ def frames_of(path: str, about: VideoStream, seconds: float) -> dict[int, Frame]
     }
     together = max(1, min(FRAMES, PIXELS_AT_ONCE // (about.width * about.height)))
     found: dict[int, Frame] = {}
-    for margin in STREAM_MARGINS if about.transport_stream else MARGINS:
+    for margin in STREAM_MARGINS if about.container in MPEG_STREAMS else MARGINS:
         if margin < 0 and len(found) < FRAMES:
             break
         late = {n for n, frame in found.items() if frame.seconds > moments[n] + ROUNDING / about.frame_rate}
@@ -5019,6 +5156,7 @@ class Findings:
     decisions: tuple[Decision, ...]  # one for each of them
     unreadable: tuple[Problem, ...]
     application_libraries: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
     tally: Tally
 
 
@@ -5033,6 +5171,7 @@ def find(run: Run) -> Findings:
         taken=Counter(os.path.normcase(file.path) for file in scanned.files),
         preferred=run.preferred,
         protected=run.protected,
+        links=links_to(scanned),
     )
     found = [group for each in copies for group in each.groups]
     groups = [ranked for group in found for ranked in original_first(group, run.threshold, scoring)]
@@ -5048,8 +5187,17 @@ def find(run: Run) -> Findings:
         decisions=decisions_for(shown, scoring),
         unreadable=tuple(sorted(unreadable, key=lambda problem: problem.path)),
         application_libraries=scanned.application_libraries,
+        skipped=scanned.skipped,
         tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
     )
+
+
+def links_to(scanned: Scan) -> dict[str, tuple[str, ...]]:
+    """By path of a scanned file, the links in the library that lead to it."""
+    found: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    for link, target in scanned.links:
+        found[target] += (link,)
+    return dict(found)
 
 
 IMAGE_WORK: Work[ImageFingerprint] = Work(fingerprint_image, "photo", load_decoders)
@@ -5962,7 +6110,10 @@ class Journal:
                 stream.flush()
                 os.fsync(stream.fileno())
         except (OSError, ValueError) as error:
-            problem = f"cannot write the journal {printable(self.path)}: {reason_of(error)}"
+            reason = reason_of(error)
+            if isinstance(error, FileNotFoundError) and not os.access(self.root, os.W_OK):
+                reason = os.strerror(errno.EACCES)  # for which its folder could not be made
+            problem = f"cannot write the journal {printable(self.path)}: {reason}"
             raise IdemError(f"{problem}; no file is moved without it") from None
         self.line += 1
         return self.line
@@ -6774,6 +6925,9 @@ def say_what_was_scanned(findings: Findings) -> None:
     """What was found, cached and left out, on stderr."""
     for path in findings.application_libraries:
         say(f"skipped {printable(path)}: a library of another application")
+    for each in findings.skipped:
+        joint = ":" if each.count == 1 else ", such as"
+        say(f"skipped {plural(each.count, each.kind)}{joint} {printable(each.example)}")
     for item in findings.unreadable:
         say(f"left out {printable(item.path)}: {item.reason}")
     tally = findings.tally
@@ -7032,7 +7186,7 @@ def details_of(file: MediaFile) -> Details:
         parts = [name, f"{about.bits}-bit" if about.bits > 8 else "CMYK" if picture.mode == "CMYK" else ""]
         parts.append("several pages" if about.pages > 1 else "")
         if picture.format == "TIFF":
-            picture.load()  # which turns it upright
+            decode(picture, file.size)  # which turns it upright
         width, height = picture.size
         if TURNS[orientation_of(picture)][0]:
             width, height = height, width
@@ -8156,7 +8310,7 @@ def checked_run(namespace: argparse.Namespace) -> Run:
         cause = "it is not a folder" if os.path.lexists(directory) else "there is no such folder"
         raise IdemError(f"cannot scan {printable(directory)}: {cause}")
     root = os.path.realpath(directory)
-    if any(os.path.splitext(part)[1].lower() in APPLICATION_LIBRARY_SUFFIXES for part in root.split(os.sep)):
+    if any(map(APPLICATION_LIBRARY.fullmatch, root.split(os.sep))):
         raise IdemError(f"cannot scan {printable(directory)}: it belongs to a library of another application")
     cache = os.path.join(root, CACHE_FOLDER)
     for path in (cache, os.path.join(root, TRASH_FOLDER)):

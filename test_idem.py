@@ -49,6 +49,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -103,7 +104,7 @@ def made_photo(seed: int, size: tuple[int, int]) -> Image.Image:
 
 def save(picture: Image.Image, path: Path, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, "HEIF" if path.suffix.lower() in (".heic", ".heif") else None, **options)
+    picture.save(path, "HEIF" if path.suffix.lower() in idem.HEIF_SUFFIXES else None, **options)
     return path
 
 
@@ -371,6 +372,23 @@ def test_nothing_printed_can_move_the_cursor_or_start_a_line() -> None:
     fuzz(st.text(st.characters()) | st.binary().map(os.fsdecode), check, examples=100)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError(60416), "not understood by the decoder (60416)"),
+        (OSError(-2), "not understood by the decoder (-2)"),
+        (OSError("decoder error -2"), "not understood by the decoder (decoder error -2)"),
+        (IndexError("list index out of range"), "not understood by the decoder (list index out of range)"),
+        (AssertionError(), "not understood by the decoder"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a.jpg"), "Permission denied"),
+        (OSError("image file is truncated (8 bytes not processed)"), "image file is truncated"),
+        (ValueError("мало памяти"), "мало памяти"),
+    ],
+)
+def test_a_reason_is_told_in_words(error: Exception, reason: str) -> None:
+    assert idem.reason_of(error) == reason
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Scan
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -389,31 +407,151 @@ def touch(*paths: Path) -> None:
 
 
 def test_a_scan_finds_every_image_type_in_any_case_and_nothing_else(tmp_path: Path) -> None:
-    images = ["a.jpg", "b.JPEG", "c.Png", "d.gif", "e.bmp", "f.TIF", "g.tiff", "h.webp", "i.HEIC", "sub/deep/j.heif"]
+    images = ["a.jpg", "b.JPEG", "c.Png", "d.gif", "e.bmp", "f.TIF", "g.tiff", "h.webp", "i.HEIC", "j.jpe", "k.JFIF"]
+    images += ["l.hif", "m.avif", "sub/deep/n.heif"]
     touch(*(tmp_path / name for name in images))
     touch(*(tmp_path / name for name in ["k.cr2", "l.dng", "m.mp4", "n.jpg.xmp", "o.txt", "jpg", "._a.jpg"]))
     assert scanned(tmp_path) == images
 
 
+SKIPPED_KINDS = {
+    "": ["__duplicate_files_trash", "__databases"],  # idem's own: nothing to wonder about
+    "trash folder": [
+        *(".Trash", ".Trashes", ".Trash-1000", ".trashed", ".dtrash", "$RECYCLE.BIN", "RECYCLER"),
+        *("Recycled", "#recycle", "@Recycle", "files_trashbin", "files_trashed", "share/Trash/files", "trashbox"),
+    ],
+    "history folder": [".stversions", "files_versions", "_gsdata_"],
+    "snapshot": ["#snapshot", ".snapshots", "@Recently-Snapshot", "~snapshot", ".zfs", "@GMT-2024.05.01-00.00.00"],
+    "thumbnail folder": ["@eaDir", ".thumbnails", ".@__thumb", "Old.lrdata", "appdata_ocx1y2/preview"],
+    "system folder": ["lost+found", "LOST.DIR", "System Volume Information"],
+    "DVD": ["VIDEO_TS", "Wedding.dvdmedia"],
+    "document package": ["Talk.key", "Story.pages"],
+    "hidden folder": [".picasaoriginals", ".dropbox.cache/2021", ".sync/Archive", ".\nnew line"],
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"), [(folder, kind) for kind, folders in SKIPPED_KINDS.items() for folder in folders]
+)
+def test_folders_without_pictures_of_the_user_are_skipped_and_their_kind_is_told(
+    tmp_path: Path, folder: str, kind: str
+) -> None:
+    touch(tmp_path / "a.jpg", tmp_path / folder / "b.jpg", tmp_path / "2021" / "07" / folder / "sub" / "c.jpg")
+    found = idem.scan(str(tmp_path), idem.IMAGE_SUFFIXES)
+    assert [file.path for file in found.files] == [str(tmp_path / "a.jpg")]
+    assert [(each.kind, each.count) for each in found.skipped] == ([(kind, 2)] if kind else [])
+
+
 @pytest.mark.parametrize(
     "folder",
+    ["Trash", "_trash", "Rejects", "Deleted", "Snapshots", "files", "recycling", "Thumbnails", "key", "x.2021"],
+)
+def test_folders_whose_names_only_sound_like_a_bin_are_looked_at(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path / folder / "a.jpg", tmp_path / "b" / folder / "c.jpg")
+    assert scanned(tmp_path) == sorted([f"{folder}/a.jpg", f"b/{folder}/c.jpg"])
+
+
+@pytest.mark.parametrize("library", [".hidden", ".Trash-1000/files", "@eaDir", "Trash/files"])
+def test_a_folder_that_is_named_as_the_library_is_looked_at_whatever_it_is(tmp_path: Path, library: str) -> None:
+    touch(tmp_path / library / "a.jpg", tmp_path / library / "files" / "b.jpg", tmp_path / library / ".more" / "c.jpg")
+    assert scanned(tmp_path / library) == ["a.jpg", "files/b.jpg"]
+
+
+def test_what_is_skipped_is_told_once_for_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(*(tmp_path / name for name in ("b/.x/1.jpg", "a/.y/2.jpg", "RECYCLER/3.jpg", "a/.trashed-17-4.jpg")))
+    touch(tmp_path / ".not_a_picture", tmp_path / "._a.jpg")
+    assert main([str(tmp_path)]) == 0
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        f"Scanned {tmp_path}: 0 found, 0 new, 0 cached",
+        f"skipped 1 hidden file: {tmp_path / 'a' / '.trashed-17-4.jpg'}",
+        f"skipped 1 trash folder: {tmp_path / 'RECYCLER'}",
+        f"skipped 2 hidden folders, such as {tmp_path / 'a' / '.y'}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "hidden"),
     [
-        *("__duplicate_files_trash", "__databases", "@eaDir", ".thumbnails", "Old.lrdata", "$RECYCLE.BIN", "#recycle"),
-        *(".Trash-1000", "Photos Library.photoslibrary"),
+        (SimpleNamespace(st_file_attributes=stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_ARCHIVE), True),
+        (SimpleNamespace(st_file_attributes=stat.FILE_ATTRIBUTE_ARCHIVE), False),
+        (SimpleNamespace(st_flags=stat.UF_HIDDEN), True),
+        (SimpleNamespace(), False),
     ],
 )
-def test_folders_without_pictures_of_the_user_are_skipped(tmp_path: Path, folder: str) -> None:
-    touch(tmp_path / "a.jpg", tmp_path / folder / "b.jpg", tmp_path / "2021" / "07" / folder / "sub" / "c.jpg")
-    assert scanned(tmp_path) == ["a.jpg"]
+def test_what_windows_or_macos_hides_is_skipped(
+    tmp_path: Path, status: Any, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "a.jpg", tmp_path / "covers" / "b.jpg")
+    real = idem.has_hidden_attribute
+    monkeypatch.setattr(idem, "has_hidden_attribute", lambda _status: real(status))
+    assert scanned(tmp_path) == ([] if hidden else ["a.jpg", "covers/b.jpg"])
 
 
-def test_application_libraries_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    touch(tmp_path / "Mine.photoslibrary" / "originals" / "0" / "a.jpg", tmp_path / "Mine.photoslibrary" / "b.jpg")
+APPLICATION_LIBRARIES = [
+    *("Mine.photoslibrary", "Holiday.fcpbundle", "iMovie Library.imovielibrary", "Jobs.cocatalog", "iPhoto Library"),
+    *("Photo Booth Library", "iPhoto Library 2", "Final Cut Events", "Refs.library"),
+]
+
+
+@pytest.mark.parametrize("name", APPLICATION_LIBRARIES)
+def test_application_libraries_are_named_once(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path / name / "originals" / "0" / "a.jpg", tmp_path / name / "b.jpg")
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"skipped {tmp_path / 'Mine.photoslibrary'}: a library of another application",
+        f"skipped {tmp_path / name}: a library of another application",
         f"Scanned {tmp_path}: 0 found, 0 new, 0 cached",
     ]
+
+
+def test_an_application_library_of_another_name_is_known_by_its_database(tmp_path: Path) -> None:
+    library = tmp_path / "iPhoto-Mediathek"
+    touch(tmp_path / "a.jpg", library / "Masters" / "b.jpg", library / "AlbumData.xml")
+    assert idem.scan(str(tmp_path), idem.IMAGE_SUFFIXES).application_libraries == (str(library),)
+    assert scanned(tmp_path) == ["a.jpg"]
+    with pytest.raises(idem.IdemError, match="it is a library of another application"):
+        scanned(library)
+
+
+def test_a_typescript_program_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "program.ts").write_text("// GET\nexport const G = 'G';\n" * 100)
+    (tmp_path / "short.ts").write_bytes(b"G")
+    packets = [bytes(188 - 1).join([b"G"] * 9), bytes(192 - 1).join([b"G"] * 9)]
+    for number, content in enumerate((*packets, bytes(100) + packets[0], bytes(4) + packets[1])):
+        (tmp_path / f"{number}.TS").write_bytes(content)
+    found = idem.scan(str(tmp_path), idem.VIDEO_SUFFIXES)
+    assert [os.path.basename(file.path) for file in found.files] == ["0.TS", "1.TS", "2.TS", "3.TS"]
+    assert found.unreadable == ()
+
+
+def test_links_into_the_library_are_noted_with_what_they_lead_to(tmp_path: Path) -> None:
+    library = tmp_path / "lib"
+    touch(library / "all" / "1.jpg", library / "all" / "2.jpg", tmp_path / "outside" / "3.jpg")
+    targets: dict[str, str | Path] = {
+        "album/first.jpg": "../all/1.jpg",
+        "album/second": library / "all" / "2.jpg",
+        "again.jpg": "album/first.jpg",
+        "folder": "all",
+        "through": "folder/2.jpg",
+        "gone.jpg": "all/4.jpg",
+        "out.jpg": "../outside/3.jpg",
+        "round": "round",
+        "whole": ".",
+    }
+    (library / "album").mkdir()
+    for link, target in targets.items():
+        (library / link).symlink_to(target)
+    found = idem.scan(str(library), idem.IMAGE_SUFFIXES)
+    assert [os.path.relpath(file.path, library) for file in found.files] == ["all/1.jpg", "all/2.jpg"]
+    assert found.links == tuple(
+        (str(library / link), str(library / target))
+        for link, target in [
+            ("again.jpg", "all/1.jpg"),
+            ("album/first.jpg", "all/1.jpg"),
+            ("album/second", "all/2.jpg"),
+            ("folder", "all"),
+            ("through", "all/2.jpg"),
+        ]
+    )
 
 
 def test_symbolic_links_are_neither_files_nor_followed_and_loops_end(tmp_path: Path) -> None:
@@ -2075,6 +2213,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "webp": (".webp", {"quality": 80}),
     "lossless webp": (".webp", {"lossless": True}),
     "heic": (".heic", {"quality": 70}),
+    **({"avif": (".avif", {"quality": 70, "speed": 10})} if idem.can_read_avif() else {}),
 }
 # What phones put after the picture: another picture, and a film; both with end markers of their own.
 TRAILER = b"\xff\xd8\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0" + bytes(range(1, 200)) * 9 + b"\xff\xd9ftyp\xff\xd9\0\0"
@@ -2404,7 +2543,14 @@ def test_a_decompression_bomb_is_named_and_not_decoded(tmp_path: Path, capsys: p
     import zlib
 
     (tmp_path / "bomb.png").write_bytes(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:])
-    assert unreadable(tmp_path, capsys) == {"bomb.png": "more than 178 megapixels"}
+    jpeg = bytearray(save(photo(1, (64, 48)), tmp_path / "bomb.jpg").read_bytes())
+    size = jpeg.index(b"\xff\xc0") + 5
+    jpeg[size : size + 4] = struct.pack(">HH", 65_000, 65_000)
+    (tmp_path / "bomb.jpg").write_bytes(jpeg)
+    assert unreadable(tmp_path, capsys) == {
+        "bomb.png": "68 B are too few for the 2500 megapixels that it claims",
+        "bomb.jpg": f"{idem.readable_size(len(jpeg))} are too few for the 4225 megapixels that it claims",
+    }
 
 
 def test_what_is_made_to_cost_time_or_memory_is_refused_by_its_size(
@@ -2487,11 +2633,21 @@ def test_only_a_problem_of_the_bytes_themselves_is_lasting(tmp_path: Path, monke
     }
 
 
-def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    panorama = photo(3, (12_000, 8_000))  # 96 megapixels: above Pillow's warning, below its error
-    save(panorama, tmp_path / "panorama.jpg", quality=60)
-    save(panorama.resize((1200, 800)), tmp_path / "small.jpg")
-    assert groups(tmp_path, capsys=capsys) == [["panorama.jpg", "small.jpg"]]
+def test_a_picture_of_a_200_megapixel_phone_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = photo(3, (1632, 1224)).convert("L")
+    save(scene.resize((16_320, 12_240), Image.Resampling.BILINEAR), tmp_path / "phone.jpg", quality=60)
+    save(scene, tmp_path / "small.jpg")
+    assert groups(tmp_path, capsys=capsys) == [["phone.jpg", "small.jpg"]]
+
+
+@pytest.mark.parametrize("work", [idem.fingerprint_image, idem.metadata_of, idem.thumbnail_of])
+def test_a_large_picture_is_not_decoded_where_memory_is_short(
+    tmp_path: Path, work: Callable[[MediaFile], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = media_file(save(photo(), tmp_path / "scan.tif"))
+    monkeypatch.setattr(idem, "memory_allowed", 640 * 480 * 3)
+    with pytest.raises(MemoryError, match=r"decoding it takes \d.* MB of memory, and 922 KB are free"):
+        work(scan)
 
 
 def test_a_file_that_changes_while_it_is_scanned_is_left_out(tmp_path: Path) -> None:
@@ -2513,6 +2669,9 @@ COPIES_OF_A_VIDEO = {
     "windows.wmv": ["-c:v", "wmv2", "-q:v", "5"],
     "flash.flv": ["-c:v", "flv", "-q:v", "5"],
     "camcorder.m2ts": ["-c:v", "libx264", "-crf", "24", "-f", "mpegts"],
+    "old.mpg": ["-c:v", "mpeg1video", "-q:v", "4", "-r", "25"],
+    "dvd.VOB": ["-c:v", "mpeg2video", "-q:v", "4", "-r", "25", "-f", "vob"],
+    "theora.ogv": ["-c:v", "libtheora", "-q:v", "8"],
     "phone.3gp": ["-vf", "scale=176:144,setsar=12/11", "-c:v", "h263", "-q:v", "3"],
     "ten_bits.mp4": ["-c:v", "libx265", "-crf", "24", "-pix_fmt", "yuv420p10le", "-x265-params", "log-level=error"],
     "full_range.mov": ["-c:v", "mjpeg", "-q:v", "3", "-pix_fmt", "yuvj420p"],
@@ -2609,6 +2768,7 @@ def test_frames_are_those_at_the_midpoints_of_eight_equal_parts(tmp_path: Path) 
         "one_keyframe.mp4": ["-c:v", "libx264", "-crf", "8", "-g", "1000"],
         "late_start.ts.mts": ["-c:v", "libx264", "-crf", "8", "-g", "1000", "-f", "mpegts", "-output_ts_offset", "99"],
         "b_frames.mkv": ["-c:v", "libx264", "-crf", "8", "-bf", "4"],
+        "few_keyframes.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-g", "60", "-r", "25"],
     }.items():
         path = clip(tmp_path / name, *encoding, frames=greys, rate=20)
         levels = np.frombuffer(base64.b64decode(video_fingerprint(path).signatures), np.uint8).reshape(8, -1)[:, 0]
@@ -4727,6 +4887,19 @@ def test_a_file_that_its_user_may_not_move_is_named(open_folder: Path) -> None:
 
 @ON_LINUX
 @AS_ROOT
+def test_a_library_that_takes_no_journal_is_said_to_deny_permission(open_folder: Path) -> None:
+    library = made_doubles(open_folder / "lib", "beach.jpg", "sub/IMG_1.jpg")
+    before = contents(library)
+    library.chmod(0o555)
+    status, _, err = main_as_nobody(library, "--exact", "--interactive", answers="k\n")
+    journal = library / "__databases" / "idem_journal.jsonl"
+    message = f"idem: cannot write the journal {journal}: Permission denied; no file is moved without it"
+    assert (status, err.splitlines()[-1]) == (2, message)
+    assert contents(library) == before
+
+
+@ON_LINUX
+@AS_ROOT
 def test_in_a_read_only_library_nothing_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = made_doubles(tmp_path / "lib", "beach.jpg", "IMG_1.jpg")
     before = contents(library)
@@ -6612,25 +6785,34 @@ def test_a_missing_package_is_named_with_its_command(
 
 
 @ON_LINUX
-def test_without_pillow_heif_heic_files_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        *(("a.heic", "pillow_heif"), ("a.HIF", "pillow_heif")),
+        pytest.param(
+            *("a.avif", "PIL.AvifImagePlugin"),
+            marks=pytest.mark.skipif("avif" not in FORMATS, reason="this Pillow writes no AVIF"),
+        ),
+    ],
+)
+def test_pictures_without_their_decoder_are_named_with_what_they_need(
+    tmp_path: Path, name: str, module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(photo(), tmp_path / "a.heic")
+    reason = {
+        "pillow_heif": "HEIC pictures need pillow-heif: python -m pip install pillow-heif",
+        "PIL.AvifImagePlugin": "AVIF pictures need a newer Pillow: python -m pip install -U Pillow",
+    }[module]
+    save(photo(), tmp_path / name)
     save(photo(), tmp_path / "b.jpg")
     save(photo(), tmp_path / "c.png")
     original = idem.can_import
-    monkeypatch.setattr(idem, "can_import", lambda module: module != "pillow_heif" and original(module))
+    monkeypatch.setattr(idem, "can_import", lambda wanted: wanted != module and original(wanted))
     idem.usable_formats.cache_clear()
     try:
         found = report(tmp_path, capsys=capsys)
     finally:
         idem.usable_formats.cache_clear()
-    assert found["unreadable"] == [
-        {
-            "path": str(tmp_path / "a.heic"),
-            "reason": "HEIC pictures need pillow-heif: python -m pip install pillow-heif",
-        }
-    ]
+    assert found["unreadable"] == [{"path": str(tmp_path / name), "reason": reason}]
     assert found["totals"]["groups"] == 1
 
 
