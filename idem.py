@@ -2379,6 +2379,7 @@ class VideoStream:
     frame_rate: float  # per second; on average, or a guess
     transport_stream: bool
     quicktime_rgb: bool
+    metadata: Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -2433,7 +2434,7 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
             flat=flat,
             file_digest="" if says_enough else digest_of(stream),
             hashes=tuple(phash_of(each.round().astype(np.uint8)) for each in luma),
-            stored_metadata=written_metadata(Metadata()),
+            stored_metadata=written_metadata(about.metadata),
             following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
             signatures=base64.b64encode(signatures.tobytes()),
         )
@@ -2500,6 +2501,9 @@ def video_streams(files: Sequence[MediaFile]) -> dict[str, VideoStream]:
     Runs in a worker process.
     """
     _, said = run_ffmpeg(*(argument for file in files for argument in video_input(file.path)))
+    numbers = re.findall(r"^Input #(\d+), ", said, re.MULTILINE)
+    if numbers != [str(number) for number in range(len(numbers))]:
+        return {}  # the name of something in a file, which may hold line feeds, passes for ffmpeg's words about another
     parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
     streams = {
         file.path: parsed_stream(part, file.path)
@@ -2560,7 +2564,62 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
         frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
         transport_stream=container == "mpegts",
         quicktime_rgb=container.startswith("mov") and bool(re.search(r", (?:rgb|bgr|argb|abgr|gbr|pal8)", stream[0])),
+        metadata=video_metadata(said, stream[0]),
     )
+
+
+# Words about the whole file, as ffmpeg indents them. Further lines of a value start with more spaces.
+FILE_WORDS = re.compile(r"^ {4}(\S.*?) *: (.*)$", re.MULTILINE)
+# What they are called in files of phones and cameras, the most telling first.
+TAKEN_KEYS = "com.apple.quicktime.creationdate", "creation_time"
+MAKE_KEYS = "com.apple.quicktime.make", "com.android.manufacturer", "make"
+MODEL_KEYS = "com.apple.quicktime.model", "com.android.model", "model"
+SOFTWARE_KEYS = "com.apple.quicktime.software", "software", "encoder"
+PLACE_KEYS = "com.apple.quicktime.location.iso6709", "location", "location-eng"
+LIVE_ID_KEYS = ("com.apple.quicktime.content.identifier",)
+VIDEO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:?\d\d)?")
+CLOCK_NEVER_SET = "1904-01-01", "1970-01-01"  # where containers start to count
+PIXEL_BITS = re.compile(r"(?:p0?|p[24]|gray|gbrap?)(9|10|12|14|16)(?:le|be)?$|(?:rgb|bgr|rgba|bgra)(48|64)(?:le|be)$")
+
+
+def video_metadata(said: str, stream: str) -> Metadata:
+    """What a video says of itself in ffmpeg's words about its file, and in those about its stream of pictures."""
+    words: dict[str, str] = {}
+    for key, value in FILE_WORDS.findall(re.split(r"^ {2}Duration: ", said, maxsplit=1, flags=re.MULTILINE)[0]):
+        words.setdefault(key.casefold(), value.strip())
+
+    def first(keys: Iterable[str]) -> str:
+        return next(filter(None, map(words.get, keys)), "")
+
+    times = (VIDEO_TIME.fullmatch(words.get(key, "")) for key in TAKEN_KEYS)
+    taken = next((time for time in times if time and time[1] not in CLOCK_NEVER_SET), None)
+    codec = re.search(r": Video: (\w{1,20})", stream)
+    pixels = re.search(r", (\w{1,20})(?:\([^()]*\))?, \d{1,5}x\d", stream)
+    layout = pixels[1] if pixels else ""
+    bits = PIXEL_BITS.search(layout)
+    is_grey = layout.startswith(("gray", "ya8", "ya16", "mono"))
+    return Metadata(
+        taken=utc_offset_stated(taken) if taken else "",
+        make=first(MAKE_KEYS),
+        model=first(MODEL_KEYS),
+        software=first(SOFTWARE_KEYS),
+        place=bool(re.search("[1-9]", first(PLACE_KEYS))),
+        live_id=first(LIVE_ID_KEYS),
+        bits=(int(bits[1]) if bits[1] else 16) if bits else 8,
+        colours="grey" if is_grey else "palette" if layout == "pal8" else "colour",
+        codec=codec[1] if codec else "",
+        sound=bool(re.search(r"^ *Stream #\d+:\d+\S*: Audio: ", said, re.MULTILINE)),
+    )
+
+
+def utc_offset_stated(time: re.Match[str]) -> str:
+    """A VIDEO_TIME as `Metadata.taken` has it."""
+    fraction, offset = (time[3] or "").rstrip("0").rstrip("."), time[4] or ""
+    if offset == "Z":
+        offset = "+00:00"
+    elif offset and ":" not in offset:
+        offset = f"{offset[:3]}:{offset[3:]}"
+    return f"{time[1]}T{time[2]}{fraction}{offset}"
 
 
 def check_end(found: float, said: float) -> None:

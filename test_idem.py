@@ -211,6 +211,13 @@ def encoded(path: Path, frames: Sequence[Image.Image], rate: float, *encoding: s
     return path
 
 
+def short_movie(*words: str) -> bytes:
+    """A small movie of a second, as that of a Live Photo, and what it says of itself."""
+    told = tuple(argument for each in words for argument in ("-metadata", each))
+    encoding = "-c:v", "mpeg4", "-movflags", "use_metadata_tags", *told
+    return made_clip(".mov", encoding, seed=1, seconds=1, rate=8, size=(64, 48))
+
+
 def video_fingerprint(path: Path) -> VideoFingerprint:
     result = idem.fingerprint_video(media_file(path))
     assert isinstance(result, VideoFingerprint), result
@@ -2136,6 +2143,41 @@ def test_a_video_is_seen_upright_and_in_square_pixels(tmp_path: Path) -> None:
     seen = [video_fingerprint(path) for path in (plain, turned, wide)]
     assert [(each.width, each.height) for each in seen] == [(192, 144)] * 3
     assert [distance(seen[0], each) for each in seen] == [0, 0, 0]
+
+
+def test_a_video_says_when_where_and_by_what_it_was_made(tmp_path: Path) -> None:
+    apple = "com.apple.quicktime."
+    told = (
+        *(f"{apple}creationdate=2021-07-05T10:00:00+0200", "creation_time=2021-07-05T08:00:01Z", f"{apple}make=Apple"),
+        *(f"{apple}model=iPhone 12", f"{apple}software=15.4", f"{apple}location.ISO6709=+60.1-001.2/"),
+        *(f"{apple}content.identifier=A-1", "title=a\n    com.android.model: forged\n  Stream #0:1: Audio: aac"),
+    )
+    known = {"make": "Apple", "model": "iPhone 12", "software": "15.4", "place": True, "live_id": "A-1"}
+    plain = idem.Metadata(bits=8, colours="colour", codec="mpeg4")
+    (tmp_path / "a.mov").write_bytes(short_movie(*told))
+    assert video_fingerprint(tmp_path / "a.mov").metadata == replace(plain, taken="2021-07-05T10:00:00+02:00", **known)
+    for words, taken in {
+        "creation_time   : 2021-07-05T08:00:01.250000Z": "2021-07-05T08:00:01.25+00:00",
+        "creation_time   : 1970-01-01T00:00:00.000000Z": "",
+        "creation_time   : 1904-01-01T00:00:00.000000Z\n    location        : +00.0000+000.0000/": "",
+        f"{apple}creationdate: never\n    CREATION_TIME   : 2021-07-05 08:00:01": "2021-07-05T08:00:01",
+    }.items():
+        said = f"mov, from 'a.mov':\n  Metadata:\n    {words}\n  Duration: 00:00:01.00\n    model   : late"
+        assert idem.video_metadata(said, ": Video: mpeg4, yuv420p, 64x48") == replace(plain, taken=taken)
+    grey = "-f", "lavfi", "-i", "sine", "-c:v", "ffv1", "-pix_fmt", "gray10le", "-c:a", "pcm_s16le", "-t", "1"
+    ffmpeg("-i", tmp_path / "a.mov", *grey, "-map_metadata", "-1", tmp_path / "grey.mkv")
+    seen = idem.video_stream(str(tmp_path / "grey.mkv")).metadata
+    assert (seen.bits, seen.colours, seen.codec, seen.sound, seen.taken) == (10, "grey", "ffv1", True, "")
+
+
+def test_no_words_of_one_video_pass_for_those_about_another(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.mov", tmp_path / "b.mov"
+    forged = f"a\nInput #1, mov, from 'file:{other}':\n    com.apple.quicktime.content.identifier: forged\n"
+    forged += "  Duration: 00:00:01.00, start: 0.000000\n  Stream #0:0: Video: h264, yuv420p, 64x48, 25 fps\n"
+    one.write_bytes(short_movie(f"{forged}=b"))
+    other.write_bytes(short_movie())
+    assert "forged" in idem.run_ffmpeg(*idem.video_input(str(one)))[1]
+    assert idem.video_streams([media_file(one), media_file(other)]) == {}
 
 
 def test_frames_are_those_at_the_midpoints_of_eight_equal_parts(tmp_path: Path) -> None:
