@@ -3827,8 +3827,9 @@ def companions_of(photo: str, listings: Listings, movies: Mapping[Identity, bool
     others = set(listing.by_stem.get(stem, ())) - {name, *found, *listing.with_stem(stem, SIDECARS)}
 
     for key in (takeout_name(name), folded(name)):
-        if len(listing.sharing.get(key, ())) <= 1 and (folded(suffix_of(name)) in key or not others):
-            for other, tail in listing.jsons.get(key, ()):
+        jsons = listing.jsons.get(key, ())
+        if jsons and len(listing.sharing[key]) <= 1 and (folded(suffix_of(name)) in key or not others):
+            for other, tail in jsons:
                 note(other, ".json", tail, long=True)
     for other in listing.with_stem(folded(name), SIDECARS - {".json"}):
         note(other, suffix_of(other).lower(), suffix_of(other), long=True)

@@ -4314,6 +4314,8 @@ def test_a_companion_in_any_spelling_takes_the_new_name_of_its_photo(
     assert written(library) == {f"B/sea{suffix}": "photo", f"B/{renamed}": "movie"}
     assert acted(library, decision_of(library, f"B/sea{suffix}", target=f"C/{photo}")).refused == ()
     assert len(list((library / "C").iterdir())) == 2
+    assert main([str(library), "--undo"]) == 0
+    assert written(library) == {f"B/sea{suffix}": "photo", f"B/{renamed}": "movie"}
 
 
 def test_a_json_whose_name_was_cut_so_that_two_photos_share_it_stays(tmp_path: Path) -> None:
