@@ -2152,7 +2152,7 @@ def test_a_video_says_when_where_and_by_what_it_was_made(tmp_path: Path) -> None
         *(f"{apple}model=iPhone 12", f"{apple}software=15.4", f"{apple}location.ISO6709=+60.1-001.2/"),
         *(f"{apple}content.identifier=A-1", "title=a\n    com.android.model: forged\n  Stream #0:1: Audio: aac"),
     )
-    known = {"make": "Apple", "model": "iPhone 12", "software": "15.4", "place": True, "live_id": "A-1"}
+    known: dict[str, Any] = {"make": "Apple", "model": "iPhone 12", "software": "15.4", "place": True, "live_id": "A-1"}
     plain = idem.Metadata(bits=8, colours="colour", codec="mpeg4")
     (tmp_path / "a.mov").write_bytes(short_movie(*told))
     assert video_fingerprint(tmp_path / "a.mov").metadata == replace(plain, taken="2021-07-05T10:00:00+02:00", **known)
@@ -4331,9 +4331,14 @@ def test_companions_are_told_without_a_move_and_with_one_listing_of_a_folder(
 ) -> None:
     library = made(tmp_path, {"IMG_1.jpg": "photo", "IMG_1.xmp": "1", "IMG_2.jpg": "photo", "IMG_2.xmp": "2"})
     made(library, {"IMG_1.jpg.json": "same", "IMG_2.jpg.json": "same", "IMG_3.CR3": "raw"})
-    listings, listed = idem.Listings(), []
-    original = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or original(folder))
+    listings, original = idem.Listings(), os.listdir
+    listed: list[str] = []
+
+    def noted(folder: str) -> list[str]:
+        listed.append(folder)
+        return original(folder)
+
+    monkeypatch.setattr(os, "listdir", noted)
     one, two, three = (str(library / f"IMG_{number}.jpg") for number in (1, 2, 3))
     along, adopted = idem.parted_companions(one, two, listings, {})
     assert [(Path(each.file.path).name, each.differs) for each in along] == [
@@ -4367,7 +4372,7 @@ def test_companions_are_told_without_a_move_and_with_one_listing_of_a_folder(
     ],
 )
 def test_a_film_is_a_live_photos_if_it_says_so_or_is_short_and_of_that_moment(
-    seconds: float, film: dict[str, Any], photo: dict[str, Any], expected: bool
+    seconds: int, film: dict[str, Any], photo: dict[str, Any], expected: bool
 ) -> None:
     about = idem.Film(1000 * seconds, idem.written_metadata(idem.Metadata(**film)))
     assert idem.is_movie_of(about, idem.Metadata(**photo)) == expected
