@@ -344,6 +344,16 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path)[1]
 
 
+def stem_of(path: str) -> str:
+    """The file's name without its suffix."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def folded(name: str) -> str:
+    """The name as the least exact file system compares it: whatever its capitals and the form of its accents."""
+    return (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
+
+
 def is_inside(path: str, root: str) -> bool:
     """Whether the path lies below the root; both absolute and normalised."""
     return path.startswith(root if root.endswith(os.sep) else root + os.sep)
@@ -2837,17 +2847,18 @@ class VideoFingerprint:
     version: ClassVar[int] = FINGERPRINT_VERSION
 
 
+DURATION = Column(
+    "duration",
+    r"[0-9]{1,8}\.[0-9]{3}",
+    lambda text: int(text.replace(b".", b"")),
+    lambda ms: f"{ms / 1000:.3f}",
+    "milliseconds",
+)
 VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
     "videos_perceptual_hash_db.csv",
     (
         *(PATH, SIZE, MTIME),
-        Column(
-            "duration",
-            r"[0-9]{1,8}\.[0-9]{3}",
-            lambda text: int(text.replace(b".", b"")),
-            lambda ms: f"{ms / 1000:.3f}",
-            "milliseconds",
-        ),
+        DURATION,
         Column(
             "vhash",
             "[0-9a-f]{%d}" % (16 * FRAMES),
@@ -2898,6 +2909,7 @@ class VideoStream:
     frame_rate: float  # per second; on average, or a guess
     container: str  # as ffmpeg calls it
     quicktime_rgb: bool
+    metadata: Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -2954,7 +2966,7 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
             flat=flat,
             file_digest="" if says_enough else digest_of(stream),
             hashes=tuple(phash_of(each.round().astype(np.uint8)) for each in luma),
-            stored_metadata=written_metadata(Metadata()),
+            stored_metadata=written_metadata(about.metadata),
             following=base64.b64encode(np.array([following(each) for each in small]).tobytes()),
             signatures=base64.b64encode(signatures.tobytes()),
         )
@@ -3021,6 +3033,9 @@ def video_streams(files: Sequence[MediaFile]) -> dict[str, VideoStream]:
     Runs in a worker process.
     """
     _, said = run_ffmpeg(*(argument for file in files for argument in video_input(file.path)))
+    numbers = re.findall(r"^Input #(\d+), ", said, re.MULTILINE)
+    if numbers != [str(number) for number in range(len(numbers))]:
+        return {}  # the name of something in a file, which may hold line feeds, passes for ffmpeg's words about another
     parts = re.split(r"^Input #\d+, ", said, flags=re.MULTILINE)[1:]
     streams = {
         file.path: parsed_stream(part, file.path)
@@ -3028,6 +3043,14 @@ def video_streams(files: Sequence[MediaFile]) -> dict[str, VideoStream]:
         if part.partition(" from '")[2].startswith(f"{spoken(file.path)}':")
     }
     return {path: stream for path, stream in streams.items() if stream is not None}
+
+
+PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
+
+
+def for_one_ffmpeg(items: Sequence[T]) -> list[Sequence[T]]:
+    """The items, as many together as one ffmpeg is asked about."""
+    return [items[start : start + PROBED_AT_ONCE] for start in range(0, len(items), PROBED_AT_ONCE)]
 
 
 def video_stream(path: str) -> VideoStream:
@@ -3081,7 +3104,62 @@ def parsed_stream(said: str, path: str) -> VideoStream | None:
         frame_rate=float(rate[1]) if rate and float(rate[1]) > 0 else 25.0,
         container=container,
         quicktime_rgb=container.startswith("mov") and bool(re.search(r", (?:rgb|bgr|argb|abgr|gbr|pal8)", stream[0])),
+        metadata=video_metadata(said, stream[0]),
     )
+
+
+# Words about the whole file, as ffmpeg indents them. Further lines of a value start with more spaces.
+FILE_WORDS = re.compile(r"^ {4}(\S.*?) *: (.*)$", re.MULTILINE)
+# What they are called in files of phones and cameras, the most telling first.
+TAKEN_KEYS = "com.apple.quicktime.creationdate", "creation_time"
+MAKE_KEYS = "com.apple.quicktime.make", "com.android.manufacturer", "make"
+MODEL_KEYS = "com.apple.quicktime.model", "com.android.model", "model"
+SOFTWARE_KEYS = "com.apple.quicktime.software", "software", "encoder"
+PLACE_KEYS = "com.apple.quicktime.location.iso6709", "location", "location-eng"
+LIVE_ID_KEYS = ("com.apple.quicktime.content.identifier",)
+VIDEO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:?\d\d)?")
+CLOCK_NEVER_SET = "1904-01-01", "1970-01-01"  # where containers start to count
+PIXEL_BITS = re.compile(r"(?:p0?|p[24]|gray|gbrap?)(9|10|12|14|16)(?:le|be)?$|(?:rgb|bgr|rgba|bgra)(48|64)(?:le|be)$")
+
+
+def video_metadata(said: str, stream: str) -> Metadata:
+    """What a video says of itself in ffmpeg's words about its file, and in those about its stream of pictures."""
+    words: dict[str, str] = {}
+    for key, value in FILE_WORDS.findall(re.split(r"^ {2}Duration: ", said, maxsplit=1, flags=re.MULTILINE)[0]):
+        words.setdefault(key.casefold(), value.strip())
+
+    def first(keys: Iterable[str]) -> str:
+        return next(filter(None, map(words.get, keys)), "")
+
+    times = (VIDEO_TIME.fullmatch(words.get(key, "")) for key in TAKEN_KEYS)
+    taken = next((time for time in times if time and time[1] not in CLOCK_NEVER_SET), None)
+    codec = re.search(r": Video: (\w{1,20})", stream)
+    pixels = re.search(r", (\w{1,20})(?:\([^()]*\))?, \d{1,5}x\d", stream)
+    layout = pixels[1] if pixels else ""
+    bits = PIXEL_BITS.search(layout)
+    is_grey = layout.startswith(("gray", "ya8", "ya16", "mono"))
+    return Metadata(
+        taken=utc_offset_stated(taken) if taken else "",
+        make=first(MAKE_KEYS),
+        model=first(MODEL_KEYS),
+        software=first(SOFTWARE_KEYS),
+        place=bool(re.search("[1-9]", first(PLACE_KEYS))),
+        live_id=first(LIVE_ID_KEYS),
+        bits=(int(bits[1]) if bits[1] else 16) if bits else 8,
+        colours="grey" if is_grey else "palette" if layout == "pal8" else "colour",
+        codec=codec[1] if codec else "",
+        sound=bool(re.search(r"^ *Stream #\d+:\d+\S*: Audio: ", said, re.MULTILINE)),
+    )
+
+
+def utc_offset_stated(time: re.Match[str]) -> str:
+    """A VIDEO_TIME as `Metadata.taken` has it."""
+    fraction, offset = (time[3] or "").rstrip("0").rstrip("."), time[4] or ""
+    if offset == "Z":
+        offset = "+00:00"
+    elif offset and ":" not in offset:
+        offset = f"{offset[:3]}:{offset[3:]}"
+    return f"{time[1]}T{time[2]}{fraction}{offset}"
 
 
 def check_end(found: float, said: float) -> None:
@@ -4229,6 +4307,398 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+#  Companions: the files that are nothing without the photo beside them, found by their names
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+SIDECARS = frozenset({".xmp", ".aae", ".json", ".thm", ".dop", ".pp3", ".on1", ".cos"})  # edits and metadata
+LIVE_PHOTOS = frozenset({".heic", ".heif", ".hif", ".jpg", ".jpeg"})
+MOTION_PHOTOS = frozenset({".mp", ".mv"})  # Pixel's movie `PXL_1.MP` is called as its photo `PXL_1.MP.jpg` begins
+LIVE_VIDEOS = frozenset({".mov", ".mp4"}) | MOTION_PHOTOS
+COMPANION_SUFFIXES = SIDECARS | LIVE_VIDEOS
+RAW_SUFFIXES = frozenset(
+    """
+    .3fr .ari .arw .bay .braw .cap .cr2 .cr3 .crw .dcr .dng .eip .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw
+    .orf .ori .pef .ptx .r3d .raf .raw .rw2 .rwl .sr2 .srf .srw .x3f
+    """.split()  # noqa: SIM905 (a list would take as many lines as there are suffixes)
+)
+RAW, MOVIE = "RAW", "movie"  # kinds of what hangs on a photo; those of sidecars are their suffixes
+MOVIE_MARKS = "_hevc", "_heic"  # after the stem, where icloudpd keeps `IMG_1.MOV` for another file
+AAE_MARKS = "_o", "_e"  # idem's own spelling of iPhone's `IMG_O1.AAE` and `IMG_E1.AAE`, for photos of any name
+IPHONE_NAME = re.compile(r"(img_)(\d+)")
+
+# Takeout calls the JSON of `IMG_1(1).jpg` `IMG_1.jpg.supplemental-metadata(1).json`, or `IMG_1.jpg(1).json`. All but
+# the counter and `.json` is cut, and an edit shares the JSON of its original.
+SUPPLEMENT = ".supplemental-metadata"
+TAKEOUT_CUT = 46  # code units of UTF-16
+TAKEOUT_EDIT = re.compile(
+    "-(?:edited|effects|smile|mix|bearbeitet|bewerkt|edytowane|modificato|modifié|ha editado|editado|editat|編集済み)$"
+)
+COUNTED = re.compile(r"(.*?)(\(\d+\))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A file that is nothing without the photo beside it: `IMG_1.xmp`, `IMG_1.jpg.xmp`, the movie of a Live Photo."""
+
+    file: MediaFile
+    photo: str  # the name of its photo
+    kind: str  # MOVIE, or what its name ends with in small letters: `.xmp`
+    tail: str  # what follows the name or stem of another photo that it moves to: `.xmp`, `_HEVC.MOV`
+    long: bool  # it is called after the whole name of its photo, not after the stem
+    differs: bool = False  # it goes to the trash, and what the kept file has of its kind is not the same
+
+    def beside(self, photo: str) -> str:
+        """Its path as the companion of this photo."""
+        folder, name = os.path.split(photo)
+        if name == self.photo:
+            return os.path.join(folder, os.path.basename(self.file.path))
+        return (photo if self.long else os.path.splitext(photo)[0]) + self.tail
+
+
+class Listing:
+    """The names in a folder, by what companions are found by; all keys are folded."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.by_stem: dict[str, list[str]] = defaultdict(list)
+        self.jsons: dict[str, list[tuple[str, str]]] = defaultdict(list)  # with their tails, by `takeout_name`
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            self.by_stem[folded(stem)].append(name)
+            if suffix.lower() == ".json":
+                head, counter = split_counter(unicodedata.normalize("NFC", stem))
+                self.jsons[folded(head + counter)].append((name, suffix))
+                photo, dot, supplement = head.rpartition(".")
+                if dot and SUPPLEMENT.startswith(dot + supplement):
+                    self.jsons[folded(photo + counter)].append((name, dot + supplement + suffix))
+
+    @functools.cached_property
+    def sharing(self) -> dict[str, set[str]]:
+        """The stems of the photos and videos that Takeout's JSON of a name belongs to, by `takeout_name`."""
+        sharing: dict[str, set[str]] = defaultdict(set)
+        for stem, names in self.by_stem.items():
+            for name in names:
+                if suffix_of(name).lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+                    sharing[takeout_name(name)].add(stem)
+        return sharing
+
+    def called(self, name: str) -> list[str]:
+        """The files of this name, whatever its capitals and accents."""
+        name = folded(name)
+        return [each for each in self.by_stem.get(os.path.splitext(name)[0], ()) if folded(each) == name]
+
+    def with_stem(self, stem: str, suffixes: Container[str]) -> list[str]:
+        """The files of this folded stem that have one of the suffixes."""
+        return [each for each in self.by_stem.get(stem, ()) if suffix_of(each).lower() in suffixes]
+
+
+class Listings(dict[str, Listing]):
+    """Folders, each listed when it is first asked about. OSError when that fails."""
+
+    def __missing__(self, folder: str) -> Listing:
+        self[folder] = Listing(os.listdir(folder))
+        return self[folder]
+
+
+def split_counter(stem: str) -> tuple[str, str]:
+    """`IMG_1` and `(1)` of `IMG_1(1)`."""
+    match = COUNTED.fullmatch(stem)
+    assert match
+    return match[1], match[2] or ""
+
+
+def takeout_name(name: str) -> str:
+    """What Takeout calls the JSON of a photo, folded, without `.supplemental-metadata` and `.json`."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    stem, counter = split_counter(stem)
+    stem, inner = split_counter(TAKEOUT_EDIT.sub("", stem))
+    units = (stem + suffix).encode("utf-16-le", "surrogatepass")[: 2 * TAKEOUT_CUT]
+    return folded(units.decode("utf-16-le", "ignore") + (counter or inner))
+
+
+def has_raw(photo: str, listings: Listings) -> bool:
+    """Whether a RAW file of its stem is beside the photo."""
+    return bool(listings[os.path.dirname(photo)].with_stem(folded(stem_of(photo)), RAW_SUFFIXES))
+
+
+def companions_of(photo: str, listings: Listings, movies: Mapping[Identity, bool]) -> tuple[list[Companion], bool]:
+    """The companions that are surely this photo's own, and whether another file beside it has its stem.
+
+    `IMG_1.xmp` belongs to all files called `IMG_1`, so it is surely a photo's own only if there is no other; the movie
+    of a Live Photo does not count as one. `IMG_1.jpg.xmp` is that of `IMG_1.jpg` alone, if that is there. A film is a
+    companion only if `live_movies` has found that it is the movie of its photo. OSError when the folder cannot be read.
+    """
+    folder, name = os.path.split(photo)
+    listing, stem = listings[folder], folded(stem_of(name))
+    if len(listing.called(name)) > 1:  # nobody can tell whose they are
+        return [], True
+    found: dict[str, Companion] = {}
+
+    def note(other: str, kind: str, tail: str, long: bool = False) -> None:
+        with suppress(OSError, ValueError):  # it is a link or a folder, or has gone
+            file = as_it_is(os.path.join(folder, other))
+            if other not in found and (kind != MOVIE or movies.get(identity(file))):
+                found[other] = Companion(file, name, kind, tail, long)
+
+    for other, tail in films_beside(name, listing):
+        note(other, MOVIE, tail, long=folded(stem_of(other)) == folded(name))
+    others = set(listing.by_stem.get(stem, ())) - {name, *found, *listing.with_stem(stem, SIDECARS)}
+
+    for key in (takeout_name(name), folded(name)):
+        jsons = listing.jsons.get(key, ())
+        if jsons and len(listing.sharing[key]) <= 1 and (folded(suffix_of(name)) in key or not others):
+            for other, tail in jsons:
+                note(other, ".json", tail, long=True)
+    for other in listing.with_stem(folded(name), SIDECARS - {".json"}):
+        note(other, suffix_of(other).lower(), suffix_of(other), long=True)
+    if not others and not listing.called(stem):  # `IMG_1.jpg.xmp` is none of `IMG_1.jpg.png` beside `IMG_1.jpg`
+        for other in listing.with_stem(stem, SIDECARS):
+            note(other, suffix_of(other).lower(), suffix_of(other))
+        for other, mark in aaes_beside(stem, listing):
+            note(other, mark + ".aae", mark.upper() + suffix_of(other))
+    return [each for each in found.values() if each.long or not others], bool(others)
+
+
+def films_beside(photo: str, listing: Listing) -> list[tuple[str, str]]:
+    """What may be the movie of this photo, by its name, each with what follows the name of the photo or its stem."""
+    stem = folded(stem_of(photo))
+    if suffix_of(photo).lower() not in LIVE_PHOTOS:
+        return []
+    found = [(each, suffix_of(each)) for each in listing.with_stem(stem, LIVE_VIDEOS)]
+    found += [(each, suffix_of(each)) for each in listing.with_stem(folded(photo), LIVE_VIDEOS)]
+    found += [(each, suffix_of(each)) for each in listing.called(stem) if os.path.splitext(stem)[1] in MOTION_PHOTOS]
+    for mark in MOVIE_MARKS:
+        marked = listing.with_stem(stem + mark, LIVE_VIDEOS)
+        found += [(each, stem_of(each)[-len(mark) :] + suffix_of(each)) for each in marked]
+    return found
+
+
+def photos_beside(film: str, listing: Listing) -> list[str]:
+    """The photos whose movie this film may be, by its name."""
+    if suffix_of(film).lower() not in LIVE_VIDEOS:
+        return []
+    stem = folded(stem_of(film))
+    stems = [stem, folded(film), os.path.splitext(stem)[0], *(stem.removesuffix(mark) for mark in MOVIE_MARKS)]
+    photos = {each for one in stems for each in listing.with_stem(one, LIVE_PHOTOS)}
+    return sorted(photo for photo in photos if any(each == film for each, _ in films_beside(photo, listing)))
+
+
+def aaes_beside(stem: str, listing: Listing) -> list[tuple[str, str]]:
+    """The AAE files of a photo of this folded stem beside the one that has its stem, each with its mark."""
+    found = [(each, mark) for mark in AAE_MARKS for each in listing.with_stem(stem + mark, {".aae"})]
+    if iphone := IPHONE_NAME.fullmatch(stem):
+        for mark in AAE_MARKS:
+            spelling = f"{iphone[1]}{mark[1:]}{iphone[2]}"
+            if not listing.with_stem(spelling, IMAGE_SUFFIXES):  # else it is that of the edit
+                found += [(each, mark) for each in listing.with_stem(spelling, {".aae"})]
+    return found
+
+
+def parted_companions(
+    photo: str, keeper: str, listings: Listings, movies: Mapping[Identity, bool]
+) -> tuple[list[Companion], list[tuple[MediaFile, str]]]:
+    """The companions that go to the trash with a photo, and those that move to its keeper, with their new paths.
+
+    A sidecar goes along if the keeper has one of its kind, else it moves. A movie goes along only if the keeper has the
+    same one; it moves if the keeper has none, and otherwise stays, with all that is called after its stem. ValueError
+    when two would get one name.
+    """
+    found, _ = companions_of(photo, listings, movies)
+    own, shared = companions_of(keeper, listings, movies)
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for each in own:
+        kinds[each.kind].append(each.file.path)
+    takes_movie = suffix_of(keeper).lower() in LIVE_PHOTOS and not shared  # else it would not be the keeper's there
+    along: list[Companion] = []
+    adopted: list[Companion] = []
+    stays = False
+    for each in found:
+        is_known = any(is_same_content(each.file.path, other) for other in kinds[each.kind])
+        if each.kind == MOVIE and (not takes_movie or (kinds[MOVIE] and not is_known)):
+            stays = True
+        elif kinds[each.kind]:
+            along.append(replace(each, differs=not is_known))
+        else:
+            adopted.append(each)
+    if stays:
+        along, adopted = ([each for each in some if each.long and each.kind != MOVIE] for some in (along, adopted))
+    # Called after the whole name, it cannot be taken for that of the RAW file of this stem.
+    targets = {each.file: keeper + each.tail if shared and not each.long else each.beside(keeper) for each in adopted}
+    if len(set(targets.values())) < len(targets):
+        names = " and ".join(printable(os.path.basename(each.path)) for each in targets)
+        raise ValueError(f"its companions {names} cannot both go to the kept file")
+    return along, list(targets.items())
+
+
+def hanging_on(groups: Iterable[AnyGroup], movies: Mapping[Identity, bool]) -> dict[str, dict[str, str]]:
+    """By path of a file in these groups, what hangs on it: kinds of companions, each with what tells two apart."""
+    listings = Listings()
+    found: dict[str, dict[str, str]] = {}
+    for path in (each.file.path for group in groups if group.kind == "image" for each in group.replicas):
+        with suppress(OSError):  # it has gone meanwhile, or cannot be read: then nothing moves
+            own = {each.kind: content_of(each) for each in companions_of(path, listings, movies)[0]}
+            own |= {RAW: ""} if has_raw(path, listings) else {}
+            found |= {path: own} if own else {}
+    return found
+
+
+def content_of(companion: Companion) -> str:
+    """What tells a companion from another of its kind; of movies, which are long, their size."""
+    if companion.kind == MOVIE:
+        return str(companion.file.size)
+    with open(companion.file.path, "rb") as stream:
+        return digest_of(stream)
+
+
+# ── which film is the movie of a Live Photo ──
+
+LONGEST_LIVE_PHOTO = 6.0  # s; iPhones record three
+LIVE_PHOTO_CLOCK = 3.0  # s between the start of the movie and the moment of its photo
+QUARTER = 15 * 60  # s; all time zones are so many of them apart,
+TIME_ZONES = 26 * 3600  # s, at most
+Identity = tuple[int, int, int, int]  # of a file: what moving it does not change
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """What a video file says of itself."""
+
+    milliseconds: int  # 0 where it does not say
+    stored_metadata: bytes
+
+
+FILM_CACHE: CacheFormat[Film] = CacheFormat(
+    "films_beside_photos_db.csv", (PATH, SIZE, MTIME, CTIME, DURATION, METADATA), Film
+)
+
+
+def identity(file: MediaFile) -> Identity:
+    """What tells that a file is still the same one, wherever it has been moved."""
+    return file.device, file.inode, file.size, file.mtime_ns
+
+
+def is_movie_of(film: Film, photo: Metadata) -> bool:
+    """Whether a film that is called like a photo is the movie of that Live Photo.
+
+    It is if both state the same content identifier. Unless both state one, it also is if it is at most
+    LONGEST_LIVE_PHOTO long and no times of capture that both state contradict it. These may be in two time zones.
+    """
+    about = read_metadata(film.stored_metadata)
+    if about.live_id and photo.live_id:
+        return about.live_id == photo.live_id
+    return 0 < film.milliseconds <= 1000 * LONGEST_LIVE_PHOTO and not is_another_moment(about.taken, photo.taken)
+
+
+def is_another_moment(one: str, other: str) -> bool:
+    """Whether two `Metadata.taken` cannot be the times of one Live Photo; False where one is not stated, or no time."""
+    try:
+        first, second = (datetime.fromisoformat(each[:19]) for each in (one, other))
+    except ValueError:
+        return False
+    apart = abs((first - second).total_seconds())
+    return apart > TIME_ZONES or abs(apart - QUARTER * round(apart / QUARTER)) > LIVE_PHOTO_CLOCK
+
+
+def film_of(file: MediaFile, about: VideoStream) -> Film:
+    """What is kept of ffmpeg's words about a file."""
+    return Film(round(1000 * (about.seconds or 0)), written_metadata(about.metadata))
+
+
+@problem_if_unreadable
+def read_film(file: MediaFile) -> Film:
+    """What ffmpeg says of the file. Runs in a worker process."""
+    with opened_unchanged(file):
+        return film_of(file, video_stream(file.path))
+
+
+def films_of(files: Sequence[MediaFile], root: str, folder: str, pool: Pool) -> dict[str, Film]:
+    """What is known of these files, by path, from the cache in this folder or else from ffmpeg, many at once.
+
+    One that ffmpeg cannot read is missing; so are all that are not in the cache where there is no ffmpeg.
+    """
+    with closing(FingerprintCache(FILM_CACHE, folder, Scan(root, tuple(files), (), ()))) as cache:
+        films = {file.path: film for file in files if (film := cache.lookup(file))}
+        new = {file.path: file for file in files if file.path not in films} if ffmpeg_path() else {}
+
+        def take(file: MediaFile, film: Film | Problem) -> None:
+            if isinstance(film, Film):
+                films[file.path] = film
+                cache.store(file, film)
+
+        plain = [file for file in new.values() if printable(file.path) == file.path]  # see `video_streams`
+        for _, future in pool.map(video_streams, for_one_ffmpeg(plain), again=False):
+            for path, about in ({} if future.exception() else future.result()).items():
+                take(new[path], film_of(new[path], about))
+        compute(pool, Work(read_film, "film"), [file for path, file in new.items() if path not in films], take)
+    return films
+
+
+def live_movies(groups: Iterable[AnyGroup], root: str, folder: str, pool: Pool) -> dict[Identity, bool]:
+    """Of every film that is called like a photo beside it, one of them in a group: whether it is that photo's movie.
+
+    One that cannot be asked is missing: see `held_for_movies`. What is found out is cached in the folder.
+    """
+    replicas = {each.file.path: each for group in groups for each in group.replicas}
+    listings = Listings()
+    beside: dict[str, set[str]] = defaultdict(set)  # the photos that a film may be the movie of
+    for path in replicas:
+        parent, name = os.path.split(path)
+        with suppress(OSError):  # a folder that cannot be listed is one in which nothing can move
+            for film, _ in films_beside(name, listings[parent]):
+                beside[os.path.join(parent, film)].add(path)
+            for photo in photos_beside(name, listings[parent]):
+                beside[path].add(os.path.join(parent, photo))
+    files = []
+    for path in sorted(beside):
+        with suppress(OSError, ValueError):  # it has gone, or is a link or a folder
+            files.append(as_it_is(path))
+    films = films_of(files, root, folder, pool) if files else {}
+    if unknown := len(files) - len(films):
+        why = "ffmpeg cannot read it" if ffmpeg_path() else "that needs ffmpeg: python -m pip install imageio-ffmpeg"
+        say(f"{plural(unknown, 'film')} may be the movie of a Live Photo, so both stay as they are: {why}")
+
+    def metadata_of(photo: str) -> Metadata:
+        fingerprint = replicas[photo].fingerprint if photo in replicas else None
+        return fingerprint.metadata if isinstance(fingerprint, ImageFingerprint) else Metadata()
+
+    return {
+        identity(file): any(is_movie_of(films[file.path], metadata_of(photo)) for photo in beside[file.path])
+        for file in files
+        if file.path in films
+    }
+
+
+def held_for_movies(groups: Iterable[AnyGroup], movies: Mapping[Identity, bool]) -> frozenset[str]:
+    """The paths of groups that neither go to the trash nor get another name for themselves, lest a pair be split.
+
+    These are films that are, or may be, the movie of a photo beside them: they go where that goes. And photos whose
+    movie would not come along: nobody can tell whose it is, or whether it is one.
+    """
+    held: set[str] = set()
+    listings = Listings()
+    for group in groups:
+        for file in (each.file for each in group.replicas):
+            folder, name = os.path.split(file.path)
+            with suppress(OSError):
+                is_film = movies.get(identity(file)) is not False and photos_beside(name, listings[folder])
+                films = films_beside(name, listings[folder])
+                is_split = bool(films) and companions_of(file.path, listings, movies)[1]
+                if is_film or is_split or unasked_films(file.path, listings, movies):
+                    held.add(file.path)
+    return frozenset(held)
+
+
+def unasked_films(photo: str, listings: Listings, movies: Mapping[Identity, bool]) -> list[str]:
+    """The films that may be the movie of a photo, by name, and of which nobody knows, or that have changed since."""
+    folder, name = os.path.split(photo)
+    unasked = []
+    for film, _ in films_beside(name, listings[folder]):
+        with suppress(OSError, ValueError):  # it is a link or a folder, or has gone
+            if identity(as_it_is(os.path.join(folder, film))) not in movies:
+                unasked.append(film)
+    return unasked
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Names: what names and folders tell a person. Pure
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
@@ -4524,11 +4994,6 @@ def best_name(paths: Sequence[str], scoring: Scoring) -> int:
     return names.index(plain) if plain in names else 0
 
 
-def stem_of(path: str) -> str:
-    """The file's name without its suffix."""
-    return os.path.splitext(os.path.basename(path))[0]
-
-
 def without_copy_mark(stem: str, names: Collection[str]) -> str:
     """The name, without accents, that a copy mark was added to; all of it if there is no mark.
 
@@ -4638,9 +5103,7 @@ class Scoring:
     preferred: tuple[str, ...] = ()  # folders whose copies win where nothing else tells two apart
     protected: tuple[str, ...] = ()  # folders in which nothing is moved
     held: frozenset[str] = frozenset()  # files that neither move nor go on their own: the movies of Live Photos
-    hanging: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # by path: kinds of companions, their digests
+    hanging: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # see `hanging_on`
     links: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by path: the links that lead to a file
 
     def is_held(self, path: str) -> bool:
@@ -4695,7 +5158,6 @@ def more_of(one: Standing, other: Standing, kinds: Mapping[str, Callable[[Standi
     return f"has the {listed(has)}" if has else ""
 
 
-RAW, MOVIE = "RAW", "movie"  # kinds of what hangs on a photo; those of sidecars are their suffixes
 SAME_PIXELS = 0.99  # of the pixels; a rotation loses as many at its borders
 PROVENANCE: dict[str, Callable[[Standing], Any]] = {
     "capture time": lambda each: each.metadata.taken,
@@ -4838,9 +5300,9 @@ BANDS = 32  # of a spectrum, from long waves to the shortest that pixels can sho
 DETAILED_SHARE = 1 / 4  # of the tiles, those with most detail: there is none to lose in a sky
 LEVELS_PER_OCTAVE = 4  # of power, as it is stored
 MAX_ENLARGED = 0.7  # of the larger one's side: what was enlarged by less cannot be told from what is a little soft
-# Power beyond what the smaller picture could hold, as a share of that just below. Of 24 photos 23 had more than this;
-# reduced to half their sides and enlarged again, 9 of 10 had less. The others were very soft.
-ENLARGED_SHARE = 0.045
+# Power beyond what the smaller picture could hold, as a share of that just below. Of 24 photos 21 had more than this
+# (the others are very soft); reduced to half their sides and enlarged again, 9 of 10 had less.
+ENLARGED_SHARE = 0.055
 
 
 @problem_if_unreadable
@@ -5163,6 +5625,7 @@ class Findings:
     application_libraries: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     tally: Tally
+    movies: Mapping[Identity, bool]  # see `live_movies`
 
 
 def find(run: Run) -> Findings:
@@ -5170,16 +5633,24 @@ def find(run: Run) -> Findings:
     scanned = scan(run.root, IMAGE_SUFFIXES if run.mode == "images" else IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     with closing(Pool(run.jobs)) as pool:
         copies = [FINDERS[name](run, scanned, pool) for name in MODES[run.mode]]
+        found = [group for each in copies for group in each.groups]
+        movies = live_movies(found, run.root, run.cache, pool)
     scoring = Scoring(
         root=run.root,
         stop_words=STOP_WORDS | run.ignored,
         taken=Counter(os.path.normcase(file.path) for file in scanned.files),
         preferred=run.preferred,
         protected=run.protected,
+        held=held_for_movies(found, movies),
+        hanging=hanging_on(found, movies),
         links=links_to(scanned),
     )
-    found = [group for each in copies for group in each.groups]
-    groups = [ranked for group in found for ranked in original_first(group, run.threshold, scoring)]
+    groups = [
+        ranked
+        for group in found
+        if group.kind == "image" or not {each.file.path for each in group.replicas} <= scoring.held
+        for ranked in original_first(group, run.threshold, scoring)
+    ]
     shown = chosen_groups(groups, run.delta, run.limit)
     unreadable = [*scanned.unreadable, *(problem for each in copies for problem in each.unreadable)]
     return Findings(
@@ -5194,6 +5665,7 @@ def find(run: Run) -> Findings:
         application_libraries=scanned.application_libraries,
         skipped=scanned.skipped,
         tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
+        movies=movies,
     )
 
 
@@ -5419,14 +5891,6 @@ def with_ends_noted(
             cache.store(each.file, each.fingerprint)
         found.append(each)
     return found
-
-
-PROBED_AT_ONCE = 16  # files; starting ffmpeg takes ten times as long as what it has to do for one of them
-
-
-def for_one_ffmpeg(items: Sequence[T]) -> list[Sequence[T]]:
-    """The items, as many together as one ffmpeg is asked about."""
-    return [items[start : start + PROBED_AT_ONCE] for start in range(0, len(items), PROBED_AT_ONCE)]
 
 
 def taken_names(root: str) -> set[str]:
@@ -5658,11 +6122,6 @@ def seen_again(file: MediaFile) -> MediaFile:
     if not is_same_file(Entry(file.path), file):
         raise ValueError("it has changed since it was scanned")
     return as_it_is(file.path)
-
-
-def folded(name: str) -> str:
-    """The name as the least exact file system compares it: whatever its capitals and the form of its accents."""
-    return (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
 
 
 def check_decision(decision: Decision, root: str) -> None:
@@ -6144,96 +6603,6 @@ class Journal:
         return self.move(moved.after, moved.before.path, "return", moved.number)
 
 
-# ── companions: no kind of them is ever only in the trash ──
-
-SIDECARS = frozenset({".xmp", ".aae", ".json", ".thm", ".dop", ".pp3", ".on1", ".cos"})  # edits and metadata
-LIVE_PHOTOS = frozenset({".heic", ".heif", ".jpg", ".jpeg"})
-LIVE_VIDEOS = frozenset({".mov", ".mp4"})
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """A file that is nothing without the photo beside it: `IMG_1.xmp`, `IMG_1.jpg.xmp`, the movie of a Live Photo."""
-
-    file: MediaFile
-    kind: str  # MOVIE, or the suffix of a sidecar in small letters
-    tail: str  # what follows the name or stem of its photo: `.xmp`
-    long: bool  # it is called after the whole name of its photo, not after the stem
-
-    def beside(self, photo: str) -> str:
-        """Its path as the companion of this photo."""
-        return (photo if self.long else os.path.splitext(photo)[0]) + self.tail
-
-
-def companions_of(photo: str, members: Container[str]) -> tuple[list[Companion], bool]:
-    """The companions that are surely this photo's own, and whether another file beside it has its stem.
-
-    `IMG_1.xmp` belongs to all files called `IMG_1`, so it is surely a photo's own only if there is no other; the movie
-    of a Live Photo does not count as one. `IMG_1.jpg.xmp` is that of `IMG_1.jpg` alone, if that is there. Members of
-    groups are no companions.
-    """
-    folder, name = os.path.split(photo)
-    stem, suffix = os.path.splitext(name)
-    found: list[Companion] = []
-    others: set[str] = set()  # folded names of files of this stem
-    start = folded(stem)
-    listed = sorted(each for each in os.listdir(folder) if folded(each).startswith(start))
-    names = set(map(folded, listed))
-    for each in listed:
-        head, tail = os.path.splitext(each)
-        kind = tail.lower()
-        long = folded(each).startswith(folded(name) + ".")
-        if long:
-            tail = "." + each.split(".", name.count(".") + 1)[-1]
-        elif each == name or folded(head) != folded(stem):
-            continue
-        elif kind in LIVE_VIDEOS and suffix.lower() in LIVE_PHOTOS:
-            kind = MOVIE
-        elif kind not in SIDECARS:
-            others.add(folded(each))
-        path = os.path.join(folder, each)
-        owner = folded(head)  # of `IMG_1.jpg.xmp`, if it is there
-        while "." in owner and owner not in names:
-            owner = os.path.splitext(owner)[0]
-        is_anothers = "." in owner and owner != folded(name)
-        if kind in SIDECARS | {MOVIE} and not is_anothers and path not in members:
-            with suppress(ValueError):  # it is a link or a folder
-                found.append(Companion(as_it_is(path), kind, tail, long))
-    if folded(name) in others:  # nobody can tell whose they are
-        return [], True
-    return [each for each in found if each.long or not others], bool(others)
-
-
-def parted_companions(
-    photo: str, keeper: str, members: Container[str]
-) -> tuple[list[Companion], list[tuple[MediaFile, str]]]:
-    """The companions that go to the trash with a photo, and those that move to its keeper, with their new paths.
-
-    A sidecar goes along if the keeper has one of its kind, else it moves. A movie goes along only if the keeper has the
-    same one, for it may be a film that just has the photo's name; it moves if the keeper has none, and otherwise stays,
-    with all that is called after its stem.
-    """
-    found, _ = companions_of(photo, members)
-    own, shared = companions_of(keeper, members)
-    kinds = {each.kind for each in own}
-    movies = [each.file.path for each in own if each.kind == MOVIE]
-    takes_movie = suffix_of(keeper).lower() in LIVE_PHOTOS and not shared  # else it would not be the keeper's there
-
-    def stays(movie: str) -> bool:
-        return not takes_movie or (bool(movies) and not any(is_same_content(movie, each) for each in movies))
-
-    if any(each.kind == MOVIE and stays(each.file.path) for each in found):
-        found = [each for each in found if each.long]
-    along = [each for each in found if each.kind in kinds]
-    adopted = [each for each in found if each.kind not in kinds]
-    # Called after the whole name, it cannot be taken for that of the RAW file of this stem.
-    targets = {each.file: replace(each, long=each.long or shared).beside(keeper) for each in adopted}
-    if len(set(targets.values())) < len(targets):
-        names = " and ".join(printable(os.path.basename(each.path)) for each in targets)
-        raise ValueError(f"its companions {names} cannot both go to the kept file")
-    return along, list(targets.items())
-
-
 # ── carrying out decisions ──
 
 MOST_COUNTERS = 10_000
@@ -6242,23 +6611,24 @@ MOST_COUNTERS = 10_000
 def carry_out(
     decisions: Iterable[Decision],
     root: str,
-    members: AbstractSet[str],
+    movies: Mapping[Identity, bool],
     doubts: Callable[[Decision], Mapping[str, str]],
     tell: Callable[[Outcome], None] = lambda _outcome: None,
 ) -> Outcome:
     """Move what the decisions say, and tell what became of it. IdemError when the journal cannot be written.
 
-    `members` are the paths of all files in groups, which go nowhere as companions of others. `doubts` reads the files
-    of a decision anew and tells, by path, why one must neither go nor be relied on: see `doubts_about`. `tell` is given
-    what became of each decision in turn, and of that during which an error came. The caller holds the run lock. A
-    decision is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved is named, and
-    the rest goes on.
+    `movies` are those of Live Photos, as `live_movies` has found them: no other film goes anywhere with a photo, and a
+    photo goes nowhere if there is a film beside it that was not asked about or has changed since. `doubts` reads the
+    files of a decision anew and tells, by path, why one must neither go nor be relied on: see `doubts_about`. `tell`
+    is given what became of each decision in turn, and of that during which an error came. The caller holds the run
+    lock. A decision is refused as a whole when its keeper is not as it was scanned; a file that cannot be moved is
+    named, and the rest goes on.
     """
     journal = Journal(root)
     journal.batch += 1
     journal.write("begin", time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     outcome = Outcome(batch=journal.batch)
-    mover = Mover(journal, members)
+    mover = Mover(journal, movies)
     for decision in decisions:
         doubted = doubts(decision)  # takes longest, and can be interrupted
         with interrupts_held_back():
@@ -6276,10 +6646,10 @@ def carry_out(
 class Mover:
     """Carries out decisions about the files of one library."""
 
-    def __init__(self, journal: Journal, members: AbstractSet[str]) -> None:
+    def __init__(self, journal: Journal, movies: Mapping[Identity, bool]) -> None:
         self.journal = journal
         self.root = journal.root
-        self.members = members
+        self.movies = dict(movies)
         self.outcome = Outcome()  # of the decision at hand, as far as it has got
         self.held = ExitStack()  # its folders
 
@@ -6305,7 +6675,8 @@ class Mover:
                 if file.path in doubts:
                     raise ValueError(doubts[file.path])
                 target = os.path.join(self.root, TRASH_FOLDER, relative(file.path, self.root))
-                companions, adopted = parted_companions(file.path, keeper.path, self.members)
+                listings = self.listings_around(file.path)
+                companions, adopted = parted_companions(file.path, keeper.path, listings, self.movies)
                 *others, moved = self.move_together(file, target, companions, adopted, keeper)
                 self.outcome += Outcome(trashed=(moved,), companions=tuple(others))
             except (OSError, ValueError) as error:
@@ -6315,11 +6686,19 @@ class Mover:
         try:
             if self.outcome.refused:
                 raise ValueError("not all of its group is in the trash")
-            companions, _ = companions_of(keeper.path, self.members)
+            listings = self.listings_around(keeper.path)
+            companions, _ = companions_of(keeper.path, listings, self.movies)
             *others, moved = self.move_together(keeper, decision.target, companions)
             self.outcome += Outcome(renamed=(moved,), companions=tuple(others))
         except (OSError, ValueError) as error:
             self.outcome += Outcome(refused=(Problem(keeper.path, f"not renamed: {reason_of(error)}"),))
+
+    def listings_around(self, photo: str) -> Listings:
+        """The photo's folder as it is now. ValueError when nobody knows of a film there whether it is its movie."""
+        listings = Listings()
+        for film in unasked_films(photo, listings, self.movies):
+            raise ValueError(f"{printable(film)} may be its movie: it is new or changed, or ffmpeg cannot read it")
+        return listings
 
     def move_together(
         self,
@@ -6366,6 +6745,7 @@ class Mover:
             for file, target in moves:
                 check_kept(keeper)
                 moved.append(self.journal.move(file, target))
+                follow_films(self.movies, moved[-1:])
             check_kept(keeper)
         except (OSError, ValueError):
             try:
@@ -6389,6 +6769,33 @@ class Mover:
             with suppress(OSError, ValueError):
                 self.journal.put_back(each)
         return still_moved(moves)
+
+
+def follow_films(movies: dict[Identity, bool], moves: Iterable[Moved]) -> None:
+    """Note what is known of films that were moved, in order: on another file system they have another identity."""
+    for each in moves:
+        if (is_live := movies.get(identity(each.before))) is not None:
+            movies[identity(each.after)] = is_live
+
+
+def planned_companions(decision: Decision, root: str, movies: Mapping[Identity, bool]) -> list[tuple[str, str]]:
+    """The companions that would move with a decision, and where to, but for counters that taken names may ask for.
+
+    As far as it can be told: a folder that cannot be read is passed over, and that photo will not move.
+    """
+    listings = Listings()
+    keeper, planned = decision.keeper.file.path, []
+    for path in (each.file.path for each in decision.trash):
+        with suppress(OSError, ValueError):
+            along, adopted = parted_companions(path, keeper, listings, movies)
+            target = os.path.join(root, TRASH_FOLDER, relative(path, root))
+            planned += [(each.file.path, each.beside(target)) for each in along]
+            planned += [(file.path, target) for file, target in adopted]
+    if decision.is_renamed:
+        with suppress(OSError):
+            found, _ = companions_of(keeper, listings, movies)
+            planned += [(each.file.path, each.beside(decision.target)) for each in found]
+    return planned
 
 
 def still_moved(moves: Iterable[Moved]) -> tuple[Moved, ...]:
@@ -6596,7 +7003,7 @@ def inside(path: str, root: str) -> str:
     is_relative = not ({"", ".", ".."} & set(parts) or re.search(r"[\0\\:]" if os.name == "nt" else "\0", path))
     if not is_relative or folded(parts[0]) == folded(CACHE_FOLDER):
         raise ValueError(f"{printable(path)} is not in the library")
-    if suffix_of(path).lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES | SIDECARS:
+    if suffix_of(path).lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES | COMPANION_SUFFIXES:
         raise ValueError(f"{printable(path)} is no photo, video or companion")
     return os.path.join(root, *parts)
 
@@ -6694,7 +7101,7 @@ def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
     moves = [each for outcome in outcomes for each in outcome.moved]
     # Of a file that was moved twice the first state counts: the cache knows no other.
     before = Scan(root, tuple(each.before for each in reversed(moves)), (), ())
-    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE) if moves else ():
+    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE, FILM_CACHE) if moves else ():
         if os.path.isfile(os.path.join(folder, form.name)):
             with closing(FingerprintCache(form, folder, before)) as cache:
                 for each in moves:
@@ -6722,10 +7129,10 @@ class Session:
 
     def __init__(self, findings: Findings, taken: Iterable[str], pool: Pool) -> None:
         self.scoring = replace(findings.scoring, taken=Counter(taken))
+        self.movies = dict(findings.movies)
         self.pool = pool  # that reads files anew
         self.doubts = functools.partial(doubts_about, threshold=findings.threshold, pool=pool)
         self.groups = list(findings.groups)
-        self.members = {replica.file.path for group in self.groups for replica in group.replicas}
         self.skipped: set[int] = set()
         self.done: set[int] = set()
         self.now: dict[MediaFile, MediaFile] = {}  # files of groups that are done, as and where they are now
@@ -6753,7 +7160,7 @@ class Session:
 
         error = ""
         try:
-            carry_out(decisions.values(), self.scoring.root, self.members, self.doubts, tell)
+            carry_out(decisions.values(), self.scoring.root, self.movies, self.doubts, tell)
         except IdemError as failure:
             error = str(failure)
             if outcomes and not outcomes[-1].moved:
@@ -6766,8 +7173,9 @@ class Session:
         return batch
 
     def note(self, outcome: Outcome) -> None:
-        """Record an outcome, and which names are taken by it or free."""
+        """Record an outcome, which names are taken by it or free, and where films are now."""
         self.history.append(outcome)
+        follow_films(self.movies, outcome.companions + outcome.returned)
         self.scoring.taken.subtract(os.path.normcase(each.before.path) for each in outcome.moved)
         self.scoring.taken.update(os.path.normcase(each.after.path) for each in outcome.moved)
 
@@ -6887,6 +7295,10 @@ def json_report(findings: Findings) -> str:
             "trash": [replica.file.path for replica in decision.trash],
             "reasons": decision.reasons,
             "loses": [{"path": loss.path, "what": loss.what} for loss in decision.loses],
+            "companions": [
+                {"path": path, "target": target}
+                for path, target in planned_companions(decision, findings.root, findings.movies)
+            ],
         }
         groups.append({"kind": group.kind, "recoverable_bytes": decision.frees, "files": files, "decision": decided})
     return json.dumps(

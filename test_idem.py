@@ -40,7 +40,7 @@ import urllib.request
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -219,6 +219,13 @@ def encoded(path: Path, frames: Sequence[Image.Image], rate: float, *encoding: s
     given = b"".join(frame.convert("RGB").tobytes() for frame in frames)
     ffmpeg(*raw, "-pix_fmt", "yuv420p", *(encoding or ("-c:v", "libx264", "-crf", "20")), path, given=given)
     return path
+
+
+def short_movie(*words: str) -> bytes:
+    """A small movie of a second, as that of a Live Photo, and what it says of itself."""
+    told = tuple(argument for each in words for argument in ("-metadata", each))
+    encoding = "-c:v", "mpeg4", "-movflags", "use_metadata_tags", *told
+    return made_clip(".mov", encoding, seed=1, seconds=1, rate=8, size=(64, 48))
 
 
 def video_fingerprint(path: Path) -> VideoFingerprint:
@@ -2760,6 +2767,41 @@ def test_a_video_is_seen_upright_and_in_square_pixels(tmp_path: Path) -> None:
     assert [distance(seen[0], each) for each in seen] == [0, 0, 0]
 
 
+def test_a_video_says_when_where_and_by_what_it_was_made(tmp_path: Path) -> None:
+    apple = "com.apple.quicktime."
+    told = (
+        *(f"{apple}creationdate=2021-07-05T10:00:00+0200", "creation_time=2021-07-05T08:00:01Z", f"{apple}make=Apple"),
+        *(f"{apple}model=iPhone 12", f"{apple}software=15.4", f"{apple}location.ISO6709=+60.1-001.2/"),
+        *(f"{apple}content.identifier=A-1", "title=a\n    com.android.model: forged\n  Stream #0:1: Audio: aac"),
+    )
+    known: dict[str, Any] = {"make": "Apple", "model": "iPhone 12", "software": "15.4", "place": True, "live_id": "A-1"}
+    plain = idem.Metadata(bits=8, colours="colour", codec="mpeg4")
+    (tmp_path / "a.mov").write_bytes(short_movie(*told))
+    assert video_fingerprint(tmp_path / "a.mov").metadata == replace(plain, taken="2021-07-05T10:00:00+02:00", **known)
+    for words, taken in {
+        "creation_time   : 2021-07-05T08:00:01.250000Z": "2021-07-05T08:00:01.25+00:00",
+        "creation_time   : 1970-01-01T00:00:00.000000Z": "",
+        "creation_time   : 1904-01-01T00:00:00.000000Z\n    location        : +00.0000+000.0000/": "",
+        f"{apple}creationdate: never\n    CREATION_TIME   : 2021-07-05 08:00:01": "2021-07-05T08:00:01",
+    }.items():
+        said = f"mov, from 'a.mov':\n  Metadata:\n    {words}\n  Duration: 00:00:01.00\n    model   : late"
+        assert idem.video_metadata(said, ": Video: mpeg4, yuv420p, 64x48") == replace(plain, taken=taken)
+    grey = "-f", "lavfi", "-i", "sine", "-c:v", "ffv1", "-pix_fmt", "gray10le", "-c:a", "pcm_s16le", "-t", "1"
+    ffmpeg("-i", tmp_path / "a.mov", *grey, "-map_metadata", "-1", tmp_path / "grey.mkv")
+    seen = idem.video_stream(str(tmp_path / "grey.mkv")).metadata
+    assert (seen.bits, seen.colours, seen.codec, seen.sound, seen.taken) == (10, "grey", "ffv1", True, "")
+
+
+def test_no_words_of_one_video_pass_for_those_about_another(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.mov", tmp_path / "b.mov"
+    forged = f"a\nInput #1, mov, from 'file:{other}':\n    com.apple.quicktime.content.identifier: forged\n"
+    forged += "  Duration: 00:00:01.00, start: 0.000000\n  Stream #0:0: Video: h264, yuv420p, 64x48, 25 fps\n"
+    one.write_bytes(short_movie(f"{forged}=b"))
+    other.write_bytes(short_movie())
+    assert "forged" in idem.run_ffmpeg(*idem.video_input(str(one)))[1]
+    assert idem.video_streams([media_file(one), media_file(other)]) == {}
+
+
 def test_frames_are_those_at_the_midpoints_of_eight_equal_parts(tmp_path: Path) -> None:
     greys = [Image.new("RGB", (64, 64), (level, level, level)) for level in range(40, 200)]
     for name, encoding in {
@@ -4389,6 +4431,7 @@ def test_ignored_words_count_nothing_in_names_and_folders(tmp_path: Path, capsys
         "trash": [str(small)],
         "reasons": ["less compressed", "folder lake"],
         "loses": [],
+        "companions": [],
     }
 
 
@@ -4441,10 +4484,9 @@ def found_in(library: Path, *arguments: str) -> idem.Findings:
 
 
 def carried_out(findings: idem.Findings) -> idem.Outcome:
-    members = {replica.file.path for group in findings.groups for replica in group.replicas}
     with closing(idem.Pool(2)) as pool:
         doubts = functools.partial(idem.doubts_about, threshold=findings.threshold, pool=pool)
-        return idem.carry_out(findings.decisions, findings.root, members, doubts)
+        return idem.carry_out(findings.decisions, findings.root, findings.movies, doubts)
 
 
 def unread(_decision: idem.Decision) -> dict[str, str]:
@@ -4461,7 +4503,8 @@ def refreshed(findings: idem.Findings) -> idem.Findings:
     decisions = [
         replace(each, keeper=now(each.keeper), trash=tuple(map(now, each.trash))) for each in findings.decisions
     ]
-    return replace(findings, decisions=tuple(decisions))
+    films = [media_file(path) for path in Path(findings.root).rglob("*.MOV")]
+    return replace(findings, decisions=tuple(decisions), movies=dict.fromkeys(map(idem.identity, films), True))
 
 
 def written(library: Path) -> dict[str, str]:
@@ -4482,10 +4525,17 @@ def decision_of(library: Path, keeper: str, *trash: str, target: str = "") -> id
     return idem.Decision(replicas[0], str(library / (target or keeper)), tuple(replicas[1:]), ())
 
 
-def acted(library: Path, *decisions: idem.Decision, members: Sequence[str] = ()) -> idem.Outcome:
+def movies_in(library: Path) -> dict[idem.Identity, bool]:
+    """Every film in the library, and whether it is the movie of a Live Photo: unless "film" is written in it."""
+    films = (path for path in library.rglob("*") if path.suffix.lower() in idem.LIVE_VIDEOS)
+    return {idem.identity(media_file(path)): "film" not in path.read_text() for path in films}
+
+
+def acted(library: Path, *decisions: idem.Decision, movies: Mapping[idem.Identity, bool] | None = None) -> idem.Outcome:
     """Carry out decisions about a library that was never scanned."""
     (library / "__databases").mkdir(exist_ok=True)
-    return idem.carry_out(decisions, str(library), {str(library / name) for name in members}, unread)
+    known = movies_in(library) if movies is None else movies
+    return idem.carry_out(decisions, str(library), known, unread)
 
 
 def journal_of(library: Path, *lines: dict[str, Any]) -> None:
@@ -4947,8 +4997,8 @@ def library_of_ten_moves(library: Path) -> Path:
     for number in range(3):
         names = [f"lake {word}/{number}.jpg" for word in ("boat", "shore")]
         made_doubles(library, f"IMG_{number}.jpg", *names, content=b"picture %d" % number)
-    files = {"lake boat/0.xmp": "first", "lake shore/0.xmp": "second", "lake boat/0.MOV": "film", "IMG_1.AAE": "third"}
-    return made(library, files)
+    made_doubles(library, "lake boat/0.MOV", content=short_movie())
+    return made(library, {"lake boat/0.xmp": "first", "lake shore/0.xmp": "second", "IMG_1.AAE": "third"})
 
 
 @ON_LINUX
@@ -5056,7 +5106,7 @@ def test_a_rename_may_change_nothing_but_capitals(tmp_path: Path) -> None:
     made_doubles(tmp_path, "beach.jpg", "IMG_1.jpg")
     (findings,) = [found_in(tmp_path, "--exact")]
     target = str(tmp_path / "BEACH.jpg")
-    outcome = idem.carry_out([replace(findings.decisions[0], target=target)], findings.root, set(), unread)
+    outcome = idem.carry_out([replace(findings.decisions[0], target=target)], findings.root, {}, unread)
     assert outcome.refused == ()
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["BEACH.jpg"]
 
@@ -5248,7 +5298,7 @@ def test_a_decision_outside_the_library_or_without_keeper_is_refused(tmp_path: P
         replace(decision, target=str(library / "beach.png")),
         replace(decision, target=str(library / TRASH / "beach.jpg")),
     ):
-        outcome = idem.carry_out([wrong], findings.root, set(), unread)
+        outcome = idem.carry_out([wrong], findings.root, {}, unread)
         assert outcome.moved == ()
         assert outcome.refused
     assert contents(tmp_path) == before | {
@@ -5274,17 +5324,39 @@ PHOTOS = {"A/IMG_1.HEIC": "photo", "B/beach.jpg": "photo"}
         # Both have one of a kind: it goes along.
         ({"A/IMG_1.HEIC.xmp": "1", "B/BEACH.xmp": "2"}, {f"{TRASH}/A/IMG_1.HEIC.xmp": "1", "B/BEACH.xmp": "2"}),
         ({"A/IMG_1.AAE": "1", "B/beach.xmp": "2"}, {"B/beach.AAE": "1", "B/beach.xmp": "2"}),
-        # A movie only if it is the same, as it may be a film that just has the photo's name.
+        # A movie only if it is the same.
         ({"A/IMG_1.MOV": "movie", "B/beach.mp4": "movie"}, {f"{TRASH}/A/IMG_1.MOV": "movie", "B/beach.mp4": "movie"}),
-        ({"A/IMG_1.MOV": "film", "B/beach.mp4": "movie"}, {"A/IMG_1.MOV": "film", "B/beach.mp4": "movie"}),
+        ({"A/IMG_1.MOV": "another", "B/beach.mp4": "movie"}, {"A/IMG_1.MOV": "another", "B/beach.mp4": "movie"}),
         # What is called after a stem stays while another file of that stem does.
         ({"A/IMG_1.xmp": "1", "A/IMG_1.CR2": "2"}, {"A/IMG_1.xmp": "1", "A/IMG_1.CR2": "2"}),
         ({"A/IMG_1.xmp": "1", "A/IMG_1.txt": "2"}, {"A/IMG_1.xmp": "1", "A/IMG_1.txt": "2"}),
         ({"A/IMG_1.HEIC.xmp": "1", "A/IMG_1.CR2": "2"}, {"B/beach.jpg.xmp": "1", "A/IMG_1.CR2": "2"}),
         (
-            {"A/IMG_1.MOV": "film", "A/IMG_1.xmp": "1", "B/beach.MOV": "movie"},
-            {"A/IMG_1.MOV": "film", "A/IMG_1.xmp": "1", "B/beach.MOV": "movie"},
+            {"A/IMG_1.MOV": "another", "A/IMG_1.xmp": "1", "B/beach.MOV": "movie"},
+            {"A/IMG_1.MOV": "another", "A/IMG_1.xmp": "1", "B/beach.MOV": "movie"},
         ),
+        ({"A/IMG_1.MOV": "film", "A/IMG_1.xmp": "1"}, {"A/IMG_1.MOV": "film", "A/IMG_1.xmp": "1"}),
+        ({"A/IMG_1.MOV": "film", "B/beach.MOV": "film"}, {"A/IMG_1.MOV": "film", "B/beach.MOV": "film"}),
+        # The movie as icloudpd and Pixels call it, and what iPhones keep of an edit.
+        ({"A/IMG_1_HEVC.MOV": "movie"}, {"B/beach_HEVC.MOV": "movie"}),
+        (
+            {"A/IMG_1_HEVC.MOV": "movie", "B/beach.mov": "movie"},
+            {f"{TRASH}/A/IMG_1_HEVC.MOV": "movie", "B/beach.mov": "movie"},
+        ),
+        ({"A/IMG_O1.AAE": "1", "A/IMG_1.AAE": "2"}, {"B/beach_O.AAE": "1", "B/beach.AAE": "2"}),
+        ({"A/IMG_E1.AAE": "1", "A/IMG_E1.HEIC": "2"}, {"A/IMG_E1.AAE": "1", "A/IMG_E1.HEIC": "2"}),
+        # Takeout's JSON in its spellings; an edit shares that of its original.
+        ({"A/IMG_1.HEIC.s.json": "1"}, {"B/beach.jpg.s.json": "1"}),
+        ({"A/IMG_1.json": "1", "B/beach.jpg..json": "2"}, {f"{TRASH}/A/IMG_1.json": "1", "B/beach.jpg..json": "2"}),
+        (
+            {"A/IMG_1.HEIC.supplemental-metadata(1).json": "1", "A/IMG_1(1).HEIC": "2", "A/IMG_1.HEIC(2).json": "3"},
+            {"A/IMG_1.HEIC.supplemental-metadata(1).json": "1", "A/IMG_1(1).HEIC": "2", "A/IMG_1.HEIC(2).json": "3"},
+        ),
+        (
+            {"A/IMG_1.HEIC.json": "1", "A/IMG_1-edited.HEIC": "2"},
+            {"A/IMG_1.HEIC.json": "1", "A/IMG_1-edited.HEIC": "2"},
+        ),
+        ({"A/IMG_1.HEIC.note.json": "1"}, {"A/IMG_1.HEIC.note.json": "1"}),
         # With a RAW file beside the kept one, `beach.xmp` may be that of the RAW file.
         (
             {"A/IMG_1.xmp": "1", "B/beach.CR2": "2", "B/beach.xmp": "3"},
@@ -5315,6 +5387,151 @@ def test_no_companion_is_ever_only_in_the_trash(tmp_path: Path, before: dict[str
     assert written(library) == {f"{TRASH}/A/IMG_1.HEIC": "photo", "B/beach.jpg": "photo"} | after
     assert main([str(library), "--undo"]) == 0
     assert contents(library) == digests
+
+
+@pytest.mark.parametrize(
+    ("photo", "json", "renamed"),
+    [
+        ("IMG_1(1).jpg", "IMG_1.jpg(1).json", "sea.jpg.json"),
+        ("IMG_1(1).jpg", "IMG_1.jpg.supplemental-metadata(1).json", "sea.jpg.supplemental-metadata.json"),
+        ("IMG_1(1).jpg", "IMG_1(1).jpg.supple.json", "sea.jpg.supple.json"),
+        ("IMG_1-edited.jpg", "IMG_1.jpg.json", "sea.jpg.json"),
+        ("IMG_1-edited(2).jpg", "IMG_1.jpg(2).json", "sea.jpg.json"),
+        ("p" * 43 + ".jpg", "p" * 43 + ".jp.json", "sea.jpg.json"),
+        ("p" * 50 + "(494).jpg", "p" * 46 + "(494).json", "sea.jpg.json"),
+        ("\U0001f600" * 24 + ".jpg", "\U0001f600" * 23 + ".json", "sea.jpg.json"),
+        ("PXL_1.MP.jpg", "PXL_1.MP", "sea.MP"),
+        ("IMG_1.HEIC", "IMG_1.HEIC.MOV", "sea.HEIC.MOV"),
+    ],
+)
+def test_a_companion_in_any_spelling_takes_the_new_name_of_its_photo(
+    tmp_path: Path, photo: str, json: str, renamed: str
+) -> None:
+    library = made(tmp_path, {f"A/{photo}": "photo", f"A/{json}": "movie"})
+    suffix = Path(photo).suffix
+    assert acted(library, decision_of(library, f"A/{photo}", target=f"B/sea{suffix}")).refused == ()
+    assert written(library) == {f"B/sea{suffix}": "photo", f"B/{renamed}": "movie"}
+    assert acted(library, decision_of(library, f"B/sea{suffix}", target=f"C/{photo}")).refused == ()
+    assert len(list((library / "C").iterdir())) == 2
+    assert main([str(library), "--undo"]) == 0
+    assert written(library) == {f"B/sea{suffix}": "photo", f"B/{renamed}": "movie"}
+
+
+def test_a_json_whose_name_was_cut_so_that_two_photos_share_it_stays(tmp_path: Path) -> None:
+    name, files = "p" * 46, {"beach.jpg": "photo"}
+    files |= {f"A/{name}1.jpg": "photo", f"A/{name}2.jpg": "another", f"A/{name}.json": "1"}
+    library = made(tmp_path, files)
+    acted(library, decision_of(library, "beach.jpg", f"A/{name}1.jpg"))
+    assert written(library)[f"A/{name}.json"] == "1"
+
+
+def test_companions_are_told_without_a_move_and_with_one_listing_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = made(tmp_path, {"IMG_1.jpg": "photo", "IMG_1.xmp": "1", "IMG_2.jpg": "photo", "IMG_2.xmp": "2"})
+    made(library, {"IMG_1.jpg.json": "same", "IMG_2.jpg.json": "same", "IMG_3.CR3": "raw"})
+    listings, original = idem.Listings(), os.listdir
+    listed: list[str] = []
+
+    def noted(folder: str) -> list[str]:
+        listed.append(folder)
+        return original(folder)
+
+    monkeypatch.setattr(os, "listdir", noted)
+    one, two, three = (str(library / f"IMG_{number}.jpg") for number in (1, 2, 3))
+    along, adopted = idem.parted_companions(one, two, listings, {})
+    assert [(Path(each.file.path).name, each.differs) for each in along] == [
+        *(("IMG_1.jpg.json", False), ("IMG_1.xmp", True)),
+    ]
+    assert adopted == []
+    assert [idem.has_raw(each, listings) for each in (one, two, three)] == [False, False, True]
+    assert listed == [str(library)]
+
+
+# ── the movies of Live Photos ──
+
+
+@pytest.mark.parametrize(
+    ("seconds", "film", "photo", "expected"),
+    [
+        (3, {}, {}, True),
+        (6, {}, {}, True),
+        (7, {}, {}, False),
+        (0, {}, {}, False),  # it does not say
+        (60, {"live_id": "A"}, {"live_id": "A"}, True),
+        (3, {"live_id": "A"}, {"live_id": "B"}, False),
+        (3, {"live_id": "A"}, {}, True),  # an edit has lost it
+        (3, {"taken": "2021-07-05T10:00:03"}, {"taken": "2021-07-05T10:00:00.5"}, True),
+        (3, {"taken": "2021-07-05T10:00:04+02:00"}, {"taken": "2021-07-05T10:00:00+02:00"}, False),
+        (3, {"taken": "2021-07-05T08:00:01+00:00"}, {"taken": "2021-07-05T10:00:00"}, True),
+        (3, {"taken": "2021-07-05T04:14:59+00:00"}, {"taken": "2021-07-05T10:00:00"}, True),  # in Nepal
+        (3, {"taken": "2021-07-07T08:00:00+00:00"}, {"taken": "2021-07-05T10:00:00"}, False),
+        (3, {"taken": "2021-07-05T10:00:00"}, {}, True),
+        (3, {"taken": "no time"}, {"taken": "2021-13-45T10:00:00"}, True),
+    ],
+)
+def test_a_film_is_a_live_photos_if_it_says_so_or_is_short_and_of_that_moment(
+    seconds: int, film: dict[str, Any], photo: dict[str, Any], expected: bool
+) -> None:
+    about = idem.Film(1000 * seconds, idem.written_metadata(idem.Metadata(**film)))
+    assert idem.is_movie_of(about, idem.Metadata(**photo)) == expected
+
+
+def test_the_movie_of_a_live_photo_is_known_by_its_length_and_a_film_stays(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "a/IMG_1.jpg", "b/beach.jpg")
+    made_doubles(tmp_path, "a/IMG_2.jpg", "b/lake.jpg", content=b"another")
+    made_doubles(tmp_path, "a/IMG_1.MOV", content=short_movie())
+    clip(tmp_path / "a" / "IMG_2.MOV", "-c:v", "mpeg4", seconds=7, rate=2, size=(64, 48))
+    before = contents(tmp_path)
+    assert carried_out(found_in(tmp_path, "--exact")).refused == ()
+    after = contents(tmp_path)
+    assert (after["b/beach.MOV"], after["a/IMG_2.MOV"]) == (before["a/IMG_1.MOV"], before["a/IMG_2.MOV"])
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
+
+
+def test_films_are_asked_once_and_without_ffmpeg_neither_they_nor_their_photos_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_doubles(tmp_path, "a/IMG_1.jpg", "b/beach.jpg")
+    made_doubles(tmp_path, "a/IMG_1.MOV", "c/IMG_1.MOV", content=short_movie())
+    before = contents(tmp_path)
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: None)
+    findings = found_in(tmp_path, "--exact")
+    assert findings.scoring.held == {str(tmp_path / "a" / each) for each in ("IMG_1.jpg", "IMG_1.MOV")}
+    assert (
+        "1 film may be the movie of a Live Photo, so both stay as they are: that needs ffmpeg"
+        in capsys.readouterr().err
+    )
+    carried_out(findings)
+    after = contents(tmp_path)
+    assert {name: after[name] for name in ("a/IMG_1.jpg", "a/IMG_1.MOV")} == {
+        name: before[name] for name in ("a/IMG_1.jpg", "a/IMG_1.MOV")
+    }
+    main([str(tmp_path), "--undo"])
+    monkeypatch.undo()
+    found_in(tmp_path, "--exact")
+    monkeypatch.setattr(idem, "run_ffmpeg", None)
+    assert list(found_in(tmp_path, "--exact").movies.values()) == [True]
+
+
+def test_a_movie_goes_where_its_still_goes_and_only_stray_copies_of_it_are_a_group(tmp_path: Path) -> None:
+    made_doubles(tmp_path, "a/IMG_1.jpg", "b/IMG_1.jpg")
+    made_doubles(tmp_path, "c/IMG_2.jpg", content=b"of no group")
+    made_doubles(tmp_path, "a/IMG_1.MOV", "b/IMG_1.MOV", content=short_movie())
+    made_doubles(tmp_path, "c/IMG_2.MOV", "sailing on the lake.MOV", content=short_movie("title=2"))
+    before = contents(tmp_path)
+    findings = found_in(tmp_path, "--exact")
+    assert [[Path(each.file.path).name for each in group.replicas] for group in findings.groups] == [
+        *(["IMG_1.jpg", "IMG_1.jpg"], ["IMG_2.MOV", "sailing on the lake.MOV"]),
+    ]
+    assert carried_out(findings).refused == ()
+    assert sorted(contents(tmp_path)) == [
+        *(f"{TRASH}/b/IMG_1.MOV", f"{TRASH}/b/IMG_1.jpg", f"{TRASH}/sailing on the lake.MOV"),
+        *("a/IMG_1.MOV", "a/IMG_1.jpg", "c/IMG_2.MOV", "c/IMG_2.jpg"),
+    ]
+    assert main([str(tmp_path), "--undo"]) == 0
+    assert contents(tmp_path) == before
 
 
 def test_a_sidecar_called_after_a_live_photo_stays_with_it(tmp_path: Path) -> None:
@@ -5425,10 +5642,37 @@ def test_companions_take_the_new_name_and_folder_of_their_keeper(tmp_path: Path)
     }
 
 
-def test_a_movie_that_is_in_a_group_itself_is_no_companion(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keeper", "copy"), [("B/beach.jpg", "A/IMG_1.HEIC"), ("A/IMG_1.HEIC", "B/beach.jpg")])
+def test_a_photo_goes_nowhere_without_a_film_of_which_nobody_knows(tmp_path: Path, keeper: str, copy: str) -> None:
     library = made(tmp_path, PHOTOS | {"A/IMG_1.MOV": "movie"})
-    acted(library, decision_of(library, "B/beach.jpg", "A/IMG_1.HEIC"), members=["A/IMG_1.MOV"])
-    assert written(library) == {f"{TRASH}/A/IMG_1.HEIC": "photo", "A/IMG_1.MOV": "movie", "B/beach.jpg": "photo"}
+    asked = movies_in(library)
+    (library / "A" / "IMG_1.MOV").write_text("changed since")
+    decision = decision_of(library, keeper, copy, target="sea" + Path(keeper).suffix)
+    outcome = acted(library, decision, movies=asked)
+    why = "IMG_1.MOV may be its movie: it is new or changed, or ffmpeg cannot read it"
+    assert why in refusals(outcome, library)["A/IMG_1.HEIC"]
+    assert {"A/IMG_1.HEIC": "photo", "A/IMG_1.MOV": "changed since"}.items() <= written(library).items()
+
+
+def test_a_movie_that_another_file_system_gives_a_new_identity_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a batch, where it is adopted and then renamed, and when an undo has put it back."""
+    library = made(tmp_path, {"IMG_1.jpg": "photo", "sea/beach.jpg": "photo"})
+    made_doubles(library, "IMG_1.mov", content=short_movie())
+    findings = found_in(library, "--exact")
+    before = contents(library)
+    pretend_other_file_system(monkeypatch)
+    with closing(idem.Pool(1)) as pool:
+        session = idem.Session(findings, (), pool)
+        for target in ("sea/wind.jpg", "sea/waves.jpg"):
+            replicas = {Path(each.file.path).name: each for each in session.groups[0].replicas}
+            trash = (replicas["IMG_1.jpg"],)
+            decision = idem.Decision(replicas["beach.jpg"], str(library / target), trash, ())
+            batch = session.act({0: decision})
+            assert (batch.outcome.refused, (library / target).with_suffix(".mov").is_file()) == ((), True)
+            session.reopen(batch, idem.undo(str(library)))
+            assert contents(library) == before
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -5436,12 +5680,13 @@ def test_a_kept_video_beside_a_copy_of_its_name_stays_live(tmp_path: Path, at_on
     """It looks like the movie of a Live Photo then, but it is the only copy of a video that is left."""
     files = {"archive/x.mp4": "video", "Beach.mov": "video", "Sea.jpg": "photo", "Italy/Beach.jpg": "photo"}
     library = made(tmp_path, files)
+    asked = dict.fromkeys(movies_in(library), False)
     video = decision_of(library, "archive/x.mp4", "Beach.mov", target="Italy/Beach.mp4")
     picture = decision_of(library, "Sea.jpg", "Italy/Beach.jpg")
     for batch in [[video, picture]] if at_once else [[video], [picture]]:
-        assert acted(library, *batch, members=list(files)).refused == ()
+        assert acted(library, *batch, movies=asked).refused == ()
     assert written(library) == {
-        **{"Sea.jpg": "photo", "Sea.mp4": "video"},
+        **{"Sea.jpg": "photo", "Italy/Beach.mp4": "video"},
         **{f"{TRASH}/Beach.mov": "video", f"{TRASH}/Italy/Beach.jpg": "photo"},
     }
 
@@ -5495,7 +5740,7 @@ def test_a_keeper_gets_a_counter_where_its_companion_would_need_one(tmp_path: Pa
     other = next(each for each in findings.groups[0].replicas if each is not image)
     made_doubles(tmp_path, "lake/beach.jpg.xmp", content=b"of another")
     decision = idem.Decision(image, str(tmp_path / "lake" / "beach.jpg"), (other,), ())
-    idem.carry_out([decision], findings.root, set(), unread)
+    idem.carry_out([decision], findings.root, {}, unread)
     assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == [
         *("beach (2).jpg", "beach (2).jpg.xmp", "beach.jpg.xmp"),
     ]
@@ -5876,7 +6121,7 @@ def test_a_file_that_was_just_trashed_can_be_put_back(
     journal = idem.Journal(str(tmp_path))
     journal.batch += 1
     journal.write("begin")
-    mover = idem.Mover(journal, frozenset())
+    mover = idem.Mover(journal, {})
     names = ("IMG_1.xmp", "IMG_1.jpg", "IMG_2.jpg")
     moved = mover.move_all([(media_file(tmp_path / each), str(tmp_path / TRASH / each)) for each in names])
     (tmp_path / "IMG_2.jpg").write_text("in the way")
@@ -6370,7 +6615,7 @@ def random_library(library: Path, rng: random.Random) -> Path:
             for companion in rng.sample([".xmp", ".AAE", ".jpg.json", ".CR2", ".MP4"], rng.choice([0, 1, 1, 2])):
                 name = f"{folder}/{stem}{companion}".lstrip("/")
                 if not (library / name).exists():
-                    made_doubles(library, name, content=name.encode())
+                    made_doubles(library, name, content=short_movie() * name.endswith(".MP4") + name.encode())
     return library
 
 
@@ -6517,6 +6762,7 @@ def test_the_json_report_has_exactly_the_documented_fields(
                     "trash": [small],
                     "reasons": ["largest: 1.1 MP"],
                     "loses": [],
+                    "companions": [],
                 },
             }
         ],
