@@ -4678,10 +4678,11 @@ def held_for_movies(groups: Iterable[AnyGroup], movies: Mapping[Identity, bool])
     for group in groups:
         for file in (each.file for each in group.replicas):
             folder, name = os.path.split(file.path)
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # nothing moves that has gone or become a link
                 is_film = movies.get(identity(file)) is not False and photos_beside(name, listings[folder])
-                films = films_beside(name, listings[folder])
-                is_split = bool(films) and companions_of(file.path, listings, movies)[1]
+                films = [os.path.join(folder, film) for film, _ in films_beside(name, listings[folder])]
+                is_live = any(movies.get(identity(as_it_is(film))) for film in films if os.path.isfile(film))
+                is_split = is_live and companions_of(file.path, listings, movies)[1]
                 if is_film or is_split or unasked_films(file.path, listings, movies):
                     held.add(file.path)
     return frozenset(held)
