@@ -1891,6 +1891,10 @@ def usable_formats() -> tuple[str, ...]:
 
 def load_decoders() -> None:
     """Import what fingerprinting needs, so that forked workers share it instead of each importing its own."""
+    import email.utils  # noqa: F401 (they read metadata)
+
+    from PIL import IptcImagePlugin  # noqa: F401
+
     usable_formats()
     perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
 
@@ -5112,8 +5116,8 @@ class Scoring:
         return path in self.held or any(is_inside(path, folder) for folder in self.protected)
 
     def is_preferred(self, path: str) -> bool:
-        """Whether the file at this path is in a folder that is preferred, or protected."""
-        return any(is_inside(path, folder) for folder in self.preferred + self.protected)
+        """Whether the file at this path is in a folder that is preferred, or must stay where it is."""
+        return self.is_held(path) or any(is_inside(path, folder) for folder in self.preferred)
 
 
 @dataclass(frozen=True, slots=True)
@@ -5435,7 +5439,7 @@ def losses(keeper: Replica[Any], trash: Sequence[Replica[Any]], scoring: Scoring
         bits, pages = gone.metadata.bits, gone.metadata.pages
         what += [f"{bits} bits per channel"] if bits > (kept.metadata.bits or 8) else []
         what += ["colour"] if "colour" == gone.metadata.colours != kept.metadata.colours != "" else []
-        what += [f"{pages} pages"] if pages > max(1, kept.metadata.pages) else []
+        what += ["several pages"] if pages > max(1, kept.metadata.pages) else []
         own = scoring.hanging.get(keeper.file.path, {})
         hanging = scoring.hanging.get(each.file.path, {})
         what += [f"other {kind} file" for kind, digest in hanging.items() if own.get(kind, digest) != digest]
@@ -5903,7 +5907,7 @@ def taken_names(root: str) -> set[str]:
 
 # How files are read anew, by the kind of their fingerprints, and the looks at them; equal files by all their bytes.
 READ_ANEW: dict[type, tuple[Work[Any], tuple[CloserLook[Any], ...]]] = {
-    ImageFingerprint: (IMAGE_WORK, IMAGE_LOOKS),
+    ImageFingerprint: (IMAGE_WORK, (*IMAGE_LOOKS, DETAIL_LOOK)),
     VideoFingerprint: (VIDEO_WORK, VIDEO_LOOKS),
     Checksum: (WHOLE_WORK, ()),
 }
@@ -5993,7 +5997,7 @@ def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
     gone, live = sorted(pair.replicas, key=lambda each: not is_inside(each.file.path, trash))
     (width, height, _), (own_width, own_height, _) = dimensions_of(live), dimensions_of(gone)
     left = f"the copy that is left, {printable(relative(live.file.path, root))}, has"
-    if width * height < own_width * own_height:
+    if width * height < own_width * own_height and not adds_nothing(gone, live):
         return gone.file.path, f"{left} {width} x {height}"
     pixels, suffixes = (
         {width * height, own_width * own_height},
