@@ -5179,9 +5179,6 @@ HANGING: dict[str, Callable[[Standing], Any]] = {
 }
 # How much better a codec is than MPEG-4 and older ones at the same bit rate.
 EFFICIENCY = {"h264": 1.5, "vp9": 2.0, "hevc": 2.0, "av1": 2.5}
-NATIVE_SUFFIXES = frozenset(
-    {".heic", ".heif", ".hif"}
-)  # no program makes a camera's HEIC of its JPEG, many the reverse
 
 
 def pixels_reason(one: Standing, other: Standing) -> str:
@@ -5218,7 +5215,8 @@ def generation(each: Standing) -> tuple[bool, bool, float]:
         return not each.metadata.edited, False, rate * EFFICIENCY.get(each.metadata.codec, 1.0)
     if isinstance(fingerprint, Checksum):
         return True, False, 0.0
-    native = suffix_of(replica.file.path).lower() in NATIVE_SUFFIXES and from_camera(each.metadata)
+    # Many programs make a JPEG of a camera's HEIC, hardly any the reverse.
+    native = suffix_of(replica.file.path).lower() in HEIF_SUFFIXES and from_camera(each.metadata)
     return not each.metadata.edited, native, -float(fingerprint.luma_step)
 
 
@@ -5230,9 +5228,10 @@ def generation_reason(one: Standing, other: Standing) -> str:
     return "as the camera wrote it" if native != other_native else "less compressed"
 
 
-def place(path: str, scoring: Scoring) -> tuple[bool, PlaceRank]:
-    """Where a person would look for the picture."""
-    return scoring.is_preferred(path), place_rank(path, scoring)
+def place(each: Standing) -> tuple[bool, PlaceRank]:
+    """How likely a person looks for the picture in this folder."""
+    path = each.replica.file.path
+    return each.scoring.is_preferred(path), place_rank(path, each.scoring)
 
 
 def picture_bytes(each: Standing) -> int:
@@ -5249,13 +5248,7 @@ ORIGINAL: tuple[Rule, ...] = (
     Rule(lambda each: [bool(of(each)) for of in HANGING.values()], lambda one, other: more_of(one, other, HANGING)),
     Rule(generation, generation_reason),
     Rule(picture_bytes, lambda one, _: f"largest file: {readable_size(one.replica.file.size)}"),
-    Rule(
-        lambda each: (
-            each.scoring.is_preferred(each.replica.file.path),
-            place_rank(each.replica.file.path, each.scoring),
-        ),
-        lambda one, _: f"in the better folder: {folder_text(one.replica, one.scoring)}",
-    ),
+    Rule(place, lambda one, _: f"in the better folder: {folder_text(one.replica, one.scoring)}"),
     Rule(lambda each: (each.name, -len(each.replica.file.path)), lambda _one, _other: "the better name"),
 )
 
@@ -5272,19 +5265,35 @@ def folder_text(replica: Replica[Any], scoring: Scoring) -> str:
 
 def standings(replicas: Sequence[Replica[Any]], scoring: Scoring) -> list[Standing]:
     """The replicas of a group, each with its real pixels, in their order."""
-    pixels = [width * height for width, height, _ in map(dimensions_of, replicas)]
-    real = [
-        min([own, *(size for other, size in zip(replicas, pixels, strict=True) if adds_nothing(each, other))])
-        for each, own in zip(replicas, pixels, strict=True)
-    ]
+    alike = {what_pixels_show(each): each for each in replicas}  # few, however many copies there are
+    real: dict[object, int] = {}
+    for key, each in alike.items():
+        shown = [pixels_of(other) for other in alike.values() if adds_nothing(each, other)]
+        real[key] = min([pixels_of(each), *shown])
     classes: dict[int, int] = {}  # what is within SAME_PIXELS of the largest of a class counts as that
     largest = 0
-    for each in sorted(set(real), reverse=True):
-        if not largest or each < SAME_PIXELS * largest:
-            largest = each
-        classes[each] = largest
+    for pixels in sorted(set(real.values()), reverse=True):
+        if not largest or pixels < SAME_PIXELS * largest:
+            largest = pixels
+        classes[pixels] = largest
     names = name_ranks([each.file.path for each in replicas], scoring)
-    return [Standing(each, scoring, classes[own], name) for each, own, name in zip(replicas, real, names, strict=True)]
+    counted = [classes[real[what_pixels_show(each)]] for each in replicas]
+    return [Standing(each, scoring, pixels, name) for each, pixels, name in zip(replicas, counted, names, strict=True)]
+
+
+def pixels_of(replica: Replica[Any]) -> int:
+    """How many pixels a picture has; 0 where only bytes were compared."""
+    width, height, _ = dimensions_of(replica)
+    return width * height
+
+
+def what_pixels_show(replica: Replica[Any]) -> object:
+    """All that `adds_nothing` looks at."""
+    spectrum = getattr(replica.fingerprint, "spectrum", "")
+    return dimensions_of(replica)[:2], spectrum, from_camera(metadata_of(replica))
+
+
+MOST_ENLARGED = 4  # times its sides: enlargers that invent detail go that far
 
 
 def adds_nothing(large: Replica[Any], small: Replica[Any]) -> bool:
@@ -5294,7 +5303,10 @@ def adds_nothing(large: Replica[Any], small: Replica[Any]) -> bool:
     """
     if not isinstance(large.fingerprint, ImageFingerprint) or not is_larger(large, small):
         return False
-    return is_enlarged(large, small) or (from_camera(metadata_of(small)) and not from_camera(metadata_of(large)))
+    is_possible = pixels_of(large) <= MOST_ENLARGED**2 * pixels_of(small)
+    return is_enlarged(large, small) or (
+        is_possible and from_camera(metadata_of(small)) and not from_camera(metadata_of(large))
+    )
 
 
 # ── detail: what tells an enlargement from a picture of its own ──
@@ -5372,8 +5384,7 @@ DETAIL_LOOK: CloserLook[ImageFingerprint] = CloserLook(
 
 def is_larger(one: Replica[Any], other: Replica[Any]) -> bool:
     """Whether it has clearly more pixels."""
-    (width, height, _), (other_width, other_height, _) = dimensions_of(one), dimensions_of(other)
-    return SAME_PIXELS * width * height > other_width * other_height
+    return SAME_PIXELS * pixels_of(one) > pixels_of(other)
 
 
 def original_first(group: AnyGroup, threshold: int, scoring: Scoring) -> list[AnyGroup]:
@@ -5429,14 +5440,16 @@ class Loss:
     what: tuple[str, ...]
 
 
-def losses(keeper: Replica[Any], trash: Sequence[Replica[Any]], scoring: Scoring) -> tuple[Loss, ...]:
-    """What the kept file lacks, for every file that is to go and has more."""
+def losses(keeper: Replica[Any], target: str, trash: Sequence[Replica[Any]], scoring: Scoring) -> tuple[Loss, ...]:
+    """What the file that is kept at this path lacks, for every file that is to go and has more."""
     kept = Standing(keeper, scoring)
+    is_dated = bool(kept.metadata.taken or date_in_name(stem_of(target)))
     found = []
     for each in trash:
         gone = Standing(each, scoring)
         what = [word for word, of in LOSSES.items() if of(gone) and not of(kept)]
         bits, pages = gone.metadata.bits, gone.metadata.pages
+        what += ["date in its name"] if not is_dated and date_in_name(stem_of(each.file.path)) else []
         what += [f"{bits} bits per channel"] if bits > (kept.metadata.bits or 8) else []
         what += ["colour"] if "colour" == gone.metadata.colours != kept.metadata.colours != "" else []
         what += ["several pages"] if pages > max(1, kept.metadata.pages) else []
@@ -5533,7 +5546,7 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
     if placed != best:
         reasons.append(f"folder {folder_text(group.replicas[placed], scoring)}")
     stay, trash = (tuple(group.replicas[number] for number in each) for each in (stays, given_up))
-    return Decision(keeper, target, trash, tuple(reasons), stay, losses(keeper, trash, scoring), named, placed)
+    return Decision(keeper, target, trash, tuple(reasons), stay, losses(keeper, target, trash, scoring), named, placed)
 
 
 def free_path(path: str, own: Iterable[str], scoring: Scoring) -> str:
