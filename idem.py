@@ -1804,8 +1804,9 @@ START_OF_SCAN, END_OF_IMAGE, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
 NEXT_MARKER = re.compile(b"\xff[^%s]" % re.escape(bytes(sorted(MARKERS_WITHOUT_LENGTH))), re.DOTALL)
 METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
-HUFFMAN_SEQUENTIAL, LOSSLESS = frozenset({0xC0, 0xC1}), frozenset({0xC3, 0xCB})
-FRAME_MARKERS = frozenset({0xC2, 0xC9, 0xCA}) | HUFFMAN_SEQUENTIAL | LOSSLESS
+HUFFMAN_SEQUENTIAL, LOSSLESS = frozenset({0xC0, 0xC1}), frozenset({0xC3})
+ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB})
+FRAME_MARKERS = frozenset({0xC2}) | HUFFMAN_SEQUENTIAL | LOSSLESS | ARITHMETIC
 SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that the data of a scan do not contain
 RESTART = re.compile(rb"\xff{1,9}[\xd0-\xd7]")  # any marker may be preceded by fill bytes, of 0xff
 
@@ -1878,6 +1879,7 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
     """The JPEG in an open file, None if it is none. ValueError when its markers show that some of it is missing.
 
     Data that are missing inside a scan show when the picture is decoded, see `reduced_jpeg` and `check_scans`.
+    ValueError for an arithmetic-coded one, too.
     """
     start, size = stream.read(2), stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -1904,6 +1906,8 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
             interval = int.from_bytes(each.content[:2], "big")
     if not scans or frame is None:
         raise ValueError("truncated: a JPEG without picture data")
+    if frame.marker in ARITHMETIC:  # few decoders read it; an encoder may drop zeros at its end, as if it were cut
+        raise ValueError("idem reads no arithmetic-coded JPEGs")
     is_whole_scan = len(scans) == 1 and scans[0].content[:1] == frame.content[5:6]
     exact = is_whole_scan and frame.marker in HUFFMAN_SEQUENTIAL
     restarts = -(-units_of(frame) // interval) - 1 if exact and interval else 0
@@ -2034,26 +2038,31 @@ class ReadUpTo(io.BytesIO):
 
 
 def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
-    """The JPEG decoded at a reduced scale, as YCbCr where it is stored so, and its true size.
+    """The JPEG decoded at a reduced scale, and its true size.
 
     Where it is one scan the decoder must need it all and no more. libjpeg fills up what is missing before the end
     marker with grey and says nothing, so a file that was cut and closed decodes "completely". With zeros in place of
     the marker it asks for more data instead, and Pillow reports the file as truncated. And a decoder that lost its
     way in damaged data is done before their end, or does not get there.
     """
-    end = jpeg.scans[-1].end
-    data = jpeg.data[:end] + bytes(DECODER_LOOKAHEAD) if jpeg.exact else jpeg.data
-    source = ReadUpTo(data, end - PADDING)
+    scan = jpeg.scans[-1]
+    data = jpeg.data[: scan.end] + bytes(DECODER_LOOKAHEAD) if jpeg.exact else jpeg.data
+    source = ReadUpTo(data, max(scan.data, scan.end - PADDING))
     picture = Image.open(source, formats=usable_formats())
     size = picture.size
-    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
-    held = picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL if "progressive" in picture.info else 0
-    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
-    picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
-    decode(picture, held)
+    decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
     if jpeg.exact and source.tell() <= source.border:
         raise ValueError("damaged: a JPEG with more data than its picture takes")
     return picture, size
+
+
+def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) -> None:
+    """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these."""
+    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
+    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
+    held = 0 if jpeg.exact else picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL
+    picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
+    decode(picture, held)
 
 
 def quantisers(picture: Image.Image) -> tuple[int, int]:
@@ -3482,8 +3491,7 @@ def check_scans(file: MediaFile) -> None:
     sums = set()
     for data in (jpeg.data, jpeg.filled):
         with Image.open(io.BytesIO(data), formats=usable_formats()) as picture:
-            picture.draft("YCbCr", picture.size)
-            decode(picture, picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL)
+            decode_as_stored(picture, jpeg, picture.size)
             sums.add(zlib.crc32(picture.tobytes()))
     if len(sums) > 1:
         raise ValueError("truncated: a JPEG that lacks data in some of its parts")

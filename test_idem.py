@@ -1814,6 +1814,23 @@ def test_whole_jpegs_are_called_whole() -> None:
                 assert unfinished(filled + TRAILER) == "", (form, len(fill))
 
 
+def test_whole_jpegs_that_store_rgb_are_called_whole(tmp_path: Path) -> None:
+    for options in ({"progressive": True}, {"restart_marker_rows": 1}):
+        assert unfinished(save(photo(), tmp_path / "a.jpg", keep_rgb=True, **options).read_bytes()) == ""
+
+
+def test_whole_jpegs_of_next_to_no_data_are_called_whole(tmp_path: Path) -> None:
+    for mode, side, level in (("L", 1, 128), ("L", 8, 0), ("L", 16, 255), ("RGB", 1, 255), ("RGB", 8, 128)):
+        for optimize in (True, False):
+            tiny = Image.new(mode, (side, side), level if mode == "L" else (level, level, level))
+            assert unfinished(save(tiny, tmp_path / "a.jpg", optimize=optimize).read_bytes()) == ""
+
+
+def test_an_arithmetic_coded_jpeg_is_not_called_damaged() -> None:
+    content = encoded_picture("jpeg").replace(b"\xff\xc0", b"\xff\xc9")
+    assert unfinished(content) == "idem reads no arithmetic-coded JPEGs"
+
+
 def test_a_jpeg_that_lacks_a_part_between_restart_markers_is_named() -> None:
     content = encoded_picture("jpeg with restarts")
     ((begin, end),) = scan_data("jpeg with restarts")
