@@ -1660,7 +1660,7 @@ PIXELS_PER_BYTE = 200_000
 # Memory for each pixel that is decoded, as measured: Pillow's own 4 bytes, and what decoders and conversions hold.
 BYTES_PER_PIXEL = 10
 BYTES_PER_HEAVY_PIXEL = 18  # of WebP, and of 16-bit, 32-bit and float greys
-BYTES_PER_COEFFICIENT_PIXEL = 6  # of a JPEG in several scans: it is held whole, at whatever scale it is decoded
+BYTES_PER_COEFFICIENT = 2  # of a JPEG in several scans: all are held, at whatever scale it is decoded
 P = ParamSpec("P")
 
 
@@ -1695,7 +1695,9 @@ def problem_if_unreadable(
     return guarded
 
 
-OUT_OF_MEMORY = re.compile("out of memory|not enough memory|memory allocation|cannot allocate memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(  # -9 is what Pillow makes of it where libtiff has no memory
+    "out of memory|not enough memory|memory allocation|cannot allocate memory|decoder error -9$", re.IGNORECASE
+)
 
 
 def can_be_read(file: MediaFile) -> bool:
@@ -1735,22 +1737,59 @@ def load_decoders() -> None:
     perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
 
 
+def content_of(file: MediaFile) -> io.BytesIO:
+    """All bytes of the file, in memory: some decoders hide that a drive failed, and call the file damaged.
+
+    OSError if it cannot be read, ValueError if it has changed or is too large for a picture.
+    """
+    if file.size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{readable_size(file.size)} are too many for one picture")
+    check_memory(file.size)
+    with opened_unchanged(file) as stream:
+        return io.BytesIO(stream.read())
+
+
 def opened_picture(stream: BinaryIO) -> Image.Image:
     """The picture in an open file, with only its header read. Raises what Pillow raises.
 
-    ValueError for what has been made to cost time or memory, by its size.
+    ValueError for what has been made to cost time or memory, by its size. MemoryError for a WebP for which there is
+    too little: its decoder takes that at once, and fails without saying why.
     """
-    size = os.fstat(stream.fileno()).st_size
+    start, size = stream.read(WEBP_HEADER), stream.seek(0, os.SEEK_END)
     if size > MAX_IMAGE_BYTES:
         raise ValueError(f"{readable_size(size)} are too many for one picture")
-    if stream.read(len(PNG_START)) == PNG_START:
+    if start.startswith(PNG_START):
+        stream.seek(len(PNG_START))
         check_png(stream)
+    pixels = webp_pixels(start)
+    check_claim(pixels, size)
+    check_memory(pixels * BYTES_PER_HEAVY_PIXEL)
     stream.seek(0)
     picture = Image.open(stream, formats=usable_formats())
-    pixels = picture.width * picture.height
+    check_claim(picture.width * picture.height, size)
+    return picture
+
+
+def check_claim(pixels: int, size: int) -> None:
+    """ValueError if a file of this size in bytes is too small for so many pixels."""
     if pixels > max(MANY_PIXELS, size * PIXELS_PER_BYTE):
         raise ValueError(f"{readable_size(size)} are too few for the {pixels // 10**6} megapixels that it claims")
-    return picture
+
+
+WEBP_HEADER = 30  # bytes; they contain the size in pixels
+
+
+def webp_pixels(start: bytes) -> int:
+    """How many pixels a file that starts like this claims if it is a WebP (RFC 9649), else 0."""
+    kind = start[12:16] if (start[:4], start[8:12]) == (b"RIFF", b"WEBP") else b""
+    if kind == b"VP8X":
+        return (1 + int.from_bytes(start[24:27], "little")) * (1 + int.from_bytes(start[27:30], "little"))
+    if kind == b"VP8L":
+        sides = int.from_bytes(start[21:25], "little")
+        return (1 + (sides & 0x3FFF)) * (1 + (sides >> 14 & 0x3FFF))
+    if kind == b"VP8 ":
+        return (int.from_bytes(start[26:28], "little") & 0x3FFF) * (int.from_bytes(start[28:30], "little") & 0x3FFF)
+    return 0
 
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -1974,7 +2013,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
 
     The picture must decode completely: a damaged copy must never pass for a whole one.
     """
-    with opened_unchanged(file) as stream:
+    with content_of(file) as stream:
         jpeg = jpeg_in(stream)
         if jpeg:
             picture, size = reduced_jpeg(jpeg)
@@ -2060,9 +2099,9 @@ def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) ->
     """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these."""
     identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
     stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
-    held = 0 if jpeg.exact else picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL
+    coefficients = 0 if jpeg.exact else picture.width * picture.height * len(identifiers)
     picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
-    decode(picture, held)
+    decode(picture, coefficients * BYTES_PER_COEFFICIENT)
 
 
 def quantisers(picture: Image.Image) -> tuple[int, int]:
@@ -3461,7 +3500,7 @@ def data_sums(file: MediaFile) -> str:
 
     Files that differ in metadata alone have the same first sum. Runs in a worker process.
     """
-    with opened_unchanged(file) as stream:
+    with content_of(file) as stream:
         jpeg = jpeg_in(stream)
         if jpeg:
             data = memoryview(jpeg.picture_data)
@@ -3471,8 +3510,7 @@ def data_sums(file: MediaFile) -> str:
             decode(picture, 2 * file.size)
             shown = zlib.crc32(picture.tobytes())
             shown = zlib.crc32(bytes(picture.getpalette() or ()), shown)
-            stream.seek(0)
-            data = memoryview(stream.read())
+            data = memoryview(stream.getvalue())
     borders = [len(data) * part // DATA_PARTS for part in range(DATA_PARTS + 1)]
     sums = [shown, *(zlib.crc32(data[begin:end]) for begin, end in pairwise(borders))]
     return "".join(f"{each:08x}" for each in sums)

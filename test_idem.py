@@ -2040,6 +2040,39 @@ def test_only_a_problem_of_the_bytes_themselves_is_lasting(tmp_path: Path, monke
     }
 
 
+class FailsOnce(io.FileIO):
+    """A file on a drive of which one read fails, and none after it."""
+
+    reads_left = 0
+
+    def fail_if_due(self) -> None:
+        FailsOnce.reads_left -= 1
+        if FailsOnce.reads_left == 0:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self.fail_if_due()
+        return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        self.fail_if_due()
+        return super().readall()
+
+
+@pytest.mark.parametrize("form", ["heic", "lzw"])
+def test_a_drive_that_fails_for_a_moment_is_not_held_against_the_file(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix_for(form)}"
+    path.write_bytes(encoded_picture(form))
+    file, known = media_file(path), fingerprint(path)
+    monkeypatch.setattr(idem, "open", lambda name, _mode: io.BufferedReader(FailsOnce(name)), raising=False)
+    failed = idem.Problem(file.path, "Input/output error")
+    for number in range(1, 9):
+        FailsOnce.reads_left = number
+        assert idem.fingerprint_image(file) == (failed if FailsOnce.reads_left <= 0 else known), number
+
+
 def test_a_large_panorama_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     panorama = photo(3, (12_000, 8_000))  # 96 megapixels: above Pillow's warning, below its error
     save(panorama, tmp_path / "panorama.jpg", quality=60)
@@ -2647,6 +2680,42 @@ def test_a_picture_for_which_memory_is_short_is_named_and_not_for_good(
     assert found == {"large.png": reason.replace("250.6 MB", idem.readable_size(250_000_000 + size))}
     with pytest.raises(MemoryError), idem.limited_memory(1 << 20):
         idem.fingerprint_image(media_file(tmp_path / "small.png"))
+
+
+def test_a_webp_for_which_memory_is_short_is_not_called_damaged(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "Summer"
+    for options in ({"quality": 50}, {"lossless": True}, {"exif": exif}):
+        path = save(photo(1, (1000, 600)), tmp_path / "large.webp", method=0, **options)
+        message = r"decoding it takes 10\.8 MB of memory, and 2\.0 MB are free"
+        with pytest.raises(MemoryError, match=message), idem.limited_memory(2_000_000):
+            idem.fingerprint_image(media_file(path))
+        assert fingerprint(path).width == 1000
+
+
+def test_a_cmyk_jpeg_in_several_scans_for_which_memory_is_short_is_not_called_damaged(tmp_path: Path) -> None:
+    path = save(photo(1, (1200, 800)).convert("CMYK"), tmp_path / "a.jpg", progressive=True)
+    needed = 1200 * 800 * 4 * 2  # for its coefficients alone
+    with pytest.raises(MemoryError, match="decoding it takes"), idem.limited_memory(needed):
+        idem.fingerprint_image(media_file(path))
+
+
+def test_what_libtiff_says_when_memory_is_short_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise OSError("decoder error -9")
+
+    monkeypatch.setattr(idem, "decode", failing)
+    with pytest.raises(MemoryError):
+        idem.fingerprint_image(media_file(save(photo(), tmp_path / "a.tif")))
+
+
+def test_a_webp_that_is_too_small_for_its_size_is_named_before_it_takes_memory(tmp_path: Path) -> None:
+    path = save(photo(1, (64, 48)), tmp_path / "a.webp", lossless=True)
+    path.write_bytes(path.read_bytes()[:21] + struct.pack("<I", 12_000 << 14 | 12_000) + bytes(13))
+    reason = "38 B are too few for the 144 megapixels that it claims"
+    assert idem.fingerprint_image(media_file(path)) == idem.Problem(str(path), reason, lasting=True)
 
 
 def test_an_answer_is_never_taken_for_that_of_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
