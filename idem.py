@@ -1575,7 +1575,7 @@ class Integrity:
     `whole` and `sums` are found out by a closer look, only for files of groups that need one.
     """
 
-    may_be_short: bool  # a JPEG that may lack data without showing it: see `check_scans`
+    may_be_short: bool  # it may lack data, or have damaged ones, without showing it: see `check_whole`
     data_bytes: int  # of picture data
     file_sum: str  # CRC-32 of all bytes of the file, in hex: the disk may change some beneath the file system
     whole: bool = False  # it has been looked at, and lacks none
@@ -1831,6 +1831,16 @@ def decode(picture: Image.Image, held: int = 0) -> None:
     picture.load()
 
 
+TIFF_DEFLATE = frozenset({8, 32946})
+COMPRESSION, BITS, SAMPLES, ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 259, 258, 277, 278, 322, 323  # tags of TIFF
+STRIPS, TILES = (273, 279), (324, 325)  # those of the offsets of all, and of their lengths
+
+
+def is_deflated(picture: Image.Image) -> bool:
+    """Whether it is a TIFF whose parts carry checksums, which libtiff does not look at."""
+    return picture.format == "TIFF" and picture.tag_v2.get(COMPRESSION) in TIFF_DEFLATE  # type: ignore[attr-defined]
+
+
 # ── JPEG files that lack data, or have some to spare ──
 
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
@@ -2027,7 +2037,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         by_file = has_frames(picture) or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
         file_digest = digest_of(stream) if by_file else ""
         integrity = Integrity(
-            may_be_short=jpeg is not None and jpeg.may_be_short,
+            may_be_short=jpeg.may_be_short if jpeg else is_deflated(picture),
             data_bytes=jpeg.data_bytes if jpeg else file.size,
             file_sum=sum_of(stream),
         )
@@ -3517,15 +3527,25 @@ def data_sums(file: MediaFile) -> str:
 
 
 @problem_if_unreadable
-def check_scans(file: MediaFile) -> None:
+def check_whole(file: MediaFile) -> None:
+    """ValueError if a file of which decoding does not show it lacks picture data, or has damaged ones.
+
+    Runs in a worker process.
+    """
+    with content_of(file) as stream:
+        jpeg = jpeg_in(stream)
+        if jpeg:
+            check_scans(jpeg)
+        else:
+            check_strips(opened_picture(stream), stream)
+
+
+def check_scans(jpeg: Jpeg) -> None:
     """ValueError if a scan of a JPEG, or what stands between its restart markers, is cut short.
 
     Such a file shows a whole picture, only coarser or grey in parts. More data before a marker change what the decoder
-    makes of it, while a whole file has no use for more. Runs in a worker process.
+    makes of it, while a whole file has no use for more.
     """
-    with opened_unchanged(file) as stream:
-        jpeg = jpeg_in(stream)
-    assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
     sums = set()
     for data in (jpeg.data, jpeg.filled):
         with Image.open(io.BytesIO(data), formats=usable_formats()) as picture:
@@ -3533,6 +3553,32 @@ def check_scans(file: MediaFile) -> None:
             sums.add(zlib.crc32(picture.tobytes()))
     if len(sums) > 1:
         raise ValueError("truncated: a JPEG that lacks data in some of its parts")
+
+
+def check_strips(picture: Image.Image, stream: BinaryIO) -> None:
+    """ValueError unless each strip or tile of a Deflate TIFF ends with the checksum of its data (RFC 1950).
+
+    The picture has just been opened, from the stream. Not more than READ_BLOCK is unpacked at once.
+    """
+    tags = picture.tag_v2  # type: ignore[attr-defined]
+    tiled = TILES[0] in tags
+    width = tags[TILE_WIDTH] if tiled else picture.width
+    height = tags[TILE_HEIGHT] if tiled else min(tags.get(ROWS_PER_STRIP, picture.height), picture.height)
+    parts = -(-picture.width // width) * -(-picture.height // height)
+    left = 2 * parts * height * tags.get(SAMPLES, 1) * -(-width * max(tags.get(BITS, (1,))) // 8)  # some are padded
+    for offset, length in zip(*(tags.get(tag, ()) for tag in (TILES if tiled else STRIPS)), strict=False):
+        end = stream.seek(offset) + length
+        unpacker = zlib.decompressobj()
+        while not unpacker.eof:
+            packed = unpacker.unconsumed_tail or stream.read(min(end - stream.tell(), READ_BLOCK))
+            if not packed:
+                raise ValueError("truncated: a TIFF that lacks data in some of its parts")
+            try:
+                left -= len(unpacker.decompress(packed, READ_BLOCK))
+            except zlib.error:
+                raise ValueError("damaged: a TIFF with a checksum that is wrong") from None
+            if left < 0:
+                raise ValueError("damaged: a TIFF with more data than its picture takes")
 
 
 def wanting_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
@@ -3574,7 +3620,7 @@ IMAGE_LOOKS: tuple[CloserLook[ImageFingerprint], ...] = (
     ),
     CloserLook(
         wanting_decoding,
-        Work(check_scans, "photo", load_decoders),
+        Work(check_whole, "photo", load_decoders),
         lambda each, _: with_integrity(each.fingerprint, whole=True),
     ),
 )

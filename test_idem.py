@@ -1789,12 +1789,12 @@ def test_a_jpeg_in_several_scans_is_told_from_a_cut_one(tmp_path: Path, capsys: 
 
 
 def unfinished(content: bytes) -> str:
-    """Why the JPEG of this content is not fingerprinted, or not let into a group."""
+    """Why the JPEG or TIFF of this content is not fingerprinted, or not let into a group."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "a.jpg"
         file.write_bytes(content)
         found = idem.fingerprint_image(media_file(file))
-        looked = found if isinstance(found, idem.Problem) else idem.check_scans(media_file(file))
+        looked = found if isinstance(found, idem.Problem) else idem.check_whole(media_file(file))
         return looked.reason if looked else ""
 
 
@@ -1867,6 +1867,60 @@ def test_a_jpeg_that_lost_a_sector_is_named() -> None:
     for at in range(1024, len(content) - 512, 512):
         assert unfinished(content[:at] + content[at + 512 :])
         assert unfinished(content[:at] + bytes(512) + content[at + 512 :])
+
+
+def deflated(parts: Sequence[bytes], tiles: bool = False) -> bytes:
+    """A Deflate TIFF of 320 x 240 grey pixels, packed in two strips or in four tiles of 160 px by 128."""
+    sides = [(322, 160), (323, 128)] if tiles else [(278, 120)]
+    entries = {256: (320,), 257: (240,), 258: (8,), 259: (8,), 262: (1,), 277: (1,), **{tag: (n,) for tag, n in sides}}
+    begin = 8 + 2 + 12 * (len(entries) + 2) + 4
+    lists = 4 * len(parts)
+    starts = itertools.accumulate((len(part) for part in parts[:-1]), initial=begin + 2 * lists)
+    values = {324: begin, 325: begin + lists} if tiles else {273: begin, 279: begin + lists}
+    fields = [(tag, 1, value) for tag, (value,) in entries.items()] + [(t, len(parts), at) for t, at in values.items()]
+    directory = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(fields))
+    numbers = struct.pack(f"<{2 * len(parts)}I", *starts, *map(len, parts))
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    return head + directory + bytes(4) + numbers + b"".join(parts)
+
+
+def quietly_damaged(part: bytes) -> bytes:
+    """The second strip of a Deflate TIFF, packed, with a bit flipped that changes the picture and stops no decoder."""
+    first = zlib.compress(bytes(120 * 320))
+    for at in range(len(part) // 3, len(part) - 9):
+        damaged = part[:at] + bytes([part[at] ^ 1]) + part[at + 1 :]
+        with suppress(OSError), Image.open(io.BytesIO(deflated([first, damaged]))) as picture:
+            picture.load()
+            return damaged
+    raise AssertionError("every flipped bit is noticed")
+
+
+def test_a_deflate_tiff_is_told_damaged_by_the_checksums_of_its_parts() -> None:
+    levels = np.asarray(photo(4, (320, 240)).convert("L"))
+    strips = [zlib.compress(levels[:120].tobytes()), zlib.compress(levels[120:].tobytes())]
+    padded = np.pad(levels, ((0, 16), (0, 0)))
+    tiles = [zlib.compress(padded[y : y + 128, x : x + 160].tobytes()) for y in (0, 128) for x in (0, 160)]
+    assert [unfinished(deflated(strips)), unfinished(deflated(tiles, tiles=True))] == ["", ""]
+    wrong = "damaged: a TIFF with a checksum that is wrong"
+    assert unfinished(deflated([strips[0], quietly_damaged(strips[1])])) == wrong
+    for parts, tiled in ((strips, False), (tiles, True)):
+        endless = zlib.compress(zlib.decompress(parts[-1]) + bytes(10_000_000))
+        reason = "damaged: a TIFF with more data than its picture takes"
+        assert unfinished(deflated([*parts[:-1], endless], tiled)) == reason
+        reason = "truncated: a TIFF that lacks data in some of its parts"
+        assert unfinished(deflated([*parts[:-1], parts[-1][:-2]], tiled)) == reason
+
+
+def test_a_deflate_tiff_damaged_where_no_decoder_notices_stands_for_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = photo(4, (320, 240)).convert("L")
+    save(levels, tmp_path / "intact.jpg")
+    strips = [zlib.compress(levels.crop((0, y, 320, y + 120)).tobytes()) for y in (0, 120)]
+    (tmp_path / "scan.tif").write_bytes(deflated([strips[0], quietly_damaged(strips[1])]))
+    assert groups(tmp_path, capsys=capsys) == []
+    (tmp_path / "scan.tif").write_bytes(deflated(strips))
+    assert groups(tmp_path, capsys=capsys) == [["scan.tif", "intact.jpg"]]
 
 
 def test_a_double_with_another_palette_or_one_flipped_bit_is_told(tmp_path: Path) -> None:
