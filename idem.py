@@ -1716,6 +1716,22 @@ def can_be_read(file: MediaFile) -> bool:
     return True
 
 
+def confirmed(
+    work: Callable[Concatenate[MediaFile, P], R | Problem],
+) -> Callable[Concatenate[MediaFile, P], R | Problem]:
+    """Have a function that lets a program read the file try once more when it finds a lasting Problem.
+
+    Programs hide that a drive failed for a moment. By then the whole file has been read without an error.
+    """
+
+    @functools.wraps(work)
+    def twice(file: MediaFile, /, *more: P.args, **named: P.kwargs) -> R | Problem:
+        found = work(file, *more, **named)
+        return work(file, *more, **named) if isinstance(found, Problem) and found.lasting else found
+
+    return twice
+
+
 @functools.cache
 def usable_formats() -> tuple[str, ...]:
     """PILLOW_FORMATS with their decoders loaded, and HEIF where pillow-heif is installed."""
@@ -2461,6 +2477,7 @@ def ffmpeg_path() -> str | None:
         return None  # it was installed without a binary for this system
 
 
+@confirmed
 @problem_if_unreadable
 def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> VideoFingerprint:
     """The video's fingerprint, or why there is none; ffmpeg is asked about it unless that has been done.
@@ -3670,6 +3687,7 @@ def wanting_end(groups: Sequence[Group[VideoFingerprint]]) -> list[Replica[Video
     return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
 
 
+@confirmed
 @problem_if_unreadable
 def check_goes_on(file: MediaFile, seconds: float) -> None:
     """ValueError if a video breaks off before the time it says. Runs in a worker process."""

@@ -2558,6 +2558,24 @@ def test_videos_are_fingerprinted_once_and_shown_after_the_images(
 
 
 @ON_LINUX
+def test_a_drive_that_fails_ffmpeg_for_a_moment_is_not_held_against_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = idem.ffmpeg_path(), tmp_path / "ffmpeg"
+    path = clip(tmp_path / "a.mp4")
+    known = video_fingerprint(path)
+    monkeypatch.setattr(idem, "ffmpeg_path", lambda: str(fake))
+    fake.write_text(f'#!/bin/sh\n[ -e {fake}.failed ] && exec {real} "$@"\ntouch {fake}.failed\nexit 1\n')
+    fake.chmod(0o755)
+    assert video_fingerprint(path) == known
+    Path(f"{fake}.failed").unlink()
+    assert idem.check_goes_on(media_file(path), known.seconds) is None
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    reason = "ffmpeg says nothing"
+    assert idem.fingerprint_video(media_file(path)) == idem.Problem(str(path), reason, lasting=True)
+
+
+@ON_LINUX
 def test_an_ffmpeg_that_writes_or_wants_too_much_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "ffmpeg"
     monkeypatch.setattr(idem, "ffmpeg_path", lambda: str(fake))
