@@ -1100,6 +1100,7 @@ def is_at(stored: int, nanoseconds: int) -> bool:
 
 TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 SLOWEST_DRIVE = 5_000_000  # bytes per second
+BUSY = 0.5  # of that time at work on a processor, and the decoder hung; else the drive did
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
 TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for that
 MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
@@ -1248,7 +1249,9 @@ class Pool:
             if worker.connection in ready:
                 self.take_answer(worker)
             elif worker.deadline <= now:
-                self.end(worker, TaskLost(f"it took more than {worker.tasks[0].seconds:.0f} s", lasting=True))
+                seconds = worker.tasks[0].seconds
+                busy = worker.cpu_seconds() - worker.cpu_before > BUSY * seconds
+                self.end(worker, TaskLost(f"it took more than {seconds:.0f} s", lasting=busy))
 
     def hand_out(self) -> None:
         """Give tasks to the workers that hold fewest, starting further workers while all are busy."""
@@ -1335,6 +1338,7 @@ class Worker:
     def __init__(self, start_method: str) -> None:
         self.tasks: deque[Task] = deque()
         self.deadline = float("inf")  # for the task at work
+        self.cpu_before = 0.0  # s that the process had been at work before that
         context: Any = multiprocessing.get_context(start_method)
         self.connection, remote = context.Pipe()
         self.process = context.Process(target=worker_main, args=(remote, os.getpid()), daemon=True)
@@ -1356,9 +1360,9 @@ class Worker:
             self.connection.send((task.number, memory, task.call))
         except OSError:
             return False
-        if not self.tasks:
-            self.deadline = time.monotonic() + task.seconds
         self.tasks.append(task)
+        if len(self.tasks) == 1:
+            self.start_clock()
         return True
 
     def taken_back(self, number: int) -> Task | None:
@@ -1366,8 +1370,27 @@ class Worker:
         task = next((each for each in self.tasks if each.number == number), None)
         if task:
             self.tasks.remove(task)
-            self.deadline = time.monotonic() + self.tasks[0].seconds if self.tasks else float("inf")
+            self.start_clock()
         return task
+
+    def start_clock(self) -> None:
+        """Allow the task that is now at work its time."""
+        self.deadline = float("inf")
+        if self.tasks:
+            self.deadline = time.monotonic() + self.tasks[0].seconds
+            self.cpu_before = self.cpu_seconds()
+
+    def cpu_seconds(self) -> float:
+        """How long the process and those it has started have been at work on a processor; 0 where that is not told."""
+        seconds = 0.0
+        with suppress(OSError):  # it has ended, or this is not Linux
+            with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as stream:
+                processes = [str(self.process.pid), *stream.read().split()]
+            for process in processes:
+                with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as stream:
+                    times = stream.read().rpartition(")")[2].split()[11:15]  # its own, and of those it waited for
+                seconds += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+        return seconds
 
     def death(self) -> TaskLost:
         """Why the process has ended by itself. A decoder crashes again, but does not kill itself."""

@@ -2642,9 +2642,14 @@ def crash_on_odd(number: int) -> int:
     return number
 
 
-def hang_on_three(number: int) -> int:
+def hang_on_three_to_five(number: int) -> int:
+    """As a drive hangs, and as a decoder does, itself and in a program that it starts."""
     if number == 3:
         time.sleep(600)
+    while number == 4:
+        pass
+    if number == 5:
+        subprocess.run([sys.executable, "-c", "while True: pass"], check=True)
     return number
 
 
@@ -2820,10 +2825,14 @@ def test_a_worker_that_dies_while_idle_costs_no_task() -> None:
                 worker.process.join()
 
 
-def test_a_task_that_hangs_is_lost_alone() -> None:
-    results = done_in(idem.Pool(2), hang_on_three, range(8), seconds=lambda number: 0.6)
+def test_a_task_that_hangs_is_lost_alone_and_for_good_only_if_it_kept_a_processor_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idem, "BUSY", 0.05)  # others may want the processor, too
+    results = done_in(idem.Pool(2), hang_on_three_to_five, range(8), seconds=lambda number: 0.6)
+    can_tell = sys.platform == "linux"
     assert {n: lost_or(each) for n, each in results.items()} == {
-        n: ("it took more than 1 s", True) if n == 3 else n for n in range(8)
+        n: ("it took more than 1 s", can_tell and n > 3) if 3 <= n <= 5 else n for n in range(8)
     }
 
 
