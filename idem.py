@@ -1458,15 +1458,15 @@ def limited_memory(size: int) -> Iterator[None]:
         return
     import resource
 
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with open("/proc/self/statm", "rb") as stream:
         taken = int(stream.read().split()[5]) * resource.getpagesize()
-    most = taken + size if hard == resource.RLIM_INFINITY else min(hard, taken + size)
+    most = taken + size if soft == resource.RLIM_INFINITY else min(soft, taken + size)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         memory_allowed = before
 
 
@@ -1478,7 +1478,7 @@ def check_memory(size: float) -> None:
 
 
 def available_memory(system: str = "/") -> int:
-    """Bytes of memory that processes can still take, as Linux and its control groups (version 2) have it.
+    """Bytes of memory that processes can still take, as Linux, its control groups (version 2) and `ulimit` have it.
 
     Elsewhere half of what there is, or MEMORY_ASSUMED.
     """
@@ -1504,6 +1504,13 @@ def available_memory(system: str = "/") -> int:
         cached = re.search(r"^inactive_file (\d+)", read(f"{folder}/memory.stat"), re.MULTILINE)
         if most.isdecimal() and used.isdecimal():
             free.append(max(0, int(most) - int(used) + (int(cached[1]) if cached else 0)))
+    if taken := read("proc/self/statm").split():
+        import resource
+
+        for limit, pages in ((resource.RLIMIT_AS, taken[0]), (resource.RLIMIT_DATA, taken[5])):
+            most_of_each = resource.getrlimit(limit)[0]
+            if most_of_each != resource.RLIM_INFINITY:
+                free.append(max(0, most_of_each - int(pages) * resource.getpagesize()))
     return min(free)
 
 

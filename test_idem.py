@@ -2745,6 +2745,26 @@ def test_the_limit_of_a_control_group_counts_as_the_memory_there_is(tmp_path: Pa
 
 
 @ON_LINUX
+@pytest.mark.parametrize(("name", "taken"), [("RLIMIT_AS", 1000), ("RLIMIT_DATA", 500)])
+def test_the_limit_that_the_user_set_counts_as_the_memory_there_is(tmp_path: Path, name: str, taken: int) -> None:
+    import resource
+
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 900000000 kB\n")
+    (tmp_path / "proc/self/statm").write_text("1000 9 9 9 0 500 0\n")  # pages
+    limit, most = getattr(resource, name), 1 << 38
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most, before[1]))
+    try:
+        assert idem.available_memory(str(tmp_path)) == most - taken * resource.getpagesize()
+        with idem.limited_memory(1 << 30):
+            pass
+        assert resource.getrlimit(limit)[0] == most
+    finally:
+        resource.setrlimit(limit, before)
+
+
+@ON_LINUX
 def test_a_picture_for_which_memory_is_short_is_named_and_not_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
