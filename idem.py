@@ -4320,7 +4320,9 @@ def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, st
 # ── was anything trashed by mistake? ──
 
 NO_MATCH = "there is no copy of it in the library"
-MUCH_SMALLER = 0.5  # of the bytes, of a file with as many pixels and the same suffix: more is lost than metadata
+MUCH_SMALLER = 0.5  # of the bytes, of a file with as many pixels in the same format: more is lost than metadata
+MUCH_COARSER = 2  # times the quantiser, of a JPEG with as many pixels
+SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif", ".heif": ".heic"}  # other suffixes of a format
 
 
 def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
@@ -4372,13 +4374,23 @@ def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
     left = f"the copy that is left, {printable(relative(live.file.path, root))}, has"
     if width * height < own_width * own_height:
         return gone.file.path, f"{left} {width} x {height}"
-    pixels, suffixes = (
-        {width * height, own_width * own_height},
-        {suffix_of(each.file.path).lower() for each in (live, gone)},
-    )
-    if len(pixels) == len(suffixes) == 1 and live.file.size < MUCH_SMALLER * gone.file.size:
-        return gone.file.path, f"{left} {readable_size(live.file.size)} of {readable_size(gone.file.size)}"
-    return gone.file.path, ""
+    if width * height > own_width * own_height or format_of(live.file) != format_of(gone.file):
+        return gone.file.path, ""
+    sizes, coarser = [(live.file.size, gone.file.size)], False
+    one, other = live.fingerprint, gone.fingerprint
+    if isinstance(one, ImageFingerprint) and isinstance(other, ImageFingerprint):
+        sizes.append((one.integrity.data_bytes, other.integrity.data_bytes))  # what follows the picture is no quality
+        coarser = one.luma_step > MUCH_COARSER * other.luma_step
+    for size, own_size in sizes:
+        if size < MUCH_SMALLER * own_size:
+            return gone.file.path, f"{left} {readable_size(size)} of {readable_size(own_size)}"
+    return gone.file.path, f"{left} a much coarser picture" if coarser else ""
+
+
+def format_of(file: MediaFile) -> str:
+    """The file's suffix, in one spelling for all of a format."""
+    suffix = suffix_of(file.path).lower()
+    return SAME_FORMAT.get(suffix, suffix)
 
 
 def unchecked(run: Run, trashed: Scan, trash: str) -> list[Problem]:

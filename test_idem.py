@@ -6214,6 +6214,23 @@ def test_a_live_copy_worse_than_the_trashed_file_is_named(tmp_path: Path, capsys
     )
 
 
+def test_a_coarser_live_copy_is_told_whatever_its_suffix_and_whatever_follows_its_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = save(photo(1), tmp_path / TRASH / "a.jpg", quality=97)
+    for name, tail in (("a.jpeg", b""), ("a.jpg", bytes(300_000))):
+        live = save(photo(1), tmp_path / name, quality=60)
+        live.write_bytes(live.read_bytes() + tail)
+        sizes = [idem.readable_size(fingerprint(each).integrity.data_bytes) for each in (live, gone)]
+        line, _ = verified(tmp_path, capsys=capsys)[1]
+        assert line == f"{os.path.join(TRASH, 'a.jpg')}: the copy that is left, {name}, has {sizes[0]} of {sizes[1]}"
+        live.unlink()
+    save(photo(1), gone, qtables=[[4] + [16] * 63] * 2)
+    save(photo(1), tmp_path / "b.jpg", qtables=[[9] * 64] * 2)  # nearly as many bytes
+    line, _ = verified(tmp_path, capsys=capsys)[1]
+    assert line == f"{os.path.join(TRASH, 'a.jpg')}: the copy that is left, b.jpg, has a much coarser picture"
+
+
 def test_a_second_name_of_the_trashed_file_is_no_copy_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = save(photo(1), tmp_path / TRASH / "a.jpg")
     os.link(gone, tmp_path / "a.jpg")
