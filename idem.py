@@ -1384,11 +1384,11 @@ class Worker:
         """How long the process and those it has started have been at work on a processor; 0 where that is not told."""
         seconds = 0.0
         with suppress(OSError):  # it has ended, or this is not Linux
-            with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as stream:
-                processes = [str(self.process.pid), *stream.read().split()]
+            with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", "rb") as stream:
+                processes = [self.process.pid, *map(int, stream.read().split())]
             for process in processes:
-                with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as stream:
-                    times = stream.read().rpartition(")")[2].split()[11:15]  # its own, and of those it waited for
+                with open(f"/proc/{process}/stat", "rb") as stream:
+                    times = stream.read().rpartition(b")")[2].split()[11:15]  # its own, and of those it waited for
                 seconds += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
         return seconds
 
