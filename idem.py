@@ -1231,6 +1231,7 @@ def is_at(stored: int, nanoseconds: int) -> bool:
 
 TASK_TIMEOUT = 180  # s; a file that takes a worker longer has hung its decoder
 SLOWEST_DRIVE = 5_000_000  # bytes per second
+BUSY = 0.5  # of that time at work on a processor, and the decoder hung; else the drive did
 WORKER_POLL = 0.5  # s between a worker's looks at whether the run that started it still lives
 TASKS_AHEAD = 2  # per worker: the one at work and the next, so that it never waits for that
 MAX_WORKERS = 60 if os.name == "nt" else 256  # Windows waits for 63 things at once at most
@@ -1379,7 +1380,9 @@ class Pool:
             if worker.connection in ready:
                 self.take_answer(worker)
             elif worker.deadline <= now:
-                self.end(worker, TaskLost(f"it took more than {worker.tasks[0].seconds:.0f} s", lasting=True))
+                seconds = worker.tasks[0].seconds
+                busy = worker.cpu_seconds() - worker.cpu_before > BUSY * seconds
+                self.end(worker, TaskLost(f"it took more than {seconds:.0f} s", lasting=busy))
 
     def hand_out(self) -> None:
         """Give tasks to the workers that hold fewest, starting further workers while all are busy."""
@@ -1466,6 +1469,7 @@ class Worker:
     def __init__(self, start_method: str) -> None:
         self.tasks: deque[Task] = deque()
         self.deadline = float("inf")  # for the task at work
+        self.cpu_before = 0.0  # s that the process had been at work before that
         context: Any = multiprocessing.get_context(start_method)
         self.connection, remote = context.Pipe()
         self.process = context.Process(target=worker_main, args=(remote, os.getpid()), daemon=True)
@@ -1487,9 +1491,9 @@ class Worker:
             self.connection.send((task.number, memory, task.call))
         except OSError:
             return False
-        if not self.tasks:
-            self.deadline = time.monotonic() + task.seconds
         self.tasks.append(task)
+        if len(self.tasks) == 1:
+            self.start_clock()
         return True
 
     def taken_back(self, number: int) -> Task | None:
@@ -1497,8 +1501,27 @@ class Worker:
         task = next((each for each in self.tasks if each.number == number), None)
         if task:
             self.tasks.remove(task)
-            self.deadline = time.monotonic() + self.tasks[0].seconds if self.tasks else float("inf")
+            self.start_clock()
         return task
+
+    def start_clock(self) -> None:
+        """Allow the task that is now at work its time."""
+        self.deadline = float("inf")
+        if self.tasks:
+            self.deadline = time.monotonic() + self.tasks[0].seconds
+            self.cpu_before = self.cpu_seconds()
+
+    def cpu_seconds(self) -> float:
+        """How long the process and those it has started have been at work on a processor; 0 where that is not told."""
+        seconds = 0.0
+        with suppress(OSError):  # it has ended, or this is not Linux
+            with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", "rb") as stream:
+                processes = [self.process.pid, *map(int, stream.read().split())]
+            for process in processes:
+                with open(f"/proc/{process}/stat", "rb") as stream:
+                    times = stream.read().rpartition(b")")[2].split()[11:15]  # its own, and of those it waited for
+                seconds += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+        return seconds
 
     def death(self) -> TaskLost:
         """Why the process has ended by itself. A decoder crashes again, but does not kill itself."""
@@ -1566,15 +1589,15 @@ def limited_memory(size: int) -> Iterator[None]:
         return
     import resource
 
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with open("/proc/self/statm", "rb") as stream:
         taken = int(stream.read().split()[5]) * resource.getpagesize()
-    most = taken + size if hard == resource.RLIM_INFINITY else min(hard, taken + size)
+    most = taken + size if soft == resource.RLIM_INFINITY else min(soft, taken + size)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         memory_allowed = before
 
 
@@ -1586,7 +1609,7 @@ def check_memory(size: float) -> None:
 
 
 def available_memory(system: str = "/") -> int:
-    """Bytes of memory that processes can still take, as Linux and its control groups (version 2) have it.
+    """Bytes of memory that processes can still take, as Linux, its control groups (version 2) and `ulimit` have it.
 
     Elsewhere half of what there is, or MEMORY_ASSUMED.
     """
@@ -1612,6 +1635,13 @@ def available_memory(system: str = "/") -> int:
         cached = re.search(r"^inactive_file (\d+)", read(f"{folder}/memory.stat"), re.MULTILINE)
         if most.isdecimal() and used.isdecimal():
             free.append(max(0, int(most) - int(used) + (int(cached[1]) if cached else 0)))
+    if taken := read("proc/self/statm").split():
+        import resource
+
+        for limit, pages in ((resource.RLIMIT_AS, taken[0]), (resource.RLIMIT_DATA, taken[5])):
+            most_of_each = resource.getrlimit(limit)[0]
+            if most_of_each != resource.RLIM_INFINITY:
+                free.append(max(0, most_of_each - int(pages) * resource.getpagesize()))
     return min(free)
 
 
@@ -1706,7 +1736,7 @@ class Integrity:
     `whole` and `sums` are found out by a closer look, only for files of groups that need one.
     """
 
-    may_be_short: bool  # a JPEG that may lack data without showing it: see `check_scans`
+    may_be_short: bool  # it may lack data, or have damaged ones, without showing it: see `check_whole`
     data_bytes: int  # of picture data
     # CRC-32 in hex. The two cover all bytes of the file: the disk may change some beneath the file system. Files with
     # other metadata and the same picture differ in the second alone.
@@ -1790,7 +1820,7 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 # Decoders idem uses: none that runs a program. Another lossy one is to be named in `is_lossless`, too.
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # Pillow would refuse what has more than 178 megapixels. Phones take 200: what counts is the memory that there is (see
-# `decode`), and that the file can hold what it claims (see `check_pixels`).
+# `decode`), and that the file can hold what it claims (see `check_claim`).
 Image.MAX_IMAGE_PIXELS = None
 # What Pillow and its codecs raise on malformed files. Anything else ends the worker, which costs that file alone.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
@@ -1804,7 +1834,7 @@ PIXELS_PER_BYTE = 200_000
 # Memory for each pixel that is decoded, as measured: Pillow's own 4 bytes, and what decoders and conversions hold.
 BYTES_PER_PIXEL = 10
 BYTES_PER_HEAVY_PIXEL = 18  # of WebP and AVIF, and of 16-bit, 32-bit and float greys
-BYTES_PER_COEFFICIENT_PIXEL = 6  # of a JPEG in several scans: it is held whole, at whatever scale it is decoded
+BYTES_PER_COEFFICIENT = 2  # of a JPEG in several scans: all are held, at whatever scale it is decoded
 P = ParamSpec("P")
 
 
@@ -1840,7 +1870,9 @@ def problem_if_unreadable(
     return guarded
 
 
-OUT_OF_MEMORY = re.compile("out of memory|not enough memory|memory allocation|cannot allocate memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(  # -9 is what Pillow makes of it where libtiff has no memory
+    "out of memory|not enough memory|memory allocation|cannot allocate memory|decoder error -9$", re.IGNORECASE
+)
 
 
 def can_be_read(file: MediaFile) -> bool:
@@ -1866,6 +1898,22 @@ def can_read_avif() -> bool:
     from PIL import AvifImagePlugin
 
     return AvifImagePlugin.SUPPORTED
+
+
+def confirmed(
+    work: Callable[Concatenate[MediaFile, P], R | Problem],
+) -> Callable[Concatenate[MediaFile, P], R | Problem]:
+    """Have a function that lets a program read the file try once more when it finds a lasting Problem.
+
+    Programs hide that a drive failed for a moment. By then the whole file has been read without an error.
+    """
+
+    @functools.wraps(work)
+    def twice(file: MediaFile, /, *more: P.args, **named: P.kwargs) -> R | Problem:
+        found = work(file, *more, **named)
+        return work(file, *more, **named) if isinstance(found, Problem) and found.lasting else found
+
+    return twice
 
 
 @functools.cache
@@ -1899,27 +1947,59 @@ def load_decoders() -> None:
     perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
 
 
+def content_of(file: MediaFile) -> io.BytesIO:
+    """All bytes of the file, in memory: some decoders hide that a drive failed, and call the file damaged.
+
+    OSError if it cannot be read, ValueError if it has changed or is too large for a picture.
+    """
+    if file.size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{readable_size(file.size)} are too many for one picture")
+    check_memory(file.size)
+    with opened_unchanged(file) as stream:
+        return io.BytesIO(stream.read())
+
+
 def opened_picture(stream: BinaryIO) -> Image.Image:
     """The picture in an open file, with only its header read. Raises what Pillow raises.
 
-    ValueError for what has been made to cost time or memory, by its size.
+    ValueError for what has been made to cost time or memory, by its size. MemoryError for a WebP for which there is
+    too little: its decoder takes that at once, and fails without saying why.
     """
-    size = os.fstat(stream.fileno()).st_size
+    start, size = stream.read(WEBP_HEADER), stream.seek(0, os.SEEK_END)
     if size > MAX_IMAGE_BYTES:
         raise ValueError(f"{readable_size(size)} are too many for one picture")
-    if stream.read(len(PNG_START)) == PNG_START:
+    if start.startswith(PNG_START):
+        stream.seek(len(PNG_START))
         check_png(stream)
+    pixels = webp_pixels(start)
+    check_claim(pixels, size)
+    check_memory(pixels * BYTES_PER_HEAVY_PIXEL)
     stream.seek(0)
     picture = Image.open(stream, formats=usable_formats())
-    check_pixels(picture, size)
+    check_claim(picture.width * picture.height, size)
     return picture
 
 
-def check_pixels(picture: Image.Image, size: int) -> None:
-    """ValueError when a picture claims more pixels than a file of so many bytes can hold."""
-    pixels = picture.width * picture.height
+def check_claim(pixels: int, size: int) -> None:
+    """ValueError if a file of this size in bytes is too small for so many pixels."""
     if pixels > max(MANY_PIXELS, size * PIXELS_PER_BYTE):
         raise ValueError(f"{readable_size(size)} are too few for the {pixels // 10**6} megapixels that it claims")
+
+
+WEBP_HEADER = 30  # bytes; they contain the size in pixels
+
+
+def webp_pixels(start: bytes) -> int:
+    """How many pixels a file that starts like this claims if it is a WebP (RFC 9649), else 0."""
+    kind = start[12:16] if (start[:4], start[8:12]) == (b"RIFF", b"WEBP") else b""
+    if kind == b"VP8X":
+        return (1 + int.from_bytes(start[24:27], "little")) * (1 + int.from_bytes(start[27:30], "little"))
+    if kind == b"VP8L":
+        sides = int.from_bytes(start[21:25], "little")
+        return (1 + (sides & 0x3FFF)) * (1 + (sides >> 14 & 0x3FFF))
+    if kind == b"VP8 ":
+        return (int.from_bytes(start[26:28], "little") & 0x3FFF) * (int.from_bytes(start[28:30], "little") & 0x3FFF)
+    return 0
 
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -1961,6 +2041,16 @@ def decode(picture: Image.Image, held: int = 0) -> None:
     picture.load()
 
 
+TIFF_DEFLATE = frozenset({8, 32946})
+COMPRESSION, BITS, SAMPLES, ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 259, 258, 277, 278, 322, 323  # tags of TIFF
+STRIPS, TILES = (273, 279), (324, 325)  # those of the offsets of all, and of their lengths
+
+
+def is_deflated(picture: Image.Image) -> bool:
+    """Whether it is a TIFF whose parts carry checksums, which libtiff does not look at."""
+    return picture.format == "TIFF" and picture.tag_v2.get(COMPRESSION) in TIFF_DEFLATE  # type: ignore[attr-defined]
+
+
 # ── JPEG files that lack data, or have some to spare ──
 
 MAX_JPEG_BYTES = 1 << 30  # a JPEG is read into memory whole; no camera writes one of a gigabyte
@@ -1973,8 +2063,9 @@ START_OF_SCAN, END_OF_IMAGE, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
 NEXT_MARKER = re.compile(b"\xff[^%s]" % re.escape(bytes(sorted(MARKERS_WITHOUT_LENGTH))), re.DOTALL)
 METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn and COM
-HUFFMAN_SEQUENTIAL, LOSSLESS = frozenset({0xC0, 0xC1}), frozenset({0xC3, 0xCB})
-FRAME_MARKERS = frozenset({0xC2, 0xC9, 0xCA}) | HUFFMAN_SEQUENTIAL | LOSSLESS
+HUFFMAN_SEQUENTIAL, LOSSLESS = frozenset({0xC0, 0xC1}), frozenset({0xC3})
+ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB})
+FRAME_MARKERS = frozenset({0xC2}) | HUFFMAN_SEQUENTIAL | LOSSLESS | ARITHMETIC
 SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that the data of a scan do not contain
 RESTART = re.compile(rb"\xff{1,9}[\xd0-\xd7]")  # any marker may be preceded by fill bytes, of 0xff
 
@@ -2055,6 +2146,7 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
     """The JPEG in an open file, None if it is none. ValueError when its markers show that some of it is missing.
 
     Data that are missing inside a scan show when the picture is decoded, see `reduced_jpeg` and `check_scans`.
+    ValueError for an arithmetic-coded one, too.
     """
     start, size = stream.read(2), stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -2081,6 +2173,8 @@ def jpeg_in(stream: BinaryIO) -> Jpeg | None:
             interval = int.from_bytes(each.content[:2], "big")
     if not scans or frame is None:
         raise ValueError("truncated: a JPEG without picture data")
+    if frame.marker in ARITHMETIC:  # few decoders read it; an encoder may drop zeros at its end, as if it were cut
+        raise ValueError("idem reads no arithmetic-coded JPEGs")
     is_whole_scan = len(scans) == 1 and scans[0].content[:1] == frame.content[5:6]
     exact = is_whole_scan and frame.marker in HUFFMAN_SEQUENTIAL
     restarts = -(-units_of(frame) // interval) - 1 if exact and interval else 0
@@ -2147,7 +2241,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
 
     The picture must decode completely: a damaged copy must never pass for a whole one.
     """
-    with opened_unchanged(file) as stream:
+    with content_of(file) as stream:
         jpeg = jpeg_in(stream)
         if jpeg:
             picture, size = reduced_jpeg(jpeg)
@@ -2163,7 +2257,7 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         file_digest = digest_of(stream) if by_file else ""
         data_sum, other_sum = jpeg.sums if jpeg else (sum_of(stream), "")
         integrity = Integrity(
-            may_be_short=jpeg is not None and jpeg.may_be_short,
+            may_be_short=jpeg.may_be_short if jpeg else is_deflated(picture),
             data_bytes=jpeg.data_bytes if jpeg else file.size,
             data_sum=data_sum,
             other_sum=other_sum,
@@ -2200,27 +2294,32 @@ class ReadUpTo(io.BytesIO):
 
 
 def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
-    """The JPEG decoded at a reduced scale, as YCbCr where it is stored so, and its true size.
+    """The JPEG decoded at a reduced scale, and its true size.
 
     Where it is one scan the decoder must need it all and no more. libjpeg fills up what is missing before the end
     marker with grey and says nothing, so a file that was cut and closed decodes "completely". With zeros in place of
     the marker it asks for more data instead, and Pillow reports the file as truncated. And a decoder that lost its
     way in damaged data is done before their end, or does not get there.
     """
-    end = jpeg.scans[-1].end
-    data = jpeg.data[:end] + bytes(DECODER_LOOKAHEAD) if jpeg.exact else jpeg.data
-    source = ReadUpTo(data, end - PADDING)
+    scan = jpeg.scans[-1]
+    data = jpeg.data[: scan.end] + bytes(DECODER_LOOKAHEAD) if jpeg.exact else jpeg.data
+    source = ReadUpTo(data, max(scan.data, scan.end - PADDING))
     picture = Image.open(source, formats=usable_formats())
-    check_pixels(picture, len(jpeg.data))
+    check_claim(picture.width * picture.height, len(jpeg.data))
     size = picture.size
-    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
-    held = picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL if "progressive" in picture.info else 0
-    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
-    picture.draft("RGB" if stored_as_rgb else "YCbCr", (DECODED_SIDE, DECODED_SIDE))
-    decode(picture, held)
+    decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
     if jpeg.exact and source.tell() <= source.border:
         raise ValueError("damaged: a JPEG with more data than its picture takes")
     return picture, size
+
+
+def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) -> None:
+    """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these."""
+    identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
+    stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
+    coefficients = 0 if jpeg.exact else picture.width * picture.height * len(identifiers)
+    picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
+    decode(picture, coefficients * BYTES_PER_COEFFICIENT)
 
 
 def quantisers(picture: Image.Image, stream: BinaryIO, lossless: bool) -> tuple[int, int]:
@@ -2938,6 +3037,7 @@ def ffmpeg_path() -> str | None:
         return None  # it was installed without a binary for this system
 
 
+@confirmed
 @problem_if_unreadable
 def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> VideoFingerprint:
     """The video's fingerprint, or why there is none; ffmpeg is asked about it unless that has been done.
@@ -4153,7 +4253,7 @@ def data_sums(file: MediaFile) -> str:
 
     Files that differ in metadata alone have the same first sum. Runs in a worker process.
     """
-    with opened_unchanged(file) as stream:
+    with content_of(file) as stream:
         jpeg = jpeg_in(stream)
         if jpeg:
             data = memoryview(jpeg.picture_data)
@@ -4163,31 +4263,65 @@ def data_sums(file: MediaFile) -> str:
             decode(picture, 2 * file.size)
             shown = zlib.crc32(picture.tobytes())
             shown = zlib.crc32(bytes(picture.getpalette() or ()), shown)
-            stream.seek(0)
-            data = memoryview(stream.read())
+            data = memoryview(stream.getvalue())
     borders = [len(data) * part // DATA_PARTS for part in range(DATA_PARTS + 1)]
     sums = [shown, *(zlib.crc32(data[begin:end]) for begin, end in pairwise(borders))]
     return "".join(f"{each:08x}" for each in sums)
 
 
 @problem_if_unreadable
-def check_scans(file: MediaFile) -> None:
+def check_whole(file: MediaFile) -> None:
+    """ValueError if a file of which decoding does not show it lacks picture data, or has damaged ones.
+
+    Runs in a worker process.
+    """
+    with content_of(file) as stream:
+        jpeg = jpeg_in(stream)
+        if jpeg:
+            check_scans(jpeg)
+        else:
+            check_strips(opened_picture(stream), stream)
+
+
+def check_scans(jpeg: Jpeg) -> None:
     """ValueError if a scan of a JPEG, or what stands between its restart markers, is cut short.
 
     Such a file shows a whole picture, only coarser or grey in parts. More data before a marker change what the decoder
-    makes of it, while a whole file has no use for more. Runs in a worker process.
+    makes of it, while a whole file has no use for more.
     """
-    with opened_unchanged(file) as stream:
-        jpeg = jpeg_in(stream)
-    assert jpeg is not None  # it was one when it was fingerprinted, and has not changed
     sums = set()
     for data in (jpeg.data, jpeg.filled):
         with Image.open(io.BytesIO(data), formats=usable_formats()) as picture:
-            picture.draft("YCbCr", picture.size)
-            decode(picture, picture.width * picture.height * BYTES_PER_COEFFICIENT_PIXEL)
+            decode_as_stored(picture, jpeg, picture.size)
             sums.add(zlib.crc32(picture.tobytes()))
     if len(sums) > 1:
         raise ValueError("truncated: a JPEG that lacks data in some of its parts")
+
+
+def check_strips(picture: Image.Image, stream: BinaryIO) -> None:
+    """ValueError unless each strip or tile of a Deflate TIFF ends with the checksum of its data (RFC 1950).
+
+    The picture has just been opened, from the stream. Not more than READ_BLOCK is unpacked at once.
+    """
+    tags = picture.tag_v2  # type: ignore[attr-defined]
+    tiled = TILES[0] in tags
+    width = tags[TILE_WIDTH] if tiled else picture.width
+    height = tags[TILE_HEIGHT] if tiled else min(tags.get(ROWS_PER_STRIP, picture.height), picture.height)
+    parts = -(-picture.width // width) * -(-picture.height // height)
+    left = 2 * parts * height * tags.get(SAMPLES, 1) * -(-width * max(tags.get(BITS, (1,))) // 8)  # some are padded
+    for offset, length in zip(*(tags.get(tag, ()) for tag in (TILES if tiled else STRIPS)), strict=False):
+        end = stream.seek(offset) + length
+        unpacker = zlib.decompressobj()
+        while not unpacker.eof:
+            packed = unpacker.unconsumed_tail or stream.read(min(end - stream.tell(), READ_BLOCK))
+            if not packed:
+                raise ValueError("truncated: a TIFF that lacks data in some of its parts")
+            try:
+                left -= len(unpacker.decompress(packed, READ_BLOCK))
+            except zlib.error:
+                raise ValueError("damaged: a TIFF with a checksum that is wrong") from None
+            if left < 0:
+                raise ValueError("damaged: a TIFF with more data than its picture takes")
 
 
 def wanting_sums(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
@@ -4229,7 +4363,7 @@ IMAGE_LOOKS: tuple[CloserLook[ImageFingerprint], ...] = (
     ),
     CloserLook(
         wanting_decoding,
-        Work(check_scans, "photo", load_decoders),
+        Work(check_whole, "photo", load_decoders),
         lambda each, _: with_integrity(each.fingerprint, whole=True),
     ),
 )
@@ -4279,6 +4413,7 @@ def wanting_end(groups: Sequence[Group[VideoFingerprint]]) -> list[Replica[Video
     return [replica for group in groups for replica in group.replicas if not replica.fingerprint.whole]
 
 
+@confirmed
 @problem_if_unreadable
 def check_goes_on(file: MediaFile, seconds: float) -> None:
     """ValueError if a video breaks off before the time it says. Runs in a worker process."""
@@ -4539,13 +4674,13 @@ def hanging_on(groups: Iterable[AnyGroup], movies: Mapping[Identity, bool]) -> d
     found: dict[str, dict[str, str]] = {}
     for path in (each.file.path for group in groups if group.kind == "image" for each in group.replicas):
         with suppress(OSError):  # it has gone meanwhile, or cannot be read: then nothing moves
-            own = {each.kind: content_of(each) for each in companions_of(path, listings, movies)[0]}
+            own = {each.kind: content_digest(each) for each in companions_of(path, listings, movies)[0]}
             own |= {RAW: ""} if has_raw(path, listings) else {}
             found |= {path: own} if own else {}
     return found
 
 
-def content_of(companion: Companion) -> str:
+def content_digest(companion: Companion) -> str:
     """What tells a companion from another of its kind; of movies, which are long, their size."""
     if companion.kind == MOVIE:
         return str(companion.file.size)
@@ -5311,10 +5446,10 @@ def adds_nothing(large: Replica[Any], small: Replica[Any]) -> bool:
 
 # ── detail: what tells an enlargement from a picture of its own ──
 
-TILE = 128  # px, of the squares of which spectra are taken
-TILES = 8  # across and down
+SQUARE = 128  # px, of the squares of which spectra are taken
+SQUARES = 8  # across and down
 BANDS = 32  # of a spectrum, from long waves to the shortest that pixels can show
-DETAILED_SHARE = 1 / 4  # of the tiles, those with most detail: there is none to lose in a sky
+DETAILED_SHARE = 1 / 4  # of the squares, those with most detail: there is none to lose in a sky
 LEVELS_PER_OCTAVE = 4  # of power, as it is stored
 MAX_ENLARGED = 0.7  # of the larger one's side: what was enlarged by less cannot be told from what is a little soft
 # Power beyond what the smaller picture could hold, as a share of that just below. Of 24 photos 21 had more than this
@@ -5326,25 +5461,27 @@ ENLARGED_SHARE = 0.055
 def spectrum_of(file: MediaFile) -> str:
     """The power of BANDS bands of waves in a picture, from long to short, as two hex digits each. Runs in a worker.
 
-    A tile's power in a band is the mean of its windowed Fourier transform there; that of the DETAILED_SHARE of the
-    tiles with most power above half the highest frequency counts. Zeros for a picture that is smaller than a tile.
+    A square's power in a band is the mean of its windowed Fourier transform there; that of the DETAILED_SHARE of the
+    squares with most power above half the highest frequency counts. Zeros for a picture that is smaller than a square.
     """
-    with opened_unchanged(file) as stream:
+    with content_of(file) as stream:
         picture = opened_picture(stream)
         if picture.format in ("JPEG", "MPO"):
             picture.draft("L", picture.size)
         decode(picture, file.size)
     luma = in_plain_mode(picture).convert("L")
-    if min(luma.size) < TILE:
+    if min(luma.size) < SQUARE:
         return "00" * BANDS
-    lefts, tops = (np.linspace(0, side - TILE, TILES).astype(int).tolist() for side in luma.size)
-    tiles = np.array([luma.crop((x, y, x + TILE, y + TILE)) for y in tops for x in lefts], np.float32)
-    window = np.hanning(TILE)
-    power = np.abs(np.fft.rfft2((tiles - tiles.mean(axis=(1, 2), keepdims=True)) * np.outer(window, window))) ** 2
-    waves = np.maximum(np.abs(np.fft.fftfreq(TILE))[:, None], np.fft.rfftfreq(TILE))  # of the shorter of both sides
+    lefts, tops = (np.linspace(0, side - SQUARE, SQUARES).astype(int).tolist() for side in luma.size)
+    squares = np.array([luma.crop((x, y, x + SQUARE, y + SQUARE)) for y in tops for x in lefts], np.float32)
+    window = np.hanning(SQUARE)
+    power = np.abs(np.fft.rfft2((squares - squares.mean(axis=(1, 2), keepdims=True)) * np.outer(window, window))) ** 2
+    waves = np.maximum(np.abs(np.fft.fftfreq(SQUARE))[:, None], np.fft.rfftfreq(SQUARE))  # of the shorter of both sides
     bands = np.minimum(BANDS - 1, (2 * BANDS * waves).astype(int)).ravel()
-    means = np.array([np.bincount(bands, tile, BANDS) for tile in power.reshape(len(tiles), -1)]) / np.bincount(bands)
-    detailed = np.argsort(means[:, BANDS // 4 : BANDS // 2].sum(axis=1))[-int(len(tiles) * DETAILED_SHARE) :]
+    means = np.array([np.bincount(bands, square, BANDS) for square in power.reshape(len(squares), -1)]) / np.bincount(
+        bands
+    )
+    detailed = np.argsort(means[:, BANDS // 4 : BANDS // 2].sum(axis=1))[-int(len(squares) * DETAILED_SHARE) :]
     levels = LEVELS_PER_OCTAVE * np.log2(np.maximum(1, means[detailed].mean(axis=0)))
     return bytes(levels.round().clip(0, 255).astype(np.uint8).tolist()).hex()
 
@@ -5960,7 +6097,9 @@ def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, st
 # ── was anything trashed by mistake? ──
 
 NO_MATCH = "there is no copy of it in the library"
-MUCH_SMALLER = 0.5  # of the bytes, of a file with as many pixels and the same suffix: more is lost than metadata
+MUCH_SMALLER = 0.5  # of the bytes, of a file with as many pixels in the same format: more is lost than metadata
+MUCH_COARSER = 2  # times the quantiser, of a JPEG with as many pixels
+SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif", ".heif": ".heic"}  # other suffixes of a format
 
 
 def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
@@ -6012,13 +6151,24 @@ def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
     left = f"the copy that is left, {printable(relative(live.file.path, root))}, has"
     if width * height < own_width * own_height and not adds_nothing(gone, live):
         return gone.file.path, f"{left} {width} x {height}"
-    pixels, suffixes = (
-        {width * height, own_width * own_height},
-        {suffix_of(each.file.path).lower() for each in (live, gone)},
-    )
-    if len(pixels) == len(suffixes) == 1 and live.file.size < MUCH_SMALLER * gone.file.size:
-        return gone.file.path, f"{left} {readable_size(live.file.size)} of {readable_size(gone.file.size)}"
-    return gone.file.path, ""
+    is_original = from_camera(metadata_of(live)) and not from_camera(metadata_of(gone))
+    if width * height > own_width * own_height or is_original or format_of(live.file) != format_of(gone.file):
+        return gone.file.path, ""
+    sizes, coarser = [(live.file.size, gone.file.size)], False
+    one, other = live.fingerprint, gone.fingerprint
+    if isinstance(one, ImageFingerprint) and isinstance(other, ImageFingerprint):
+        sizes.append((one.integrity.data_bytes, other.integrity.data_bytes))  # what follows the picture is no quality
+        coarser = one.luma_step > MUCH_COARSER * other.luma_step
+    for size, own_size in sizes:
+        if size < MUCH_SMALLER * own_size:
+            return gone.file.path, f"{left} {readable_size(size)} of {readable_size(own_size)}"
+    return gone.file.path, f"{left} a much coarser picture" if coarser else ""
+
+
+def format_of(file: MediaFile) -> str:
+    """The file's suffix, in one spelling for all of a format."""
+    suffix = suffix_of(file.path).lower()
+    return SAME_FORMAT.get(suffix, suffix)
 
 
 def unchecked(run: Run, trashed: Scan, trash: str) -> list[Problem]:
