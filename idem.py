@@ -5466,8 +5466,6 @@ def spectrum_of(file: MediaFile) -> str:
     """
     with content_of(file) as stream:
         picture = opened_picture(stream)
-        if picture.format in ("JPEG", "MPO"):
-            picture.draft("L", picture.size)
         decode(picture, file.size)
     luma = in_plain_mode(picture).convert("L")
     if min(luma.size) < SQUARE:
@@ -5478,9 +5476,8 @@ def spectrum_of(file: MediaFile) -> str:
     power = np.abs(np.fft.rfft2((squares - squares.mean(axis=(1, 2), keepdims=True)) * np.outer(window, window))) ** 2
     waves = np.maximum(np.abs(np.fft.fftfreq(SQUARE))[:, None], np.fft.rfftfreq(SQUARE))  # of the shorter of both sides
     bands = np.minimum(BANDS - 1, (2 * BANDS * waves).astype(int)).ravel()
-    means = np.array([np.bincount(bands, square, BANDS) for square in power.reshape(len(squares), -1)]) / np.bincount(
-        bands
-    )
+    sums = np.array([np.bincount(bands, square, BANDS) for square in power.reshape(len(squares), -1)])
+    means = sums / np.bincount(bands)
     detailed = np.argsort(means[:, BANDS // 4 : BANDS // 2].sum(axis=1))[-int(len(squares) * DETAILED_SHARE) :]
     levels = LEVELS_PER_OCTAVE * np.log2(np.maximum(1, means[detailed].mean(axis=0)))
     return bytes(levels.round().clip(0, 255).astype(np.uint8).tolist()).hex()
