@@ -4672,7 +4672,7 @@ def hanging_on(groups: Iterable[AnyGroup], movies: Mapping[Identity, bool]) -> d
     """By path of a file in these groups, what hangs on it: kinds of companions, each with what tells two apart."""
     listings = Listings()
     found: dict[str, dict[str, str]] = {}
-    for path in (each.file.path for group in groups if group.kind == "image" for each in group.replicas):
+    for path in (each.file.path for group in groups for each in group.replicas):
         with suppress(OSError):  # it has gone meanwhile, or cannot be read: then nothing moves
             own = {each.kind: content_digest(each) for each in companions_of(path, listings, movies)[0]}
             own |= {RAW: ""} if has_raw(path, listings) else {}
