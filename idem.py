@@ -7421,7 +7421,7 @@ def decision_text(decision: Decision, root: str) -> str:
     reasons = printable("; ".join(decision.reasons))
     if not decision.trash:
         return f"keep all {len(decision.stays) + 1:,}{f', {keeper}{renamed}' if renamed else ''}"
-    stay = f", leave {len(decision.stays):,}" if decision.stays else ""
+    stay = f", leave {len(decision.stays):,} as they are" if decision.stays else ""
     return f"keep {keeper}{renamed}{stay}, trash {len(decision.trash):,} ({reasons})"
 
 
