@@ -220,6 +220,9 @@ class Metadata:
     gain_map: bool = False  # for HDR screens
     motion: bool = False  # a film inside the file
     live_id: str = ""  # the content identifier that still and movie of a Live Photo share
+    words: str = ""  # CRC-32 of all keywords, captions and names of owners, in hex
+    stated_side: int = 0  # px; the longer side that the picture had when its metadata were written
+    jfif: bool = False  # it begins as JPEGs of programs do, and hardly any of a camera
     codec: str = ""  # of a video, as ffmpeg calls it
     sound: bool = False
 
@@ -1871,7 +1874,7 @@ def problem_if_unreadable(
 
 
 OUT_OF_MEMORY = re.compile(  # -9 is what Pillow makes of it where libtiff has no memory
-    "out of memory|not enough memory|memory allocation|cannot allocate memory|decoder error -9$", re.IGNORECASE
+    r"out of memory|not enough memory|memory allocation|cannot allocate memory|decoder error -9\b", re.IGNORECASE
 )
 
 
@@ -2390,8 +2393,10 @@ CAPTURE_TIMES = (
     (BASE.DateTimeDigitized, BASE.SubsecTimeDigitized, BASE.OffsetTimeDigitized),
 )
 CAPTIONS = BASE.ImageDescription, BASE.XPTitle, BASE.XPComment
+STATED_SIDES = BASE.ExifImageWidth, BASE.ExifImageHeight
 READ_TAGS = frozenset(  # of the main directory, which may hold those of the camera's, too; others may be large
     {BASE.Make, BASE.Model, BASE.BodySerialNumber, BASE.CameraSerialNumber, BASE.Software, BASE.DateTime}
+    | {BASE.Artist, BASE.Copyright, *STATED_SIDES}
     | {BASE.OffsetTime, BASE.Rating, BASE.XPKeywords, *CAPTIONS, *chain(*CAPTURE_TIMES)}
 )
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -2432,6 +2437,8 @@ def metadata_in(picture: Image.Image, stream: BinaryIO, behind: bytes = b"") -> 
     keywords = tags.get(BASE.XPKeywords), xmp.get(DUBLIN_CORE + "subject"), iptc.get(IPTC_KEYWORDS)
     captions = [*(tags.get(tag) for tag in CAPTIONS), user_comment(tags), iptc.get(IPTC_CAPTION)]
     captions += [xmp.get(DUBLIN_CORE + "title"), xmp.get(DUBLIN_CORE + "description")]
+    owners = tags.get(BASE.Artist), tags.get(BASE.Copyright), xmp.get(DUBLIN_CORE + "creator")
+    words = {text for each in (*keywords, *captions, *owners) if not NO_CAPTION.fullmatch(text := plain(each))}
     said = Metadata(
         taken=taken,
         make=plain(tags.get(BASE.Make)),
@@ -2449,6 +2456,9 @@ def metadata_in(picture: Image.Image, stream: BinaryIO, behind: bytes = b"") -> 
         gain_map=states_gain_map(picture, xmp) and (picture.format == "HEIF" or b"\xff\xd8\xff" in behind),
         motion=has_film(picture, xmp, behind),
         live_id=unless_broken(live_id_in, tags.get(BASE.MakerNote)) or "",
+        words=f"{zlib.crc32(repr(sorted(words)).encode()):08x}" if words else "",
+        stated_side=max(each for each in (0, *(tags.get(tag) for tag in STATED_SIDES)) if isinstance(each, int)),
+        jfif="jfif" in picture.info,
     )
     if picture.format == "MPO":
         pages, gain_map = unless_broken(others_in_mpo, stream) or (1, False)
@@ -3621,7 +3631,7 @@ def match_key(replica: Replica[Any]) -> object:
         return each.file_digest
     if isinstance(each, VideoFingerprint):
         return each
-    traits = each.palette, each.luma_step, each.chroma_step, each.stored_metadata
+    traits = each.palette, each.luma_step, each.chroma_step, each.stored_metadata, each.integrity.data_sum
     return each.signature, each.stored_signature, each.phash, each.dhash, each.width, each.height, traits
 
 
@@ -3632,16 +3642,16 @@ def match_key(replica: Replica[Any]) -> object:
 class Exposure:
     """When a camera took a picture, as far as the file states it."""
 
-    camera: tuple[str, str]  # make and model
+    camera: str  # make and model
     serial: str
     time: datetime  # of the camera's clock, without what follows
     fraction: float | None  # s
     offset: timedelta | None  # from UTC
 
     def apart(self, other: Exposure) -> float:
-        """Seconds between two exposures by one camera, by what both state; 0 if that agrees or the cameras differ."""
+        """Seconds between two exposures by one camera, by what both state; infinite if they are by two cameras."""
         if self.camera != other.camera or (self.serial and other.serial and self.serial != other.serial):
-            return 0.0
+            return math.inf
         seconds = (self.time - other.time).total_seconds()
         if self.offset is not None and other.offset is not None:
             seconds -= (self.offset - other.offset).total_seconds()
@@ -3664,18 +3674,51 @@ def exposure_in(stored_metadata: bytes) -> Exposure | None:
     fraction = float(stated[2]) if stated[2] else None
     ahead = timedelta(hours=int(stated[4]), minutes=int(stated[5])) if stated[3] else None
     offset = -ahead if ahead is not None and stated[3] == "-" else ahead
-    return Exposure((said.make.casefold(), said.model.casefold()), said.serial, time, fraction, offset)
+    make, model = said.make.casefold(), said.model.casefold()
+    camera = model if not make or model.startswith(make) else f"{make} {model}"
+    return Exposure(camera, said.serial, time, fraction, offset)
 
 
 def seconds_apart(one: ImageFingerprint, other: ImageFingerprint) -> float:
-    """How long after each other two pictures were taken by one camera; 0 for one exposure, or if nobody can tell.
+    """How long after each other two pictures were taken; 0 for one exposure, or if nobody can tell.
 
-    Pictures with the very same data are one exposure, whatever has been done to their metadata.
+    Infinite for two cameras. Pictures with the very same data are one exposure, whatever their metadata say.
     """
     first, second = exposure_in(one.stored_metadata), exposure_in(other.stored_metadata)
     if first is None or second is None or one.integrity.same_data(other.integrity):
         return 0.0
     return first.apart(second)
+
+
+COUNTED_NAME = re.compile(r"\d+")
+
+
+def are_in_series(one: Replica[ImageFingerprint], other: Replica[ImageFingerprint]) -> bool:
+    """Whether two files look like shots of a series, or pages of a scanner, that nothing but their numbers tells apart.
+
+    They are in one folder under names that differ in a number or time, come from the same encoder at the same size, and
+    hold other data. A copy has another size, encoder or folder, or a mark in its name.
+    """
+    in_trash = f"{os.sep}{TRASH_FOLDER}{os.sep}"
+    folder, name = os.path.split(one.file.path.replace(in_trash, os.sep, 1))
+    other_folder, other_name = os.path.split(other.file.path.replace(in_trash, os.sep, 1))
+    if folder != other_folder or COUNTED_NAME.sub("#", name) != COUNTED_NAME.sub("#", other_name):
+        return False
+    if NUMBERED_COPY.sub("", name) == NUMBERED_COPY.sub("", other_name):
+        return False
+    traits = [
+        (each.width, each.height, each.luma_step, each.chroma_step, from_camera(each.metadata))
+        for each in (one.fingerprint, other.fingerprint)
+    ]
+    return traits[0] == traits[1] and not one.fingerprint.integrity.same_data(other.fingerprint.integrity)
+
+
+NUMBERED_COPY = re.compile(r"\s*[(\[]\d+[)\]](?=\.\w+$)")  # `beach (1).jpg` and `beach (2).jpg` are copies
+
+
+def from_camera(metadata: Metadata) -> bool:
+    """Whether a camera says that it took this, and when."""
+    return bool(metadata.taken and (metadata.make or metadata.model))
 
 
 # Of n pictures: luma (n, 1, side, side) and chroma (n, 2, side / 2, side / 2), in levels of 0-255.
@@ -3738,8 +3781,8 @@ class Table(Generic[F]):
                 distances[near[part[self.agree(one[part], how, other[part])]]] = 0
         return distances
 
-    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray:
-        """The distances of pairs of a centre and another row; above 0 for what may be a copy of something else."""
+    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray, component: np.ndarray) -> np.ndarray:
+        """The distances of pairs, above 0 where one may be a copy of something else in its connected component."""
         return distances
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -3816,24 +3859,33 @@ class ImageTable(Table[ImageFingerprint]):
         """See Table. Two exposures are no copies of each other, however much alike: cells cannot tell them apart."""
         distances = super().distances(pairs)
         copies = np.flatnonzero(distances == 0)
-        others = [n for n in copies.tolist() if seconds_apart(*(self.fingerprints[row] for row in pairs[n]))]
-        distances[others] = self.hash_distances(*pairs[others].T)[0]
+        return self.raised(pairs, distances, [n for n in copies.tolist() if self.are_two_shots(*pairs[n].tolist())])
+
+    def raised(self, pairs: np.ndarray, distances: np.ndarray, which: Sequence[int]) -> np.ndarray:
+        """The distances, those of these pairs by the hashes alone: they are no copies."""
+        distances[which] = self.hash_distances(*pairs[which].T)[0]
         return distances
 
-    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    def are_two_shots(self, i: int, j: int) -> bool:
+        """Whether clocks, cameras or names say that two rows that look alike are no copies."""
+        pairs = product(self.members[i], self.members[j])
+        apart = seconds_apart(self.fingerprints[i], self.fingerprints[j])
+        return apart > 0 or any(are_in_series(one, other) for one, other in pairs)
+
+    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray, component: np.ndarray) -> np.ndarray:
         """See Table. A picture without a time that looks like several exposures may be a copy of any: it is of none."""
-        exposures: dict[int, list[int]] = defaultdict(
-            list
-        )  # pairs of copies, by their first row, if only that has none
-        for n in np.flatnonzero(distances == 0).tolist():
-            first, second = (exposure_in(self.fingerprints[row].stored_metadata) for row in pairs[n])
-            if first is None and second is not None:
-                exposures[int(pairs[n, 0])].append(n)
-        for copies in exposures.values():
-            one, *others = (self.fingerprints[pairs[n, 1]] for n in copies)
-            if any(seconds_apart(one, other) for other in others):
-                distances[copies] = self.hash_distances(*pairs[copies].T)[0]
-        return distances
+        timed = np.array([exposure_in(each.stored_metadata) is not None for each in self.fingerprints], bool)
+        untimed = {int(row) for pair in pairs[distances == 0] for row in pair if timed[pair].any() and not timed[row]}
+        like = {row: self.exposures_like(row, np.flatnonzero(timed & (component == component[row]))) for row in untimed}
+        doubtful = {row for row, rows in like.items() if any(self.are_two_shots(rows[0], each) for each in rows[1:])}
+        of_doubtful = [n for n in np.flatnonzero(distances == 0).tolist() if doubtful.intersection(pairs[n].tolist())]
+        return self.raised(pairs, distances, [n for n in of_doubtful if timed[pairs[n]].any()])
+
+    def exposures_like(self, row: int, timed: np.ndarray) -> list[int]:
+        """Those of the timed rows that a row without a time agrees with."""
+        pairs = np.stack([np.full(len(timed), row), timed], axis=1)
+        found: list[int] = timed[self.distances(pairs) == 0].tolist()
+        return found
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The larger of the Hamming distances of pHash and dHash: see Table."""
@@ -4070,7 +4122,7 @@ def stars(table: Table[F], threshold: int) -> Iterator[tuple[int, int, int]]:
         starts = np.flatnonzero(np.diff(component[waiting], prepend=-1))
         centres = np.repeat(waiting[starts], np.diff(starts, append=len(waiting)))
         pairs = np.stack([centres, waiting], axis=1)[centres != waiting]
-        distances = table.without_ambiguous(pairs, table.distances(pairs))
+        distances = table.without_ambiguous(pairs, table.distances(pairs), component)
         near = distances <= threshold
         yield from zip(*pairs[near].T.tolist(), distances[near].tolist(), strict=True)
         waiting = pairs[~near, 1]
@@ -4084,7 +4136,7 @@ def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[in
     distances = np.zeros(len(table.members), np.int64)
     rows = np.flatnonzero(np.arange(len(distances)) != own)
     pairs = np.stack([np.full(len(rows), own), rows], axis=1)
-    distances[rows] = table.without_ambiguous(pairs, table.distances(pairs))
+    distances[rows] = table.without_ambiguous(pairs, table.distances(pairs), np.zeros(len(distances), np.int64))
     return [int(distances[row_of[each.file]]) for each in others]
 
 
@@ -5250,9 +5302,13 @@ class Scoring:
         """Whether the file at this path must stay where it is, under its name."""
         return path in self.held or any(is_inside(path, folder) for folder in self.protected)
 
+    def is_fixed(self, path: str) -> bool:
+        """Whether the file at this path keeps its name and folder, if it is kept."""
+        return self.is_held(path) or RAW in self.hanging.get(path, {})
+
     def is_preferred(self, path: str) -> bool:
-        """Whether the file at this path is in a folder that is preferred, or must stay where it is."""
-        return self.is_held(path) or any(is_inside(path, folder) for folder in self.preferred)
+        """Whether the file at this path is in a folder that is preferred, or part of a Live Photo."""
+        return path in self.held or any(is_inside(path, folder) for folder in self.preferred)
 
 
 @dataclass(frozen=True, slots=True)
@@ -5263,15 +5319,12 @@ class Standing:
     scoring: Scoring
     pixels: int = 0  # real ones: an enlargement has as many as what it was made from
     name: NameRank | None = None
+    edited: bool = False  # it was saved again by a program, as far as it says
+    hanging: frozenset[str] = frozenset()  # kinds of what hangs on the file
 
     @property
     def metadata(self) -> Metadata:
         return metadata_of(self.replica)
-
-    @property
-    def hanging(self) -> AbstractSet[str]:
-        """The kinds of what hangs on the file."""
-        return self.scoring.hanging.get(self.replica.file.path, {}).keys()
 
 
 class Rule(NamedTuple):
@@ -5285,11 +5338,6 @@ def metadata_of(replica: Replica[Any]) -> Metadata:
     """What the file says of itself; nothing where only its bytes were compared."""
     each = replica.fingerprint
     return Metadata() if isinstance(each, Checksum) else each.metadata
-
-
-def from_camera(metadata: Metadata) -> bool:
-    """Whether a camera says that it took this, and when."""
-    return bool(metadata.taken and (metadata.make or metadata.model))
 
 
 def more_of(one: Standing, other: Standing, kinds: Mapping[str, Callable[[Standing], Any]]) -> str:
@@ -5311,6 +5359,11 @@ HANGING: dict[str, Callable[[Standing], Any]] = {
     "gain map for HDR": lambda each: each.metadata.gain_map,
     "sound": lambda each: each.metadata.sound,
     "sidecar": lambda each: each.hanging - {RAW, MOVIE},
+}
+WRITTEN: dict[str, Callable[[Standing], Any]] = {
+    "rating": lambda each: each.metadata.rating,
+    "keywords": lambda each: each.metadata.keywords,
+    "caption": lambda each: each.metadata.caption,
 }
 # How much better a codec is than MPEG-4 and older ones at the same bit rate.
 EFFICIENCY = {"h264": 1.5, "vp9": 2.0, "hevc": 2.0, "av1": 2.5}
@@ -5341,26 +5394,43 @@ def depth_reason(one: Standing, other: Standing) -> str:
     return "has all colours" if first.colours != second.colours else "has all pages"
 
 
-def generation(each: Standing) -> tuple[bool, bool, float]:
-    """Not written by a program since; as its camera writes; finer quantisers, or more bits for what the codec needs."""
-    replica = each.replica
+def generation(each: Standing) -> tuple[bool, bool, bool, float]:
+    """Not saved again; as its camera writes; not as programs write; less compressed, for what the codec needs."""
+    replica, said = each.replica, each.metadata
     fingerprint = replica.fingerprint
     if isinstance(fingerprint, VideoFingerprint):
         rate = replica.file.size / max(0.001, fingerprint.seconds)
-        return not each.metadata.edited, False, rate * EFFICIENCY.get(each.metadata.codec, 1.0)
+        return not each.edited, False, False, rate * EFFICIENCY.get(said.codec, 1.0)
     if isinstance(fingerprint, Checksum):
-        return True, False, 0.0
-    # Many programs make a JPEG of a camera's HEIC, hardly any the reverse.
-    native = suffix_of(replica.file.path).lower() in HEIF_SUFFIXES and from_camera(each.metadata)
-    return not each.metadata.edited, native, -float(fingerprint.luma_step)
+        return True, False, False, 0.0
+    step = float(fingerprint.luma_step)
+    if said.lossless and from_camera(said):  # cameras write JPEG: it was made of one, and is no better
+        step = MAX_STEP
+    return not each.edited, is_native(replica), not (said.jfif and from_camera(said)), -step
+
+
+def is_native(replica: Replica[Any]) -> bool:
+    """Whether a camera that writes HEIC says that it wrote this one; others may have been made of its JPEG."""
+    said, suffix = metadata_of(replica), suffix_of(replica.file.path).lower()
+    return from_camera(said) and (suffix == ".hif" or (suffix in HEIF_SUFFIXES and said.make.casefold() in HEIC_MAKERS))
+
+
+HEIC_MAKERS = frozenset(
+    {"apple", "samsung", "google", "huawei", "honor", "xiaomi", "oppo", "oneplus", "vivo", "motorola"}
+)
 
 
 def generation_reason(one: Standing, other: Standing) -> str:
-    (kept, native, _), (other_kept, other_native, _) = generation(one), generation(other)
-    if kept != other_kept:
+    first, second = generation(one), generation(other)
+    if first[0] != second[0]:
         program = f" by {printable(other.metadata.software)}" if other.metadata.software else ""
         return f"the other was saved again{program}"
-    return "as the camera wrote it" if native != other_native else "less compressed"
+    return "less compressed" if first[:3] == second[:3] else "as the camera wrote it"
+
+
+def written_into(each: Standing) -> int:
+    """How much of what a person wrote is in the file."""
+    return bool(each.metadata.rating) + each.metadata.keywords + each.metadata.caption
 
 
 def place(each: Standing) -> tuple[bool, PlaceRank]:
@@ -5382,15 +5452,16 @@ ORIGINAL: tuple[Rule, ...] = (
     Rule(depth, depth_reason),
     Rule(lambda each: [bool(of(each)) for of in HANGING.values()], lambda one, other: more_of(one, other, HANGING)),
     Rule(generation, generation_reason),
+    Rule(written_into, lambda one, other: more_of(one, other, WRITTEN)),
     Rule(picture_bytes, lambda one, _: f"largest file: {readable_size(one.replica.file.size)}"),
     Rule(place, lambda one, _: f"in the better folder: {folder_text(one.replica, one.scoring)}"),
     Rule(lambda each: (each.name, -len(each.replica.file.path)), lambda _one, _other: "the better name"),
 )
 
 
-def evidence(each: Standing) -> list[Any]:
-    """What its file alone says for a replica, beside its pixels."""
-    return [key(each) for key in (provenance, depth, generation, picture_bytes)]
+def evidence(each: Standing) -> tuple[Any, ...]:
+    """What a file says of its origin, beside its pixels and how it is compressed."""
+    return provenance(each), depth(each), not each.metadata.edited
 
 
 def folder_text(replica: Replica[Any], scoring: Scoring) -> str:
@@ -5411,9 +5482,28 @@ def standings(replicas: Sequence[Replica[Any]], scoring: Scoring) -> list[Standi
         if not largest or pixels < SAME_PIXELS * largest:
             largest = pixels
         classes[pixels] = largest
+    twins: dict[object, list[Replica[Any]]] = defaultdict(list)  # with the same picture data
+    for each in replicas:
+        twins[picture_data(each)].append(each)
     names = name_ranks([each.file.path for each in replicas], scoring)
-    counted = [classes[real[what_pixels_show(each)]] for each in replicas]
-    return [Standing(each, scoring, pixels, name) for each, pixels, name in zip(replicas, counted, names, strict=True)]
+    found = []
+    for each, name in zip(replicas, names, strict=True):
+        own = scoring.hanging.get(each.file.path, {}).keys()
+        same = twins[picture_data(each)]
+        # Of twins none was saved again, if one was not; and what can move hangs on whichever is kept.
+        edited = all(metadata_of(twin).edited for twin in same)
+        movable = {kind for twin in same for kind in scoring.hanging.get(twin.file.path, {})} - {RAW}
+        pixels = classes[real[what_pixels_show(each)]]
+        found.append(Standing(each, scoring, pixels, name, edited, frozenset(movable | own)))
+    return found
+
+
+def picture_data(replica: Replica[Any]) -> object:
+    """Equal for files that hold the same picture data."""
+    each = replica.fingerprint
+    if isinstance(each, ImageFingerprint):
+        return each.integrity.data_bytes, each.integrity.data_sum
+    return None if isinstance(each, Checksum) else replica.file
 
 
 def pixels_of(replica: Replica[Any]) -> int:
@@ -5425,7 +5515,8 @@ def pixels_of(replica: Replica[Any]) -> int:
 def what_pixels_show(replica: Replica[Any]) -> object:
     """All that `adds_nothing` looks at."""
     spectrum = getattr(replica.fingerprint, "spectrum", "")
-    return dimensions_of(replica)[:2], spectrum, from_camera(metadata_of(replica))
+    said = metadata_of(replica)
+    return dimensions_of(replica)[:2], spectrum, from_camera(said), said.stated_side
 
 
 MOST_ENLARGED = 4  # times its sides: enlargers that invent detail go that far
@@ -5484,9 +5575,11 @@ def spectrum_of(file: MediaFile) -> str:
 
 
 def is_enlarged(large: Replica[Any], small: Replica[Any]) -> bool:
-    """Whether a picture is known to hold no finer detail than one of so many pixels less can show."""
-    spectrum = getattr(large.fingerprint, "spectrum", "")
+    """Whether a picture is known to be enlarged: the camera took less, or it has no finer detail than the small one."""
+    spectrum, said = getattr(large.fingerprint, "spectrum", ""), metadata_of(large)
     (width, height, _), (small_width, small_height, _) = dimensions_of(large), dimensions_of(small)
+    if from_camera(said) and 0 < said.stated_side < SAME_PIXELS * max(width, height):
+        return True
     ratio = max(small_width / width, small_height / height)
     if not spectrum or ratio > MAX_ENLARGED:
         return False
@@ -5498,7 +5591,7 @@ def is_enlarged(large: Replica[Any], small: Replica[Any]) -> bool:
 
 
 def wanting_spectrum(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[ImageFingerprint]]:
-    """The replicas that would be kept for their pixels alone: all else speaks for a smaller one."""
+    """The replicas that would be kept for their pixels, though a smaller one says more of its origin."""
     found = []
     for group in groups:
         alone = [Standing(each, Scoring("")) for each in group.replicas]
@@ -5521,11 +5614,16 @@ def is_larger(one: Replica[Any], other: Replica[Any]) -> bool:
     return SAME_PIXELS * pixels_of(one) > pixels_of(other)
 
 
+def ranked(replicas: Iterable[Replica[Any]], scoring: Scoring) -> list[Replica[Any]]:
+    """The replicas in order of ORIGINAL."""
+    by_path = sorted(replicas, key=lambda each: each.file.path)
+    in_order = sorted(standings(by_path, scoring), key=lambda each: [rule.key(each) for rule in ORIGINAL], reverse=True)
+    return [each.replica for each in in_order]
+
+
 def original_first(group: AnyGroup, threshold: int, scoring: Scoring) -> list[AnyGroup]:
     """The group in order of ORIGINAL, with distances to the first. What is too far from it makes groups of its own."""
-    by_path = sorted(group.replicas, key=lambda each: each.file.path)
-    ranked = sorted(standings(by_path, scoring), key=lambda each: [rule.key(each) for rule in ORIGINAL], reverse=True)
-    replicas = [each.replica for each in ranked]
+    replicas = ranked(group.replicas, scoring)
     if replicas[0] is group.replicas[0]:
         known = {each.file: distance for each, distance in zip(group.replicas, group.distances, strict=True)}
         distances = [known[each.file] for each in replicas]
@@ -5557,9 +5655,7 @@ def why_original(replicas: Sequence[Replica[Any]], scoring: Scoring) -> str:
 # What a copy may have that the kept file lacks, in the words that people read.
 LOSSES: dict[str, Callable[[Standing], Any]] = {
     **PROVENANCE,
-    "rating": lambda each: each.metadata.rating,
-    "keywords": lambda each: each.metadata.keywords,
-    "caption": lambda each: each.metadata.caption,
+    **WRITTEN,
     "film inside": HANGING["film inside"],
     "gain map for HDR": HANGING["gain map for HDR"],
     "sound": HANGING["sound"],
@@ -5575,24 +5671,40 @@ class Loss:
 
 
 def losses(keeper: Replica[Any], target: str, trash: Sequence[Replica[Any]], scoring: Scoring) -> tuple[Loss, ...]:
-    """What the file that is kept at this path lacks, for every file that is to go and has more."""
+    """What the file that is kept at this path lacks, for every file that is to go and has more or says otherwise."""
     kept = Standing(keeper, scoring)
-    is_dated = bool(kept.metadata.taken or date_in_name(stem_of(target)))
+    hanging = dict(scoring.hanging.get(keeper.file.path, {}))
     found = []
     for each in trash:
-        gone = Standing(each, scoring)
-        what = [word for word, of in LOSSES.items() if of(gone) and not of(kept)]
-        bits, pages = gone.metadata.bits, gone.metadata.pages
-        what += ["date in its name"] if not is_dated and date_in_name(stem_of(each.file.path)) else []
-        what += [f"{bits} bits per channel"] if bits > (kept.metadata.bits or 8) else []
-        what += ["colour"] if "colour" == gone.metadata.colours != kept.metadata.colours != "" else []
-        what += ["several pages"] if pages > max(1, kept.metadata.pages) else []
-        own = scoring.hanging.get(keeper.file.path, {})
-        hanging = scoring.hanging.get(each.file.path, {})
-        what += [f"other {kind} file" for kind, digest in hanging.items() if own.get(kind, digest) != digest]
-        what += [f"link {relative(link, scoring.root)}" for link in scoring.links.get(each.file.path, ())]
+        what = lacking(kept, Standing(each, scoring)) + lost_dates(kept, target, each.file.path, scoring)
+        for kind, digest in scoring.hanging.get(each.file.path, {}).items():
+            if hanging.setdefault(kind, digest) != digest:  # what the kept file lacks moves to it
+                what.append(f"another {kind} file")
+        what += [f"the link {relative(link, scoring.root)}" for link in scoring.links.get(each.file.path, ())]
         found += [Loss(each.file.path, tuple(what))] if what else []
     return tuple(found)
+
+
+def lacking(kept: Standing, gone: Standing) -> list[str]:
+    """What one file has and says, and the other has not or says otherwise, in words."""
+    one, other = kept.metadata, gone.metadata
+    what = [word for word, of in LOSSES.items() if of(gone) and not of(kept)]
+    what += ["another capture time"] if one.taken and other.taken and one.taken[:19] != other.taken[:19] else []
+    what += ["another rating"] if one.rating and other.rating and one.rating != other.rating else []
+    what += ["other keywords or captions"] if one.words and other.words and one.words != other.words else []
+    what += [f"{other.bits} bits per channel"] if other.bits > (one.bits or 8) else []
+    what += ["all colours"] if other.colours == "colour" and one.colours in ("palette", "grey") else []
+    what += ["several pages"] if other.pages > max(1, one.pages) else []
+    return what + (["more pixels"] if is_larger(gone.replica, kept.replica) else [])
+
+
+def lost_dates(kept: Standing, target: str, path: str, scoring: Scoring) -> list[str]:
+    """The dates that only the name or the folders of a file state, where the kept one will have none."""
+    if kept.metadata.taken or date_in_name(stem_of(target)):
+        return []
+    dated = place_rank(path, scoring).dated and not place_rank(target, scoring).dated
+    in_name = bool(date_in_name(stem_of(path)))
+    return ["date in its name"] * in_name + ["date of its folder"] * (dated and not in_name)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5634,21 +5746,25 @@ class Decision:
 
 
 def suggested(group: AnyGroup, scoring: Scoring) -> Choice:
-    """What to keep of a group in order of ORIGINAL: the first, and whatever is not certainly a mere copy of it.
-
-    That is: look-alikes, what may show more, what must stay where it is, and a photo that stands beside its RAW file
-    when the original has none.
-    """
-    first = group.replicas[0]
-    raw = RAW in scoring.hanging.get(first.file.path, {})
-    keep = {0}
-    for number, (replica, distance) in enumerate(zip(group.replicas, group.distances, strict=True)):
-        path = replica.file.path
-        shows_more = is_larger(replica, first) and not is_enlarged(replica, first)
-        beside_raw = not raw and RAW in scoring.hanging.get(path, {})
-        if distance > 0 or shows_more or beside_raw or scoring.is_held(path):
-            keep.add(number)
+    """What to keep of a group in order of ORIGINAL: the first, and whatever is not certainly a mere copy of it."""
+    keep = {number for number in range(len(group.replicas)) if number == 0 or why_kept(group, number, scoring)}
     return Choice(frozenset(keep))
+
+
+def why_kept(group: AnyGroup, number: int, scoring: Scoring) -> str:
+    """Why a replica other than the first is not suggested for the trash, in words; empty if it is."""
+    first, replica = group.replicas[0], group.replicas[number]
+    path = replica.file.path
+    if alike := look_alike(first, replica, group.distances[number]):
+        return alike
+    if any(is_inside(path, folder) for folder in scoring.protected):
+        return "protected"
+    if path in scoring.held:
+        return "part of a Live Photo"
+    if is_larger(replica, first):
+        return "has more pixels"
+    raw = RAW in scoring.hanging.get(path, {}) and RAW not in scoring.hanging.get(first.file.path, {})
+    return "beside its RAW file" if raw else ""
 
 
 def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> Decision:
@@ -5658,7 +5774,7 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
     goes to the trash has a better one. Others that are kept stay as they are. The target is nobody else's: a counter
     is added to a taken name. Neither what is held nor a photo beside its RAW file gets another name or folder.
     """
-    choice = choice or suggested(group, scoring)
+    is_suggested, choice = choice is None, choice or suggested(group, scoring)
     paths = [each.file.path for each in group.replicas]
     held = {number for number, path in enumerate(paths) if scoring.is_held(path)}
     best, *stays = sorted(choice.keep | held)
@@ -5666,15 +5782,19 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
     keeper = group.replicas[best]
     sources = [best, *given_up]
     named, placed, target = best, best, paths[best]
-    if best not in held and RAW not in scoring.hanging.get(paths[best], {}):
+    if not scoring.is_fixed(paths[best]):
         candidates = [paths[number] for number in sources]
         named = sources[best_name(candidates, scoring)] if choice.named is None else choice.named
         placed = sources[best_place(candidates, scoring)] if choice.placed is None else choice.placed
         name = stem_of(paths[named]) + suffix_of(paths[best])
-        if named != best and not metadata_of(keeper).taken:
-            name = with_counter(dated_name(name, date_in_name(stem_of(paths[best]))), 1)
+        own_date = date_in_name(stem_of(paths[best]))
+        if named != best and own_date[:10] != metadata_of(keeper).taken[:10]:
+            name = with_counter(dated_name(name, own_date), 1)
         target = free_path(os.path.join(os.path.dirname(paths[placed]), name), candidates, scoring)
     reasons = [why_original([keeper, *(group.replicas[number] for number in given_up or stays)], scoring)]
+    for number in stays if is_suggested else ():
+        if group.distances[number] == 0:
+            reasons.append(f"{os.path.basename(paths[number])} stays: {why_kept(group, number, scoring)}")
     if named != best:
         reasons.append(f"name from {os.path.basename(paths[named])}")
     if placed != best:
@@ -5697,14 +5817,14 @@ def look_alike(first: Replica[Any], other: Replica[Any], distance: int) -> str:
     """Why a replica at this distance from the first of its group is no copy of it, in words; empty if it is one."""
     if distance == 0:
         return ""
-    one, another = first.fingerprint, other.fingerprint
-    seconds = (
-        seconds_apart(one, another)
-        if isinstance(one, ImageFingerprint) and isinstance(another, ImageFingerprint)
-        else 0.0
-    )
-    apart = f", taken {readable_seconds(seconds)} apart" if seconds else ""
-    return f"look-alike, {plural(distance, 'bit')}{apart}"
+    why = ""
+    if isinstance(first.fingerprint, ImageFingerprint):
+        seconds = seconds_apart(first.fingerprint, other.fingerprint)
+        if seconds:
+            why = f", taken {readable_seconds(seconds)} apart" if seconds < math.inf else ", taken by another camera"
+        elif are_in_series(first, other):
+            why = ", numbered like the next one of a series"
+    return f"look-alike, {plural(distance, 'bit')}{why}"
 
 
 def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
@@ -5798,10 +5918,10 @@ def find(run: Run) -> Findings:
         links=links_to(scanned),
     )
     groups = [
-        ranked
+        each
         for group in found
         if group.kind == "image" or not {each.file.path for each in group.replicas} <= scoring.held
-        for ranked in original_first(group, run.threshold, scoring)
+        for each in original_first(group, run.threshold, scoring)
     ]
     shown = chosen_groups(groups, run.delta, run.limit)
     unreadable = [*scanned.unreadable, *(problem for each in copies for problem in each.unreadable)]
@@ -6146,10 +6266,11 @@ def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
     gone, live = sorted(pair.replicas, key=lambda each: not is_inside(each.file.path, trash))
     (width, height, _), (own_width, own_height, _) = dimensions_of(live), dimensions_of(gone)
     left = f"the copy that is left, {printable(relative(live.file.path, root))}, has"
-    if width * height < own_width * own_height and not adds_nothing(gone, live):
+    if ranked((live, gone), Scoring(root))[0] is live:  # it is rather the original
+        return gone.file.path, ""
+    if width * height < own_width * own_height:
         return gone.file.path, f"{left} {width} x {height}"
-    is_original = from_camera(metadata_of(live)) and not from_camera(metadata_of(gone))
-    if width * height > own_width * own_height or is_original or format_of(live.file) != format_of(gone.file):
+    if width * height > own_width * own_height or format_of(live.file) != format_of(gone.file):
         return gone.file.path, ""
     sizes, coarser = [(live.file.size, gone.file.size)], False
     one, other = live.fingerprint, gone.fingerprint
@@ -6953,9 +7074,12 @@ def planned_companions(decision: Decision, root: str, movies: Mapping[Identity, 
     for path in (each.file.path for each in decision.trash):
         with suppress(OSError, ValueError):
             along, adopted = parted_companions(path, keeper, listings, movies)
-            target = os.path.join(root, TRASH_FOLDER, relative(path, root))
-            planned += [(each.file.path, each.beside(target)) for each in along]
-            planned += [(file.path, target) for file, target in adopted]
+            in_trash = os.path.join(root, TRASH_FOLDER, relative(path, root))
+            planned += [(each.file.path, each.beside(in_trash)) for each in along]
+            for file, place in adopted:  # of two of one kind the second goes along: the kept file has one by then
+                is_second = place in {target for _, target in planned}
+                beside = os.path.join(root, TRASH_FOLDER, relative(file.path, root))
+                planned.append((file.path, beside if is_second else place))
     if decision.is_renamed:
         with suppress(OSError):
             found, _ = companions_of(keeper, listings, movies)
@@ -7420,7 +7544,8 @@ def decision_text(decision: Decision, root: str) -> str:
     renamed = f" as {path_text(decision.target, root)}" if decision.is_renamed else ""
     reasons = printable("; ".join(decision.reasons))
     if not decision.trash:
-        return f"keep all {len(decision.stays) + 1:,}{f', {keeper}{renamed}' if renamed else ''}"
+        why = f" ({printable('; '.join(decision.reasons[1:]))})" if decision.reasons[1:] else ""
+        return f"keep all {len(decision.stays) + 1:,}{f', {keeper}{renamed}' if renamed else ''}{why}"
     stay = f", leave {len(decision.stays):,} as they are" if decision.stays else ""
     return f"keep {keeper}{renamed}{stay}, trash {len(decision.trash):,} ({reasons})"
 
@@ -7564,7 +7689,8 @@ class Terminal(Session):
         position = 0
         while position < len(self.groups):
             group, suggestion = self.groups[position], decide(self.groups[position], self.scoring)
-            folders = folder_labels(group)
+            is_fixed = self.scoring.is_fixed(suggestion.keeper.file.path)  # it will not move into another folder
+            folders = {} if is_fixed else folder_labels(group)
             hint = "k keep as suggested, s skip, u undo the last group, x stop"
             if folders:
                 hint = f"a folder's letters keep the best copy there, {hint}"
@@ -8931,6 +9057,8 @@ def checked_run(namespace: argparse.Namespace) -> Run:
 def folder_argument(given: str, root: str, option: str) -> str:
     """The folder of the library that an option names, relative to it or absolute. IdemError when there is none."""
     path = os.path.realpath(os.path.join(root, os.path.expanduser(given)))
+    if not given:  # perhaps a variable that is not set: not the whole library
+        raise IdemError(f"cannot use an empty name as {option}")
     if not os.path.isdir(path):
         raise IdemError(f"cannot use {printable(given)} as {option}: there is no such folder in {printable(root)}")
     if path != root and not is_inside(path, root):

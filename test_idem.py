@@ -2140,7 +2140,7 @@ def test_metadata_that_are_broken_cost_neither_the_picture_nor_what_else_is_said
         (tmp_path / "a.jpg").write_bytes(data)
         said = metadata_of(tmp_path / "a.jpg")
         whole = replace(NOTHING_SAID, taken="2021-07-05T10:00:00.25+02:00", make="Canon", serial="0421", place=True)
-        assert said == replace(whole, place=name != "the place"), name
+        assert replace(said, jfif=False) == replace(whole, place=name != "the place"), name
     cut = with_segment(plain, 0xE1, exif[: len(exif) // 2])
     (tmp_path / "a.jpg").write_bytes(cut)
     assert metadata_of(tmp_path / "a.jpg").make == "Canon"
@@ -2349,12 +2349,12 @@ def test_a_damaged_double_is_outvoted_by_two_equal_files(tmp_path: Path, capsys:
 def test_copies_that_differ_in_metadata_alone_are_not_called_damaged(
     tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for year in ("2021", "2022"):
+    for name, year in (("beach", "2021"), ("shore", "2022")):
         exif = Image.Exif()
         exif[0x010E] = f"Summer {year}"
-        save(photo(), tmp_path / f"{year}{suffix}", exif=exif)
-    assert len({path.stat().st_size for path in tmp_path.glob("2*")}) == 1
-    assert groups(tmp_path, capsys=capsys) == [[f"2021{suffix}", f"2022{suffix}"]]
+        save(photo(), tmp_path / f"{name}{suffix}", exif=exif)
+    assert len({path.stat().st_size for path in tmp_path.glob(f"*{suffix}")}) == 1
+    assert groups(tmp_path, capsys=capsys) == [[f"beach{suffix}", f"shore{suffix}"]]
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "interlaced png"])
@@ -2723,8 +2723,8 @@ def test_a_large_picture_is_not_decoded_where_memory_is_short(
     tmp_path: Path, work: Callable[[MediaFile], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = media_file(save(photo(), tmp_path / "scan.tif"))
-    monkeypatch.setattr(idem, "memory_allowed", 640 * 480 * 3)
-    with pytest.raises(MemoryError, match=r"decoding it takes \d.* MB of memory, and 922 KB are free"):
+    monkeypatch.setattr(idem, "memory_allowed", 640 * 480 * 4)
+    with pytest.raises(MemoryError, match=r"decoding it takes \d.* MB of memory, and 1\.2 MB are free"):
         work(scan)
 
 
@@ -4058,7 +4058,27 @@ def beside(**kinds: list[str]) -> idem.Scoring:
             candidate("b.jpg", replace(BY_CAMERA, edited=True, software="Adobe Photoshop"), 9000, luma_step=1),
             *(idem.Scoring(LIB), "the other was saved again by Adobe Photoshop"),
         ),
-        (candidate("a.heic", luma_step=16), candidate("b.jpg", size=9000), idem.Scoring(LIB), "as the camera wrote it"),
+        (
+            candidate("a.heic", replace(BY_CAMERA, make="Apple"), luma_step=16),
+            candidate("b.jpg", replace(BY_CAMERA, make="Apple"), 9000),
+            *(idem.Scoring(LIB), "as the camera wrote it"),
+        ),
+        (candidate("b.jpg"), candidate("a.heic", size=9000, luma_step=16), idem.Scoring(LIB), "less compressed"),
+        (
+            candidate("b.jpg"),
+            candidate("a.png", replace(BY_CAMERA, lossless=True), 9000, luma_step=0),
+            *(idem.Scoring(LIB), "less compressed"),
+        ),
+        (
+            candidate("a.jpg"),
+            candidate("b.jpg", replace(BY_CAMERA, jfif=True), 9000, luma_step=1),
+            *(idem.Scoring(LIB), "as the camera wrote it"),
+        ),
+        (
+            candidate("a.jpg", replace(BY_CAMERA, rating=5)),
+            candidate("b.jpg", size=9000),
+            *(idem.Scoring(LIB), "has the rating"),
+        ),
         (candidate("a.jpg"), candidate("b.jpg", size=9000, luma_step=12), idem.Scoring(LIB), "less compressed"),
         (candidate("b.jpg", size=9000), candidate("a.jpg"), idem.Scoring(LIB), "largest file: 9.0 KB"),
         (
@@ -4120,12 +4140,14 @@ def test_a_picture_is_told_from_its_enlargement(tmp_path: Path) -> None:
 def test_an_enlargement_is_not_kept_for_its_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grain = np.random.default_rng(1).normal(0, 12, (525, 700, 1))
     scene = Image.fromarray((np.asarray(photo(1, (700, 525))) + grain).clip(0, 255).astype(np.uint8))
-    save(scene, tmp_path / "scan.jpg", quality=92)
     save(scene.resize((1400, 1050), Image.Resampling.BICUBIC), tmp_path / "poster.jpg", quality=60)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:05 10:00:00"
+    save(scene, tmp_path / "scan.jpg", quality=92, exif=exif)
     for _ in range(2):  # the second time from the cache
         (found,) = report(tmp_path, capsys=capsys)["groups"]
         assert found["decision"]["keep"] == str(tmp_path / "scan.jpg")
-        assert found["decision"]["trash"] == [str(tmp_path / "poster.jpg")]
+        assert found["decision"]["trash"] == []  # nor is it certain that it shows nothing more
 
 
 def replica_of(path: Path) -> Replica[ImageFingerprint]:
@@ -4142,7 +4164,7 @@ def test_what_only_a_copy_has_is_told() -> None:
     decision = idem.decide(idem.Group("image", (kept, gone), (0, 0)), scoring)
     link = os.path.join("album", "first.jpg")
     words = "place", "rating", "keywords", "caption", "gain map for HDR", "16 bits per channel", "several pages"
-    assert decision.loses == (idem.Loss(gone.file.path, (*words, "other .xmp file", f"link {link}")),)
+    assert decision.loses == (idem.Loss(gone.file.path, (*words, "another .xmp file", f"the link {link}")),)
 
 
 @pytest.mark.parametrize(
@@ -4176,15 +4198,51 @@ def test_shots_of_a_burst_are_no_copies_of_each_other_nor_through_a_third(
         exif.get_ifd(0x8769)[0x9003] = f"2021:07:05 10:00:0{second}"
         save(scene, tmp_path / f"IMG_{second}.jpg", quality=90 + second, exif=exif)
     save(scene, tmp_path / "export.jpg", quality=99)
-    assert groups(tmp_path, capsys=capsys) == [["IMG_2.jpg", "export.jpg"]]  # a copy of any of them; all are kept
-    save(scene.resize((1280, 960)), tmp_path / "export.jpg", quality=99)
-    assert groups(tmp_path, capsys=capsys) == []
+    assert groups(tmp_path, capsys=capsys) == []  # it may be a copy of any of them
+    for size in ((320, 240), (1280, 960)):
+        save(scene.resize(size), tmp_path / "export.jpg", quality=99)
+        assert groups(tmp_path, capsys=capsys) == []
     found = report(tmp_path, "--threshold", "10", capsys=capsys)["groups"][0]
     assert (len(found["files"]), found["decision"]["trash"], found["recoverable_bytes"]) == (4, [], 0)
     assert main([str(tmp_path), "--threshold", "10"]) == 0
     out = capsys.readouterr().out
     assert "look-alike, 1 bit, taken 2 s apart" in out
     assert "→ keep all 4" in out
+
+
+def test_pictures_by_two_cameras_are_no_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("EOS 80D", "EOS R5"):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "Canon", f"Canon {model}"
+        exif.get_ifd(0x8769)[0x9003] = "2021:07:05 10:00:00"
+        save(photo(), tmp_path / model / "IMG_1.jpg", quality=90 if model == "EOS R5" else 85, exif=exif)
+    assert groups(tmp_path, capsys=capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "grouped"),
+    [
+        (("IMG_20210705_101112.jpg", "IMG_20210705_101113.jpg"), False),
+        (("scan0001.jpg", "scan0002.jpg"), False),
+        (("beach.jpg", "beach (1).jpg"), True),
+        (("beach (1).jpg", "beach (2).jpg"), True),
+        (("scan0001.jpg", "shore/scan0002.jpg"), True),
+        (("beach.jpg", "shore.jpg"), True),
+    ],
+)
+def test_shots_that_only_their_numbers_tell_apart_are_no_copies(
+    tmp_path: Path, names: tuple[str, str], grouped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, corner in zip(names, (0, 1), strict=True):
+        scene = photo(1, (640, 480))
+        scene.paste((99 * corner, 0, 0), (0, 0, 2, 2))  # no cell shows it
+        save(scene, tmp_path / name, quality=95)
+    assert (groups(tmp_path, capsys=capsys) != []) == grouped
+    if not grouped:
+        (found,) = report(tmp_path, "--threshold", "1", capsys=capsys)["groups"]
+        assert found["decision"]["trash"] == []
+        assert main([str(tmp_path), "--threshold", "1"]) == 0
+        assert "look-alike, 1 bit, numbered like the next one of a series" in capsys.readouterr().out
 
 
 def test_one_shot_whose_clock_was_set_right_is_still_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -4198,7 +4256,24 @@ def test_one_shot_whose_clock_was_set_right_is_still_a_copy(tmp_path: Path, caps
         marker = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big")
         (tmp_path / f"{hour}.jpg").write_bytes(content[:2] + marker + segment + content[2:])
     (tmp_path / "plain.jpg").unlink()
-    assert len(groups(tmp_path, capsys=capsys)) == 1
+    (found,) = report(tmp_path, capsys=capsys)["groups"]
+    assert [loss["what"] for loss in found["decision"]["loses"]] == [["another capture time"]]
+
+
+def test_of_two_sidecars_of_copies_that_go_one_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_doubles(tmp_path, "beach.jpg", "x/1.jpg", "y/2.jpg")
+    (tmp_path / "beach.AAE").write_text("so that it is kept")
+    (tmp_path / "x" / "1.xmp").write_text("edits")
+    (tmp_path / "y" / "2.xmp").write_text("other edits")
+    (found,) = report(tmp_path, "--exact", capsys=capsys)["groups"]
+    decision = found["decision"]
+    assert [loss["what"] for loss in decision["loses"]] == [["another .xmp file"]]
+    planned = {each["path"]: each["target"] for each in decision["companions"]}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("k\n"))
+    assert main([str(tmp_path), "--exact", "--interactive"]) == 0
+    assert all(Path(target).is_file() for target in planned.values())
 
 
 def test_look_alikes_are_never_suggested_for_the_trash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -4223,9 +4298,14 @@ def test_a_preferred_folder_wins_ties_and_gives_the_folder(tmp_path: Path, capsy
 
 def test_nothing_in_a_protected_folder_is_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_doubles(tmp_path, "x/IMG_1.jpg", "x/IMG_1 copy.jpg", "lake trip/boat.jpg")
+    (found,) = report(tmp_path, "--exact", "--protect", "lake trip", capsys=capsys)["groups"]
+    boat = str(tmp_path / "lake trip" / "boat.jpg")
+    assert (found["decision"]["keep"], found["decision"]["target"]) == (boat, boat)
+    assert sorted(found["decision"]["trash"]) == [
+        str(tmp_path / "x" / name) for name in ("IMG_1 copy.jpg", "IMG_1.jpg")
+    ]
     (found,) = report(tmp_path, "--exact", "--protect", "x", capsys=capsys)["groups"]
-    assert found["decision"]["target"] == found["decision"]["keep"] == str(tmp_path / "x" / "IMG_1.jpg")
-    assert found["decision"]["trash"] == [str(tmp_path / "lake trip" / "boat.jpg")]
+    assert (found["decision"]["keep"], found["decision"]["trash"]) == (boat, [])
     (all_of_it,) = report(tmp_path, "--exact", "--protect", ".", capsys=capsys)["groups"]
     assert all_of_it["decision"]["trash"] == []
 
@@ -4236,6 +4316,8 @@ def test_a_folder_that_is_none_of_the_library_gets_one_clear_line(
 ) -> None:
     library = tmp_path / "lib"
     made_doubles(library, "a.jpg")
+    assert main([str(library), option, ""]) == 2
+    assert capsys.readouterr().err == f"idem: cannot use an empty name as {option}\n"
     for given, why in (
         ("nowhere", f"there is no such folder in {library}"),
         ("a.jpg", f"there is no such folder in {library}"),
