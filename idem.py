@@ -5461,7 +5461,7 @@ ORIGINAL: tuple[Rule, ...] = (
 
 def evidence(each: Standing) -> tuple[Any, ...]:
     """What a file says of its origin, beside its pixels and how it is compressed."""
-    return provenance(each), depth(each), not each.metadata.edited
+    return provenance(each), depth(each), not each.metadata.edited, not each.metadata.jfif
 
 
 def folder_text(replica: Replica[Any], scoring: Scoring) -> str:
