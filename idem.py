@@ -3690,7 +3690,14 @@ def seconds_apart(one: ImageFingerprint, other: ImageFingerprint) -> float:
     return first.apart(second)
 
 
-COUNTED_NAME = re.compile(r"\d+")
+NUMBERED_COPY = re.compile(r"\s*[(\[]\d+[)\]](?=\.\w+$)")  # `beach (1).jpg` and `beach (2).jpg` are copies
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def series_of(path: str) -> tuple[str, str]:
+    """Equal for files of one folder, or of that of which they went to the trash, that differ in numbers only."""
+    folder, name = os.path.split(path.replace(f"{os.sep}{TRASH_FOLDER}{os.sep}", os.sep, 1))
+    return folder, re.sub(r"\d+", "#", name)
 
 
 def are_in_series(one: Replica[ImageFingerprint], other: Replica[ImageFingerprint]) -> bool:
@@ -3699,21 +3706,14 @@ def are_in_series(one: Replica[ImageFingerprint], other: Replica[ImageFingerprin
     They are in one folder under names that differ in a number or time, come from the same encoder at the same size, and
     hold other data. A copy has another size, encoder or folder, or a mark in its name.
     """
-    in_trash = f"{os.sep}{TRASH_FOLDER}{os.sep}"
-    folder, name = os.path.split(one.file.path.replace(in_trash, os.sep, 1))
-    other_folder, other_name = os.path.split(other.file.path.replace(in_trash, os.sep, 1))
-    if folder != other_folder or COUNTED_NAME.sub("#", name) != COUNTED_NAME.sub("#", other_name):
+    if series_of(one.file.path) != series_of(other.file.path):
         return False
-    if NUMBERED_COPY.sub("", name) == NUMBERED_COPY.sub("", other_name):
-        return False
-    traits = [
+    names = {NUMBERED_COPY.sub("", os.path.basename(each.file.path)) for each in (one, other)}
+    traits = {
         (each.width, each.height, each.luma_step, each.chroma_step, from_camera(each.metadata))
         for each in (one.fingerprint, other.fingerprint)
-    ]
-    return traits[0] == traits[1] and not one.fingerprint.integrity.same_data(other.fingerprint.integrity)
-
-
-NUMBERED_COPY = re.compile(r"\s*[(\[]\d+[)\]](?=\.\w+$)")  # `beach (1).jpg` and `beach (2).jpg` are copies
+    }
+    return len(names) == 2 and len(traits) == 1 and not one.fingerprint.integrity.same_data(other.fingerprint.integrity)
 
 
 def from_camera(metadata: Metadata) -> bool:
@@ -3725,6 +3725,9 @@ def from_camera(metadata: Metadata) -> bool:
 Planes = tuple[np.ndarray, np.ndarray]
 # One way to compare n pairs: for which it may be done, the rows to convert, how, and the rows to compare these with.
 Conversion = tuple[np.ndarray, np.ndarray, Any, np.ndarray]
+
+
+Kin = Callable[[int], np.ndarray]  # the rows of a row's connected component
 
 
 COMPARE_BLOCK = 1 << 10  # pairs whose signatures are compared at once: some megabytes for each step
@@ -3781,8 +3784,8 @@ class Table(Generic[F]):
                 distances[near[part[self.agree(one[part], how, other[part])]]] = 0
         return distances
 
-    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray, component: np.ndarray) -> np.ndarray:
-        """The distances of pairs, above 0 where one may be a copy of something else in its connected component."""
+    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray, kin: Kin) -> np.ndarray:
+        """The distances of pairs, above 0 where one may be a copy of something else among its kin."""
         return distances
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -3868,24 +3871,30 @@ class ImageTable(Table[ImageFingerprint]):
 
     def are_two_shots(self, i: int, j: int) -> bool:
         """Whether clocks, cameras or names say that two rows that look alike are no copies."""
-        pairs = product(self.members[i], self.members[j])
-        apart = seconds_apart(self.fingerprints[i], self.fingerprints[j])
-        return apart > 0 or any(are_in_series(one, other) for one, other in pairs)
+        if seconds_apart(self.fingerprints[i], self.fingerprints[j]) > 0:
+            return True
+        series, others = ({series_of(each.file.path) for each in self.members[row]} for row in (i, j))
+        return not series.isdisjoint(others) and any(
+            are_in_series(one, other) for one, other in product(self.members[i], self.members[j])
+        )
 
-    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray, component: np.ndarray) -> np.ndarray:
+    def without_ambiguous(self, pairs: np.ndarray, distances: np.ndarray, kin: Kin) -> np.ndarray:
         """See Table. A picture without a time that looks like several exposures may be a copy of any: it is of none."""
-        timed = np.array([exposure_in(each.stored_metadata) is not None for each in self.fingerprints], bool)
-        untimed = {int(row) for pair in pairs[distances == 0] for row in pair if timed[pair].any() and not timed[row]}
-        like = {row: self.exposures_like(row, np.flatnonzero(timed & (component == component[row]))) for row in untimed}
-        doubtful = {row for row, rows in like.items() if any(self.are_two_shots(rows[0], each) for each in rows[1:])}
-        of_doubtful = [n for n in np.flatnonzero(distances == 0).tolist() if doubtful.intersection(pairs[n].tolist())]
-        return self.raised(pairs, distances, [n for n in of_doubtful if timed[pairs[n]].any()])
+        mixed: dict[int, list[int]] = defaultdict(list)  # pairs of copies, by the one that has no time
+        for n in np.flatnonzero(distances == 0).tolist():
+            one, other = pairs[n].tolist()
+            if self.is_timed(one) != self.is_timed(other):
+                mixed[other if self.is_timed(one) else one].append(n)
+        for row, copies in mixed.items():
+            timed = np.array([each for each in kin(row).tolist() if self.is_timed(each)])
+            like = timed[self.distances(np.stack([np.full(len(timed), row), timed], axis=1)) == 0].tolist()
+            if any(self.are_two_shots(like[0], each) for each in like[1:]):
+                distances = self.raised(pairs, distances, copies)
+        return distances
 
-    def exposures_like(self, row: int, timed: np.ndarray) -> list[int]:
-        """Those of the timed rows that a row without a time agrees with."""
-        pairs = np.stack([np.full(len(timed), row), timed], axis=1)
-        found: list[int] = timed[self.distances(pairs) == 0].tolist()
-        return found
+    def is_timed(self, row: int) -> bool:
+        """Whether it states its exposure."""
+        return exposure_in(self.fingerprints[row].stored_metadata) is not None
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The larger of the Hamming distances of pHash and dHash: see Table."""
@@ -4117,12 +4126,18 @@ def stars(table: Table[F], threshold: int) -> Iterator[tuple[int, int, int]]:
     it. So a row is compared with the centres of its component only, all components at once.
     """
     component = table.components(threshold)
-    waiting = np.argsort(component, kind="stable")
+    order = waiting = np.argsort(component, kind="stable")
+    sorted_component = component[order]
+
+    def kin(row: int) -> np.ndarray:
+        first, after = np.searchsorted(sorted_component, [component[row], component[row] + 1])
+        return order[first:after]
+
     while len(waiting):
         starts = np.flatnonzero(np.diff(component[waiting], prepend=-1))
         centres = np.repeat(waiting[starts], np.diff(starts, append=len(waiting)))
         pairs = np.stack([centres, waiting], axis=1)[centres != waiting]
-        distances = table.without_ambiguous(pairs, table.distances(pairs), component)
+        distances = table.without_ambiguous(pairs, table.distances(pairs), kin)
         near = distances <= threshold
         yield from zip(*pairs[near].T.tolist(), distances[near].tolist(), strict=True)
         waiting = pairs[~near, 1]
@@ -4136,7 +4151,7 @@ def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[in
     distances = np.zeros(len(table.members), np.int64)
     rows = np.flatnonzero(np.arange(len(distances)) != own)
     pairs = np.stack([np.full(len(rows), own), rows], axis=1)
-    distances[rows] = table.without_ambiguous(pairs, table.distances(pairs), np.zeros(len(distances), np.int64))
+    distances[rows] = table.without_ambiguous(pairs, table.distances(pairs), lambda _row: np.arange(len(distances)))
     return [int(distances[row_of[each.file]]) for each in others]
 
 
