@@ -4939,7 +4939,7 @@ LOSING_ENDS = {
         trash trashed recycle recycled deleted delete bin gelöscht gelöschte geloescht poubelle corbeille supprimé
         supprimés supprimées papelera eliminado eliminados eliminadas basura borrado borrados borradas lixo apagadas
         excluídos excluídas cestino eliminati eliminate verwijderd verwijderde usunięte kosz raderade borttagna slettet
-        slettede poistetut çöp silinen silinenler silinmiş smazané корзина удалено 削除 刪除 删除 삭제
+        slettede poistetut çöp silinen silinenler silinmiş smazané корзина удалено 削除 刪除 删除 삭제 삭제된
     """,
     "temporary": """
         temp tmp temporary temporaire temporaires temporanei tijdelijk tijdelijke cache caches временные 一時 临时
@@ -4962,7 +4962,7 @@ OWNED_WORDS = word_set(
     "telefon téléphone telefono teléfono telefone telefoon puhelin celular móvil telemóvel cellulare portatile",
     "ordinateur ordi ordenador computador bilgisayar počítač телефон смартфон ноутбук компьютер планшет 手机 手機 电脑",
     "電腦 スマホ 携帯 パソコン 휴대폰 핸드폰 노트북 컴퓨터 festplatte screenshot screenshots bildschirmfoto",
-    "スクリーンショット 屏幕截图 截屏 截图 ezgif",
+    "スクリーンショット 屏幕截图 截屏 截图 ezgif usbstick",
 )
 # They tell nothing of a picture: what cameras and apps call their files, what people call folders for now, and words
 # for pictures as such.
@@ -5023,7 +5023,7 @@ STOP_WORDS = (
         "platte platten laufwerk wechseldatenträger speicherkarte speicherkarten sdkarte disquedur disquedurexterne",
         "cléusb cartesd cartemémoire discoduro discoduroexterno discoexterno discoesterno tarjetasd cartãosd schedasd",
         "schijf externeschijf dyskzewnętrzny внешнийдиск флешка sdカード メモリーカード 外付け 硬盘 移动硬盘 硬碟 u盘",
-        "存储卡 외장하드",
+        "存储卡 외장하드 flashdrive usbflash pendrive syncthing resilio tauschordner nachdatum bydate",
         "net app apps archive archives archiv misc miscellaneous various diverse varios varie other others",
         "stuff sonstiges verschiedenes все разное allerlei todo sort sorted unsorted sortieren inbox test all alle",
         "unsortiert sortiert zusortieren àtrier porordenar porclasificar sinclasificar sinordenar daordinare",
