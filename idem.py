@@ -4951,70 +4951,94 @@ LOSING_FOLDERS = {
     "exports": """
         export exports exported exportiert exportierte exporté exportés exportación exportaciones exportado exportadas
         exportação exportações esportazione esportazioni esportati geëxporteerd eksport exporterade экспорт エクスポート
-        書き出し 导出 匯出 내보내기 takeout output rendered slideshow slideshows diashow diaporama wallpaper wallpapers
-        hintergrundbilder email emails
+        書き出し 导出 匯出 내보내기 takeout
     """,
     "messengers": """
-        whatsapp telegram viber wechat weixin 微信 messenger snapchat instagram facebook kakaotalk 카카오톡 skype
-        discord threema imessage tumblr pinterest twitter tiktok messages gesendet gesendete envoyés envoyées enviados
-        enviadas inviati inviate verzonden wysłane skickade gönderilen отправленные 送信済み
+        whatsapp telegram wechat weixin 微信 kakaotalk 카카오톡 imessage gesendete wysłane skickade gönderilen
+        отправленные 送信済み
     """,
     "downloads": """
-        download downloads downloaded heruntergeladen heruntergeladene téléchargement téléchargements descarga descargas
-        transferências scaricati scaricate gedownload pobrane nedladdat hämtningar hämtadefiler overførsler nedlastinger
-        lataukset indirilenler indirilen stažené letöltések загрузки загруженное ダウンロード 下载 下載 다운로드
-        التنزيلات הורדות ดาวน์โหลด
+        downloads downloaded heruntergeladen heruntergeladene téléchargement téléchargements descargas transferências
+        scaricati scaricate gedownload pobrane nedladdat hämtningar hämtadefiler overførsler nedlastinger lataukset
+        indirilenler indirilen stažené letöltések загрузки загруженное ダウンロード 下载 下載 다운로드 التنزيلات הורדות
+        ดาวน์โหลด
     """,
-    "desktops": """
-        desktop schreibtisch escritorio áreadetrabalho ambientedetrabalho scrivania bureaublad skrivbord skrivebord
-        työpöytä masaüstü рабочийстол デスクトップ 桌面 바탕화면
-    """,
+    "desktops": "áreadetrabalho ambientedetrabalho рабочийстол デスクトップ 바탕화면",
     "duplicates": """
-        duplicate duplicates dup dups dupe dupes duplikat duplikate duplikaty duplikater doppelt doppelte dubletten
-        doublon doublons duplicado duplicados duplicadas doppione doppioni duplicati dubbele dubletter yinelenen
-        duplicitní дубликат дубликаты дубли 重複 重复 중복
+        duplicates dupes duplikat duplikate duplikaty duplikater dubletten doublons duplicados duplicadas duplicati
+        dubletter yinelenen duplicitní дубликат дубликаты дубли 重複 重复 중복
     """,
     "rejects": """
-        reject rejects rejected culled discard discarded discards outtake outtakes throwaway ausschuss aussortiert
-        aussortierte abgelehnt abgelehnte rejeté rejetés rejets rechazado rechazados rechazadas descartado descartados
-        descartadas descartes rejeitado rejeitadas scarto scarti scartate afgekeurd odrzucone bortvalda reddedilen ボツ
-        废片 廢片
+        rejects outtakes aussortiert aussortierte rejetés rechazados rechazadas descartados descartadas rejeitados
+        rejeitadas scartate afgekeurd odrzucone bortvalda reddedilen ボツ 废片 廢片
     """,
     "trash": """
-        trash trashed trashbin recycle recycled recycler recyclebin deleted delete todelete papierkorb gelöscht
-        gelöschte geloescht zulöschen poubelle corbeille supprimé supprimés supprimées asupprimer papelera eliminado
-        eliminados eliminadas basura borrado borrados borradas paraborrar lixeira lixo apagadas excluídos excluídas
-        cestino eliminati eliminate dacancellare prullenbak prullenmand verwijderd verwijderde usunięte papperskorg
-        papperskorgen raderade borttagna papirkurv slettet slettede roskakori poistetut çöp çöpkutusu silinen silinenler
-        silinmiş smazané корзина удаленные удалённые удалено ゴミ箱 ごみ箱 削除 回收站 垃圾箱 垃圾桶 废纸篓 刪除 删除
-        휴지통 삭제
+        trashbin recyclebin recycler todelete papierkorb zulöschen asupprimer paraborrar lixeira dacancellare
+        prullenbak prullenmand papperskorg papperskorgen papirkurv roskakori çöpkutusu удаленные удалённые ゴミ箱
+        ごみ箱 回收站 垃圾箱 垃圾桶 废纸篓 휴지통
     """,
-    "temporary": """
-        temp tmp temporary temporaire temporaires temporanei tijdelijk tijdelijke cache caches временные 一時 临时 臨時
-    """,
+    "temporary": "一時保存 一時ファイル 一時フォルダ",
     "smaller versions": """
-        thumb thumbs thumbnail thumbnails preview previews vorschau vorschaubilder vignettes miniaturas miniatyrer
-        miniatury サムネイル 缩略图 縮圖 lowres lowresolution lores websize webres webversion webversions forweb fürsweb
-        compressed komprimiert compressé compressées comprimidas compresse resized downsized scaled reduced verkleinert
-        redimensionné redimensionnées redimensionadas ridimensionate réduit réduites
+        thumbnail thumbnails vorschaubilder miniatyrer miniatury サムネイル 缩略图 縮圖 lowres lowresolution lores
+        websize webres webversion webversions forweb fürsweb komprimiert redimensionné redimensionnées redimensionadas
+        ridimensionate
     """,
 }
-LOSING_WORDS = word_set(*LOSING_FOLDERS.values()) | COPY_WORDS
 # These lose, too, unless a word that tells something follows: `Italy small` and `Web`, but not `Signal Hill`.
-LOSING_ENDS = word_set(
-    "web small smaller smallest mini klein kleine kleiner petit petites petite pequeño pequeña pequeñas pequenas",
-    "piccole piccoli liten små småt mały małe маленькие print prints druck imprimir mail mails sent signal bin bak",
-    "doubles bureau pulpit plocha asztal kosz",
-)
-LOSING_PARTS = re.compile("|".join(sorted(each for each in LOSING_WORDS if each.upper() == each)))  # no spaces there
+LOSING_ENDS = {
+    "backups": "bak",
+    "exports": """
+        output rendered slideshow slideshows diashow diaporama wallpaper wallpapers hintergrundbilder print prints druck
+        imprimir
+    """,
+    "messengers": """
+        signal viber messenger snapchat instagram facebook skype discord threema tumblr pinterest twitter tiktok
+        messages email emails mail mails sent gesendet envoyés envoyées enviados enviadas inviati inviate verzonden
+    """,
+    "downloads": "download descarga",
+    "desktops": "desktop schreibtisch escritorio scrivania bureaublad skrivbord skrivebord työpöytä masaüstü 桌面",
+    "duplicates": "duplicate dup dups dupe doppelt doppelte doublon duplicado doppione doppioni dubbele kopi",
+    "rejects": """
+        reject rejected culled discard discarded discards outtake throwaway ausschuss abgelehnt abgelehnte rejeté rejets
+        rechazado descartado rejeitado scarto scarti
+    """,
+    "trash": """
+        trash trashed recycle recycled deleted delete bin gelöscht gelöschte geloescht poubelle corbeille supprimé
+        supprimés supprimées papelera eliminado eliminados eliminadas basura borrado borrados borradas lixo apagadas
+        excluídos excluídas cestino eliminati eliminate verwijderd verwijderde usunięte kosz raderade borttagna slettet
+        slettede poistetut çöp silinen silinenler silinmiş smazané корзина удалено 削除 刪除 删除 삭제 삭제된
+    """,
+    "temporary": """
+        temp tmp temporary temporaire temporaires temporanei tijdelijk tijdelijke cache caches временные 一時 临时
+        臨時
+    """,
+    "smaller versions": """
+        thumb thumbs preview previews vorschau vignettes miniaturas compressed compressé compressées comprimidas
+        compresse resized downsized scaled reduced verkleinert réduit réduites web small smaller smallest mini klein
+        kleine kleiner petit petites petite pequeño pequeña pequeñas pequenas piccole piccoli liten små småt mały małe
+        маленькие
+    """,
+}
+LOSING_WORDS = word_set(*LOSING_FOLDERS.values()) | COPY_WORDS - {"kopi"}  # a coffee, too
+LOSING_LAST_WORDS = word_set(*LOSING_ENDS.values())
+EMPTIED_WORDS = word_set(*(words[kind] for words in (LOSING_FOLDERS, LOSING_ENDS) for kind in ("trash", "temporary")))
 PIXELS = re.compile(r"(?i)(?<![^\W_])\d{3,5}(?:px|x\d{3,5}(?:px)?)(?![^\W_])")  # `1024px`, `800x600`: made smaller
+# The one other word beside them is its owner or an app: `Mamas Handy`, `Papa PC`, `Screenshot_20210705_Chrome`.
+OWNED_WORDS = word_set(
+    "pc laptop notebook computer rechner macbook imac desktop iphone ipad phone cellphone handy smartphone tablet nas",
+    "telefon téléphone telefono teléfono telefone telefoon puhelin celular móvil telemóvel cellulare portatile",
+    "ordinateur ordi ordenador computador bilgisayar počítač телефон смартфон ноутбук компьютер планшет 手机 手機 电脑",
+    "電腦 スマホ 携帯 パソコン 휴대폰 핸드폰 노트북 컴퓨터 festplatte screenshot screenshots bildschirmfoto",
+    "スクリーンショット 屏幕截图 截屏 截图 ezgif usbstick",
+)
 # They tell nothing of a picture: what cameras and apps call their files, what people call folders for now, and words
 # for pictures as such.
 STOP_WORDS = (
     COPY_WORDS
     | EDIT_WORDS
     | LOSING_WORDS
-    | LOSING_ENDS
+    | LOSING_LAST_WORDS
+    | OWNED_WORDS
     | word_set(
         # cameras and phones
         "img imgp imag dsc dscf dscn dscp dcim pxl vid mvi mvimg mov pict gopr gopro dji sam csc cimg hpim msdcf olymp",
@@ -5025,12 +5049,17 @@ STOP_WORDS = (
         "received mmexport fbimg rpreplay fullsizerender fullsize snapseed picsart vsco lightroom photoshop adobe",
         "line express picasa psx camscanner scannable genius scanner epson videoplayback hangout whatsappbusiness",
         "facebookcreation dropbox icloud onedrive google drive nextcloud synology flickr cloud upload uploads uploaded",
-        "camerauploads sync shared share public 微信图片 微信截图 微信视频 qq图片 weixinimage",
+        "camerauploads sync synced shared share public 微信图片 微信截图 微信视频 qq图片 weixinimage",
+        "inbound gmail attachment attachments anhang anhänge att allegato allegati adjunto adjuntos anexo piècejointe",
+        "bijlage załącznik bilaga вложение 添付 附件 asset unsplash pexels pixabay freepik istock istockphoto",
+        "shutterstock adobestock gettyimages depositphotos dreamstime alamy mmqrcode mceu gifmaker giphy polarr",
+        "instasize retrica beautyplus photogrid fotojet canva untitleddesign resizer resizeimage onlinepngtools inshot",
+        "midjourney dall dalle remini",
         # screenshots, and what comes between their date and time
         "screenshot screenshots screen shot bildschirmfoto bildschirmfotos capture ecran écran captura pantalla ecrã",
         "schermata alle uhr zrzut ekranu skärmavbild schermafbeelding ekran görüntüsü resmi skjermbilde skærmbillede",
         "näyttökuva snímek obrazovky képernyőfotó снимок экрана скриншот スクリーンショット 屏幕截图 屏幕快照 截屏",
-        "截图 螢幕截圖 스크린샷 recording snap snapshot vlcsnap",
+        "截图 螢幕截圖 스크린샷 recording snap snapshot vlcsnap bildschirmaufnahme 画面収録 录屏",
         # pictures as such
         "image images imagen imagenes imagem imagens immagine immagini afbeelding afbeeldingen video videos movie",
         "movies film filme pic pics picture pictures photo photos photograph photographs foto fotos fotoğraf",
@@ -5042,17 +5071,31 @@ STOP_WORDS = (
         "untitled unnamed unbenannt ohnetitel sanstitre sintítulo senzatitolo semtítulo naamloos beztytułu namnlös",
         "adsız безназвания 無題 未命名 名称未設定 新建文件夹 新しいフォルダー new neu neue neuer nouveau nouvelle",
         "nuevo nueva nuova nuovo novo nova nieuwe nowy folder mappe carpeta cartella dossier ordner папка новая yeni",
-        "klasör",
-        # versions
-        "final finale last latest version versions ver vers old alt alte original originals originale orig large big",
-        "medium groß grande full size maxres highres hires highresolution low high res resolution quality rotated",
-        "resampled render default",
+        "klasör フォルダ フォルダー ファイル 文件 文件夹 檔案 資料夾 unknown unbekannt inconnu desconocido sconosciuto",
+        "desconhecido onbekend okänd neznámý неизвестно 不明 slide folie diapositive page seite",
+        # desktops and duplicates, or a pulpit, a table, an office and a match
+        "pulpit plocha asztal bureau doubles",
+        # versions, and what programs do to a picture
+        "cropped crop gedreht fixed verbessert optimized optimised optimiert converted konvertiert converti",
+        "convertido compress convertito geconverteerd upscaled upscayl upscale gigapixel topaz sharpen denoise",
+        "denoiseai waifu enhance stitch gimp squoosh imageoptim noexif watermark watermarked wasserzeichen copyright",
+        "insta dpi final finale last latest version versions ver vers old alt alte original originals originale orig",
+        "large big medium groß grande full size maxres highres hires highresolution low high res resolution quality",
+        "rotated resampled render default",
         # places for anything
         "file files folders datei dateien fichier archivo document documents dokument dokumente documentos documenti",
         "home user users media library libraries gallery galerie collection import imports imported saved phone phones",
-        "mobile handy telefon card usb disk disc drive hdd ssd stick external recovered recup dir bluetooth com org",
+        "mobile card usb disk disks disc drive hdd ssd stick external recovered recup dir bluetooth",
+        "com org memorycard harddisk harddrive toshiba seagate sandisk wdelements mypassport externe externer externes",
+        "platte platten laufwerk wechseldatenträger speicherkarte speicherkarten sdkarte disquedur disquedurexterne",
+        "cléusb cartesd cartemémoire discoduro discoduroexterno discoexterno discoesterno tarjetasd cartãosd schedasd",
+        "schijf externeschijf dyskzewnętrzny внешнийдиск флешка sdカード メモリーカード 外付け 硬盘 移动硬盘 硬碟 u盘",
+        "存储卡 외장하드 flashdrive usbflash pendrive syncthing resilio tauschordner nachdatum bydate",
         "net app apps archive archives archiv misc miscellaneous various diverse varios varie other others",
         "stuff sonstiges verschiedenes все разное allerlei todo sort sorted unsorted sortieren inbox test all alle",
+        "unsortiert sortiert zusortieren àtrier porordenar porclasificar sinclasificar sinordenar daordinare",
+        "daorganizzare paraorganizar aorganizar tesorteren ongesorteerd osorterat attsortera tosort usorteret usortert",
+        "doposortowania nieposortowane разобрать несортированное 未整理 整理 未分类 未分類 待整理 미정리 미분류",
         "everything favorites favourites favoriten favoris favoritos preferiti selection selected auswahl best",
         # formats
         "jpeg jpg png gif heic heif tif tiff bmp webp avi",
@@ -5083,7 +5126,9 @@ MONTHS = {
     for word in word_set(names)
 }
 CAMERA_FOLDER = re.compile(r"(?!19\d\d|20\d\d)[1-9]\d\d[A-Za-z_0-9]{5}")  # 100APPLE, 101MSDCF, 102_PANA: DCF's rule
-UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+SCRIPT_RUN = re.compile("[ぁ-ゟ]+|[゠-ヿ]+|[㐀-鿿々가-힣]+|[^ぁ-ヿ㐀-鿿々가-힣]+")  # no spaces in the first three
+PACKAGE = r"(?<![^\W_])(?:com|org|net)\.[a-z]\w*(?:\.\w+)+"  # an Android app, at the end of a screenshot's name
+IDENTIFIER = re.compile(rf"{PACKAGE}|[0-9a-fA-F]{{8}}(?:-[0-9a-fA-F]{{4}}){{3}}-[0-9a-fA-F]{{12}}")
 COPY_MARK = re.compile(  # of names without accents
     r"(?i)(?:(?:^|[\s_(–—-]+)(?:{cased})|[\s_(–—-]*の?(?:{caseless}))\)?[\s_-]*\(?\d{{0,3}}\)?$"  # `beach - Kopie (2)`
     r"|\s*\([^()]*\b(?:{cased})\b[^()]*\)$"  # `beach (another copy)`
@@ -5111,7 +5156,7 @@ DATES = tuple(
     )
 )
 SHORTEST_WORD = 3  # letters, in scripts with upper and lower case
-LONGEST_TERM = 3  # words, of what is written as one in the lists above
+LONGEST_TERM = 4  # words, of what is written as one in the lists above
 IDEOGRAPH = 2  # letters that one of a script without them stands for: these words are shorter
 MAX_NAME_BYTES = 255  # in file systems that matter
 
@@ -5119,15 +5164,20 @@ MAX_NAME_BYTES = 255  # in file systems that matter
 class PlaceRank(NamedTuple):
     """How likely a person looks for a picture in a folder; the greater of two is the better."""
 
+    lasting: bool  # it is no bin, and not for what is temporary
     proper: bool  # it is not for backups, exports, messengers, downloads, duplicates, rejects and the like
     named: bool  # words in it tell something
     dated: bool
     letters: int  # of those words
 
     @property
+    def kind(self) -> tuple[bool, bool, bool, bool]:
+        """What makes a folder better than another one; a few letters more do not."""
+        return self[:4]
+
+    @property
     def tells(self) -> bool:
-        """Whether a person who put a picture there had a reason."""
-        return self.proper and (self.named or self.dated)
+        return self.named or self.dated
 
 
 class NameRank(NamedTuple):
@@ -5143,6 +5193,7 @@ class Reading(NamedTuple):
 
     letters: int  # of content words
     loses: bool  # as the folders of LOSING_FOLDERS
+    emptied: bool  # sooner or later, as a bin
     edited: bool
 
 
@@ -5156,31 +5207,39 @@ def place_rank(path: str, scoring: Scoring) -> PlaceRank:
         for folder, read in zip(folders, readings, strict=True)
         if not CAMERA_FOLDER.fullmatch(folder) and not (dated and comparable(folder) in MONTHS)
     )
-    return PlaceRank(not any(each.loses for each in readings), letters > 0, dated, letters)
+    losing = [each for each in readings if each.loses]
+    return PlaceRank(not any(each.emptied for each in losing), not losing, letters > 0, dated, letters)
 
 
 def best_place(paths: Sequence[str], scoring: Scoring) -> int:
     """Which of these paths has the folder for the first file, by number.
 
-    It moves only out of a folder that loses, or that tells nothing, into a better kind of folder: what lies in a
-    folder with words or a date was put there, and does not move for a few letters more. A preferred folder always wins.
+    It moves only into a better kind of folder. What lies in a proper folder with a date was put there and stays. What
+    lies in one with words alone moves only into one with words and a date. Out of a folder that tells something nothing
+    moves into one that tells nothing, unless its own is emptied sooner or later. A preferred folder always wins.
     """
     ranks = [place_rank(each, scoring) for each in paths]
     best = max(range(len(paths)), key=ranks.__getitem__)
     preferred = [number for number, path in enumerate(paths) if scoring.is_preferred(path)]
     if preferred:
         return preferred[0]
-    return best if ranks[best][:3] > ranks[0][:3] and not ranks[0].tells else 0
+    own, other = ranks[0], ranks[best]
+    stays = (own.proper and own.dated) or (own.lasting and own.tells and not other.tells)
+    return best if other.kind > own.kind and not stays else 0
 
 
 def name_ranks(paths: Sequence[str], scoring: Scoring) -> list[NameRank]:
-    """How much the name of each file of a group tells."""
+    """How much the name of each file of a group tells.
+
+    The words of a name that hides or reorders text count nothing.
+    """
     stems = [stem_of(each) for each in paths]
     names = frozenset(map(comparable, stems))
     ranks = []
     for stem in stems:
         plain = without_copy_mark(stem, names)
-        letters, loses, edited = reading(plain, scoring.stop_words)
+        letters, loses, _, edited = reading(plain, scoring.stop_words)
+        letters = letters if printable(stem) == stem else 0
         is_marked = loses or edited or plain != without_accents(stem)
         ranks.append(NameRank(letters, date_in_name(plain) != "", not is_marked))
     return ranks
@@ -5189,16 +5248,24 @@ def name_ranks(paths: Sequence[str], scoring: Scoring) -> list[NameRank]:
 def best_name(paths: Sequence[str], scoring: Scoring) -> int:
     """Which of these paths has the name for the first file, by number.
 
-    That is its own, unless another one has more letters of content words, or is its own without a copy mark. A date in
-    another name is no reason: apps give such names, and the camera's number is what leads to the RAW file.
+    That is its own, unless another one has more letters of content words, or is its own without a copy mark. The words
+    of a smaller version (`beach 612x612`) do not count, nor what is added to its own name without a space: that tells
+    what a program did (`IMG_1234-sharpened`). A date in another name is no reason: apps give such names, and the
+    camera's number is what leads to the RAW file.
     """
+    names = [comparable(stem_of(each)) for each in paths]
+    plain = without_copy_mark(stem_of(paths[0]), names).casefold()
     letters = [each.letters for each in name_ranks(paths, scoring)]
+    for number, name in enumerate(names):
+        if letters[number] > letters[0]:
+            added = name[len(plain) :] if name.startswith(plain) else ""
+            is_processed = added.startswith(("-", "_", "~")) and len(added.split()) == 1
+            if is_processed or reading(without_copy_mark(name, names), scoring.stop_words).loses:
+                letters[number] = 0
     best = max(range(len(paths)), key=letters.__getitem__)
     if letters[best] > letters[0]:
         return best
-    names = [comparable(stem_of(each)) for each in paths]
-    plain = without_copy_mark(stem_of(paths[0]), names).casefold()
-    return names.index(plain) if plain in names else 0
+    return names.index(plain) if plain in names and printable(plain) == plain else 0
 
 
 def without_copy_mark(stem: str, names: Collection[str]) -> str:
@@ -5218,30 +5285,47 @@ def without_copy_mark(stem: str, names: Collection[str]) -> str:
 def reading(name: str, stop_words: frozenset[str] = STOP_WORDS) -> Reading:
     """What a name's words tell: all but stop words, dates, hashes, identifiers and the like are content words."""
     plain = without_accents(name)
-    tokens = re.findall(r"[^\W_]+", UUID.sub(" ", plain))
+    tokens = re.findall(r"[^\W_]+", IDENTIFIER.sub(" ", plain))
     words: list[str] = []
     for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
         is_month = token.casefold() in MONTHS and (before.isdecimal() or after.isdecimal())
         is_hash = bool(re.fullmatch(r"[0-9a-fA-F]{10,}", token)) or len(re.findall(r"\d+|\D+", token)) >= 4
         if not is_month and not is_hash:
-            words += (word for run in re.findall(r"[^\W\d_]+", token) for word in words_in(run))
+            words += (word for run in re.findall(r"[^\W\d_]+", token) for word in words_in(run, stop_words))
     letters = [word_letters(each) for each in words]
-    terms = set()
+    terms: dict[str, int] = {}  # each with the number of the word after it
     for length, first in product(range(1, LONGEST_TERM + 1), range(len(words))):
         term = "".join(words[first : first + length]).casefold()
-        terms.add(term)
+        terms[term] = first + length
         if term in stop_words:
             letters[first : first + length] = [0] * len(letters[first : first + length])
-    loses = not terms.isdisjoint(LOSING_WORDS) or bool(LOSING_PARTS.search(plain) or PIXELS.search(plain))
-    loses = loses or any(word.casefold() in LOSING_ENDS and not any(letters[at:]) for at, word in enumerate(words))
-    return Reading(sum(letters), loses, not terms.isdisjoint(EDIT_WORDS))
+    if sum(map(bool, letters)) == 1 and not OWNED_WORDS.isdisjoint(terms):
+        letters = [0] * len(letters)
+    lost = LOSING_WORDS.intersection(terms)
+    lost |= {each for each in LOSING_LAST_WORDS.intersection(terms) if not any(letters[terms[each] :])}
+    loses = bool(lost or PIXELS.search(plain))
+    return Reading(sum(letters), loses, not lost.isdisjoint(EMPTIED_WORDS), not EDIT_WORDS.isdisjoint(terms))
 
 
-def words_in(run: str) -> list[str]:
-    """`NewYorkTrip` in three words, `HDRPano` in two."""
-    cases = "".join("U" if each.isupper() else "l" if each.islower() else "-" for each in run)
-    borders = [0, *(each.start() for each in re.finditer("(?<=l)U|(?<=U)U(?=l)", cases)), len(run)]
-    return [run[begin:end] for begin, end in pairwise(borders)]
+def words_in(run: str, stop_words: Collection[str]) -> list[str]:
+    """`NewYorkTrip` in three words, `HDRPano` in two, and so `手机备份` (phone backup), if the second is a stop word.
+
+    Without spaces a word ends with its script, and what a compound is stands last: no `ボツ` (rejects) in `ボツワナ`.
+    """
+    words: list[str] = []
+    for part in SCRIPT_RUN.findall(run):
+        cases = "".join("U" if each.isupper() else "l" if each.islower() else "-" for each in part)
+        borders = [0, *(each.start() for each in re.finditer("(?<=l)U|(?<=U)U(?=l)", cases)), len(part)]
+        first = len(words)
+        words += (part[begin:end] for begin, end in pairwise(borders))
+        while not cases.strip("-") and (last := stop_word_at_end(words[first], stop_words)):
+            words[first : first + 1] = [words[first].removesuffix(last), last]
+    return words
+
+
+def stop_word_at_end(word: str, stop_words: Collection[str]) -> str:
+    """The longest stop word of two letters or more that a longer word ends with; "" if there is none."""
+    return next((word[at:] for at in range(1, len(word) - 1) if word[at:] in stop_words), "")
 
 
 def word_letters(word: str) -> int:

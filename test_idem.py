@@ -4515,7 +4515,10 @@ FOLDERS_SAY = {
     "nothing": """
         . | Photos | Pictures | DCIM/100APPLE | 101MSDCF | 102_PANA | DCIM/Camera | Camera Roll | Misc | New folder (2)
         Neuer Ordner | iCloud Photos | Google Photos | Dropbox/Camera Uploads | OneDrive/Pictures | SD Card | shared
-        ALL_PHOTOS | all phones | Screenshots | Favourites | Archiv | Old photos | Bilder | 相机 | Фото
+        ALL_PHOTOS | all phones | Screenshots | Favourites | Archiv | Old photos | Bilder | 相机 | Фото | Papa PC
+        Laptop | Mamas Handy | Jan's MacBook Pro | téléphone de maman | 妈妈手机 | Externe Platte | Speicherkarte
+        disque dur externe | WD Elements | disco duro | NAS Sync
+        Konvertiert | 未整理 | à trier | Zu sortieren | por ordenar | Pulpit | Bureau
     """,
     "date": """
         2021 | 2021-07-05 | Photos/2019/07 | 2019/2019_07 | 201907 | DCIM/202107__ | 2019/Juli | 2019/07 July
@@ -4523,9 +4526,14 @@ FOLDERS_SAY = {
     """,
     "words": """
         Italy | Lofoten | Photos/Italy/DCIM | Geburtstag Oma | Zürich | 京都 | Москва | Old Town Prague | Small island
-        Signal Hill | Italy (2) | Kleine Anna | New York | May | Kopenhagen
+        Signal Hill | Italy (2) | Kleine Anna | New York | May | Kopenhagen | Cache Valley | Thumb Butte | Trier
+        Temporary Museum | Duplicate Bridge | Download Festival | Compressed Air | Skype mit Oma | Twitter Meetup Berlin
+        Tennis Doubles | Preikestolen Pulpit | Kopi Luwak | Beach Trash Cleanup | Deleted Scenes | Reject Dance Crew
+        Trash the Dress | Disco Night | ボツワナ | 一時帰国 | 臨時列車 | 桌面遊戲 | 東京タワー | iPhone Launch Party
     """,
-    "words and date": "2019-07 Italy | 2019/Italy | Web Summit 2019 | Italy/2019/07 | 2019Lake | 1998 Oma",
+    "words and date": """
+        2019-07 Italy | 2019/Italy | Web Summit 2019 | Italy/2019/07 | 2019Lake | 1998 Oma | 2019 ボツワナ
+    """,
     "loses": """
         Backup | Backup 2020 external disk/DCIM | Backup/2019/Italy | IMG-backup-2 | iPhone Backup | Sicherung
         Datensicherung 2019 | Sauvegarde | copia de seguridad | Cópia de segurança | Kopia zapasowa | Säkerhetskopia
@@ -4537,27 +4545,30 @@ FOLDERS_SAY = {
         Zuletzt gelöscht | Papierkorb | Corbeille | Papelera | Lixeira | Cestino | Prullenbak | Kosz | Papperskorgen
         Корзина | Удалённые | ゴミ箱 | 回收站 | to delete | À supprimer | temp | tmp | cache | web | Old web | Italy web
         for web | low-res | LowRes | Low Resolution | Wedding small | Fotos Anna klein | thumbs | 1024px | 1920x1080
+        删除照片 | 家族アルバム_バックアップ | Desktop Anna | Trash 2 | old trash | Download (2) | temp files | ボツ
+        ボツ写真
     """,
 }
 
 
 def test_folders_say_words_a_date_nothing_or_lose() -> None:
     kinds = {
-        (True, False, False): "nothing",
-        (True, False, True): "date",
-        (True, True, False): "words",
-        (True, True, True): "words and date",
+        (True, True, False, False): "nothing",
+        (True, True, False, True): "date",
+        (True, True, True, False): "words",
+        (True, True, True, True): "words and date",
     }
     said: dict[str, list[str]] = {kind: [] for kind in FOLDERS_SAY}
     expected = {kind: [each.strip() for each in re.split(r"[|\n]", text.strip())] for kind, text in FOLDERS_SAY.items()}
     for folder in itertools.chain.from_iterable(expected.values()):
         path = os.path.normpath(os.path.join(LIB, folder, "a.jpg"))
-        said[kinds.get(idem.place_rank(path, idem.Scoring(LIB))[:3], "loses")].append(folder)
+        said[kinds.get(idem.place_rank(path, idem.Scoring(LIB)).kind, "loses")].append(folder)
     assert said == expected
 
 
 def test_people_look_first_where_words_are_then_dates_and_last_in_backups() -> None:
-    folders = ["Backup/2019 Italy", "DCIM", "2019/07", "Italy", "Italian lakes", "2019 Italy", "2019 Italian lakes"]
+    folders = ["Trash/2019 Italy", "Backup/2019 Italy", "DCIM", "2019/07", "Italy", "Italian lakes"]
+    folders += ["2019 Italy", "2019 Italian lakes"]
     ranks = [idem.place_rank(os.path.join(LIB, *each.split("/"), "a.jpg"), idem.Scoring(LIB)) for each in folders]
     assert all(worse < better for worse, better in itertools.pairwise(ranks))
 
@@ -4567,13 +4578,29 @@ def test_people_look_first_where_words_are_then_dates_and_last_in_backups() -> N
     [
         *(("DCIM", "Italy", True), ("DCIM", "2019/07", True), ("Backup", "Photos", True), ("Backup", "Italy", True)),
         *(("2018/07", "Old web", False), ("DCIM", "Backup/Italy", False), ("Backup", "Exports/Italy", True)),
-        *(("Italy", "Italian lakes", False), ("Italy", "2019 Italy", False), ("2019/07", "Grandma's calendar", False)),
-        *(("Photos", "Pictures", False), ("Downloads", "Desktop", False)),
+        *(("Italy", "Italian lakes", False), ("Italy", "2019 Italy", True), ("2019/07", "Grandma's calendar", False)),
+        *(("Photos", "Pictures", False), ("Downloads", "Desktop", False), ("Italy", "2019/07", False)),
+        *(("2019 ボツワナ", "写真", False), ("2019", "2019/Italy", False)),
+        *(("2019/07", "2020 calendar", False), ("2020 Download Festival", ".", False)),
+        *(("Backup/2019 Wedding Anna", "DCIM/100CANON", False), ("Takeout/Photos from 2019", "DCIM", False)),
+        *(("Backup/2019 Wedding Anna", "Wedding", True), ("Takeout/2019 Rome", "2019/07", True)),
+        *(("Trash/2019 Wedding Anna", "DCIM/100CANON", True), ("tmp/Anna", "Photos", True), ("Trash", "Backup", True)),
+        *((each, "2020/2020-02-01 Vienna", True) for each in ("Papa PC", "Anna", "Externe Platte", "未整理", "Backup")),
+        *(("Mamas Handy", "2019/07", True), ("Laptop", "Vienna", True), ("Phone/Anna", "2019/07", False)),
     ],
 )
-def test_a_photo_moves_only_out_of_a_folder_that_says_nothing_or_loses(own: str, other: str, moves: bool) -> None:
+def test_a_photo_moves_only_into_a_better_folder_and_stays_in_a_dated_one(own: str, other: str, moves: bool) -> None:
     paths = [os.path.join(LIB, *each.split("/"), "a.jpg") for each in (own, other)]
     assert idem.best_place(paths, idem.Scoring(LIB)) == moves
+
+
+NAMES_OF_PROGRAMS = (
+    *("inbound4823748234", "Attachment-1", "Anhang 1", "ATT00001", "unknown", "unbekannt", "pexels-photo-1234567"),
+    *("istockphoto-12345-612x612", "ezgif-4-abcdef", "Screenshot_2021-07-05-10-11-12-123_com.zhiliaoapp.musically"),
+    *("Screenshot_20210705-101112_Chrome", "mceu_84732", "Slide1", "Midjourney", "upscaled", "画面収録"),
+    *("IMG_1-noexif", "IMG_1-squoosh", "IMG_1-gedreht", "IMG_1-watermark", "IMG_1_converted", "IMG_1-topaz-sharpen"),
+    "Anna iPhone",
+)
 
 
 @pytest.mark.parametrize(
@@ -4585,6 +4612,12 @@ def test_a_photo_moves_only_out_of_a_folder_that_says_nothing_or_loses(own: str,
         *(("beach", "beach (another copy)", False), ("beach", "beach backup", False), ("写真", "写真のコピー", False)),
         *(("DSC_1234", "IMG-20210705-WA0012", False), ("DSC_1234 (1)", "FB_IMG_1623472000000", False)),
         *(("IMG_1", "3F2504E0-4F89-11D3-9A0C-0305E82C3301", False), ("IMG_1-edited", "IMG_1", False)),
+        *(("IMG_1", "img_1-quux-smoothed", False), ("IMG_1", "IMG_1~quux", False), ("IMG_1 (2)", "IMG_1_quux", False)),
+        *(("IMG_1", "IMG_1 Oma Geburtstag", True), ("IMG_1", "IMG_12_lake", True), ("IMG_1", "IMG_1-by the sea", True)),
+        *(("IMG_1", "sunset 612x612", False), ("IMG_1", "sunset small", False), ("sunset small", "sea", False)),
+        *(("IMG_1", "sun\u202eset", False), ("IMG_1", "sun\nset", False), ("IMG_1", "sun\udcffset", False)),
+        *(("sun\u202eset (1)", "sun\u202eset", False), ("sun\u202eset", "sea", True)),
+        *(("DSC_1", each, False) for each in NAMES_OF_PROGRAMS),
     ],
 )
 def test_a_name_changes_only_for_more_words_or_to_lose_a_copy_mark(own: str, other: str, renamed: bool) -> None:
