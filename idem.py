@@ -5642,8 +5642,8 @@ BANDS = 32  # of a spectrum, from long waves to the shortest that pixels can sho
 DETAILED_SHARE = 1 / 4  # of the squares, those with most detail: there is none to lose in a sky
 LEVELS_PER_OCTAVE = 4  # of power, as it is stored
 MAX_ENLARGED = 0.7  # of the larger one's side: what was enlarged by less cannot be told from what is a little soft
-# Power beyond what the smaller picture could hold, as a share of that just below. Of 24 photos 21 had more than this
-# (the others are very soft); reduced to half their sides and enlarged again, 9 of 10 had less.
+# Power beyond what the smaller picture could hold, as a share of that just below. Of 24 photos 20 had more than this
+# (the others are very soft); reduced to half their sides and enlarged again, nearly all had less.
 ENLARGED_SHARE = 0.055
 
 
@@ -6273,7 +6273,7 @@ def taken_names(root: str) -> set[str]:
 
 # How files are read anew, by the kind of their fingerprints, and the looks at them; equal files by all their bytes.
 READ_ANEW: dict[type, tuple[Work[Any], tuple[CloserLook[Any], ...]]] = {
-    ImageFingerprint: (IMAGE_WORK, (*IMAGE_LOOKS, DETAIL_LOOK)),
+    ImageFingerprint: (IMAGE_WORK, IMAGE_LOOKS),
     VideoFingerprint: (VIDEO_WORK, VIDEO_LOOKS),
     Checksum: (WHOLE_WORK, ()),
 }
@@ -6365,10 +6365,10 @@ def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
     gone, live = sorted(pair.replicas, key=lambda each: not is_inside(each.file.path, trash))
     (width, height, _), (own_width, own_height, _) = dimensions_of(live), dimensions_of(gone)
     left = f"the copy that is left, {printable(relative(live.file.path, root))}, has"
+    if width * height < own_width * own_height:  # whatever speaks for it: the larger one may show more
+        return gone.file.path, f"{left} {width} x {height}"
     if ranked((live, gone), Scoring(root))[0] is live:  # it is rather the original
         return gone.file.path, ""
-    if width * height < own_width * own_height:
-        return gone.file.path, f"{left} {width} x {height}"
     if width * height > own_width * own_height or format_of(live.file) != format_of(gone.file):
         return gone.file.path, ""
     sizes, coarser = [(live.file.size, gone.file.size)], False
@@ -9042,27 +9042,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="only groups whose largest and smallest file differ by SIZE or more: 100, 50kb, 2mb, 1.5gb",
     )
     what.add_argument("-l", "--limit", type=whole_number(1), metavar="N", help="only the N groups with most to recover")
-    what.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="WORD",
-        help="a word that says nothing in names and folders; may be given more than once",
-    )
-    what.add_argument(
-        "--prefer",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="of copies that are equally good keep the one in this folder of DIR; may be given more than once",
-    )
-    what.add_argument(
-        "--protect",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="move and rename nothing in this folder of DIR; may be given more than once",
-    )
+    for option, noun, about in (
+        ("--ignore", "WORD", "a word that says nothing in names and folders"),
+        ("--prefer", "FOLDER", "of copies that are equally good keep the one in this folder of DIR"),
+        ("--protect", "FOLDER", "move and rename nothing in this folder of DIR"),
+    ):
+        again = "; may be given more than once"
+        what.add_argument(option, action="append", default=[], metavar=noun, help=about + again)
     act = parser.add_argument_group("what to do, instead of printing the groups")
     act.add_argument("-r", "--review", action="store_true", help="see the groups in the browser, and decide")
     act.add_argument("-i", "--interactive", action="store_true", help="decide in the terminal, group by group")

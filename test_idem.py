@@ -7706,6 +7706,22 @@ def test_a_live_copy_worse_than_the_trashed_file_is_named(tmp_path: Path, capsys
     )
 
 
+def test_a_smaller_camera_file_does_not_verify_a_larger_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though it is taken for the original: nobody knows for certain that the larger one shows no more."""
+    exif = exif_of("2021:07:05 12:30:00")
+    save(photo(1), tmp_path / TRASH / "export.jpg", quality=97)
+    save(photo(1).resize((400, 300)), tmp_path / "IMG_1.jpg", quality=90, exif=exif)
+    save(photo(2), tmp_path / TRASH / "again.jpg", quality=100)
+    save(photo(2), tmp_path / "IMG_2.jpg", quality=70, exif=exif)
+    assert verified(tmp_path, capsys=capsys) == (
+        1,
+        [
+            f"{os.path.join(TRASH, 'export.jpg')}: the copy that is left, IMG_1.jpg, has 400 x 300",
+            "1 file in the trash verified, 1 not",
+        ],
+    )
+
+
 def test_a_coarser_live_copy_is_told_whatever_its_suffix_and_whatever_follows_its_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
