@@ -5801,7 +5801,8 @@ def lost_dates(kept: Standing, target: str, path: str, scoring: Scoring) -> list
     """The dates that only the name or the folders of a file state, where the kept one will have none."""
     if kept.metadata.taken or date_in_name(stem_of(target)):
         return []
-    dated = place_rank(path, scoring).dated and not place_rank(target, scoring).dated
+    folder = place_rank(path, scoring)  # that of a backup has the date of the backup
+    dated = folder.proper and folder.dated and not place_rank(target, scoring).dated
     in_name = bool(date_in_name(stem_of(path)))
     return ["date in its name"] * in_name + ["date of its folder"] * (dated and not in_name)
 

@@ -4181,6 +4181,21 @@ def test_what_only_a_copy_has_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("1998-07 Kroatien/a.jpg", ("date of its folder",)),
+        ("Hugo/IMG-20200601-WA0007.jpg", ("date in its name",)),
+        ("Backup 2020/a.jpg", ()),
+        ("Hugo/a.jpg", ()),
+    ],
+)
+def test_a_date_that_only_a_name_or_folder_states_is_told(gone: str, told: tuple[str, ...]) -> None:
+    pair = candidate("Hugo/1.jpg", STRIPPED), candidate(gone, STRIPPED, **HALF)
+    decision = idem.decide(idem.Group("image", pair, (0, 0)), idem.Scoring(LIB), idem.Choice(frozenset({0}), 0, 0))
+    assert [loss.what for loss in decision.loses] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
     ("one", "other", "apart"),
     [
         ("2021-07-05T10:00:00", "2021-07-05T10:00:00", 0),
