@@ -1000,38 +1000,25 @@ def rows_in(stream: BinaryIO, form: CacheFormat[Any]) -> Iterator[tuple[int, re.
         offset, text = offset + end - 1, text[end - 1 :]  # with the line feed before it
 
 
-class FingerprintCache(Generic[E]):
-    """Fingerprints of files, in a CSV file that other runs and other libraries may share.
+class CacheFile(Generic[E]):
+    """Rows in a CSV file that other runs and other libraries may share.
 
-    Lookups answer from memory. New rows are appended as they come and flushed every FLUSH_ROWS or FLUSH_SECONDS;
-    `close` rewrites the file when it holds rows that are torn, replaced or forgotten. Only fingerprints of scanned
-    files are held in memory: of all others it is known where their row is. A cache that cannot be read or written
-    says so once, and the run goes on without.
+    New rows are appended as they come and flushed every FLUSH_ROWS or FLUSH_SECONDS. A file that cannot be read or
+    written says so once, and the run goes on without.
     """
 
-    def __init__(self, form: CacheFormat[E], folder: str, scanned: Scan) -> None:
+    def __init__(self, form: CacheFormat[E], folder: str) -> None:
         self.form = form
         self.folder = folder
         self.path = os.path.join(folder, form.name)
-        self.scanned = scanned
-        self.files = {stored_path(file.path): file for file in scanned.files}
-        self.known: dict[str, E] = {}
-        self.others: dict[str, CachedRow] = {}
-        self.moved: dict[tuple[str, int], list[CachedRow]] = defaultdict(list)  # by name and size
-        self.uncertain: dict[str, tuple[E, list[CachedRow]]] = {}  # found under another path, with the rows there
-        self.relocating = False
-        self.forgotten = 0
         self.untidy = False  # the file holds more than the rows that count
         self.warned = False
         self.pending: list[bytes] = []
         self.last_flush = time.monotonic()
         self.stream: BinaryIO | None = None  # to append to
-        self.reader: BinaryIO | None = None  # of the rows of others
-        self.load()
 
-    # ── reading ──
-
-    def load(self) -> None:
+    def rows(self) -> Iterator[tuple[int, re.Match[bytes]]]:
+        """The sound rows of the file, each with its offset; it is untidy if it holds anything else."""
         try:
             with opened_own(self.path, "rb") as stream:
                 first = stream.readline(len(self.form.header) + 1)
@@ -1042,12 +1029,102 @@ class FingerprintCache(Generic[E]):
                 for offset, row in rows_in(stream, self.form):
                     self.untidy |= offset != end
                     end = offset + len(row[0])
-                    self.take(offset, row)
+                    yield offset, row
                 self.untidy |= end != stream.tell()
         except FileNotFoundError:
             return
         except OSError as error:
             self.warn("read", error)
+
+    def append(self, row: bytes) -> None:
+        """Add a row at the end, soon."""
+        self.pending.append(row)
+        if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand the rows that wait to the operating system: a killed run keeps them."""
+        self.last_flush = time.monotonic()
+        if self.pending and not self.warned:
+            try:
+                self.stream = self.stream or self.opened_to_append()
+                self.stream.write(b"".join(self.pending))
+                self.stream.flush()
+            except OSError as error:
+                self.warn("write", error)
+        self.pending.clear()
+
+    def opened_to_append(self) -> BinaryIO:
+        """The cache file, at the start of a line below the header."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        stream = opened_for_lines(self.path)
+        if stream.tell() == 0:
+            stream.write(self.form.header)
+        return stream
+
+    def close_stream(self) -> None:
+        """Write what waits, and append no more."""
+        self.flush()
+        if self.stream is not None:
+            try:
+                self.stream.close()
+            except OSError as error:
+                self.warn("write", error)
+            self.stream = None
+
+    def rewrite(self, rows: Iterable[bytes]) -> None:
+        """Replace the file, atomically, by these rows."""
+        temporary = self.path + ".tmp"
+        try:
+            new = opened_own(temporary, "wb")
+        except OSError as error:  # it may be anything, and is not this run's to take away
+            self.warn("write", error, temporary)
+            return
+        try:
+            with new:
+                new.write(self.form.header)
+                for row in rows:
+                    new.write(row)
+                new.flush()
+                os.fsync(new.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            self.warn("write", error)
+            with suppress(OSError):  # the warning is out; a left-over temporary file is only untidy
+                os.unlink(temporary)
+
+    def warn(self, verb: str, error: OSError, path: str = "") -> None:
+        if not self.warned:
+            name = printable(path or self.path)
+            say(f"warning: cannot {verb} the cache {name}: {reason_of(error)}; going on without it")
+        self.warned = True
+
+
+class FingerprintCache(CacheFile[E]):
+    """Fingerprints of files, by their paths.
+
+    Lookups answer from memory. `close` rewrites the file when it holds rows that are torn, replaced or forgotten. Only
+    fingerprints of scanned files are held in memory: of all others it is known where their row is.
+    """
+
+    def __init__(self, form: CacheFormat[E], folder: str, scanned: Scan) -> None:
+        super().__init__(form, folder)
+        self.scanned = scanned
+        self.files = {stored_path(file.path): file for file in scanned.files}
+        self.known: dict[str, E] = {}
+        self.others: dict[str, CachedRow] = {}
+        self.moved: dict[tuple[str, int], list[CachedRow]] = defaultdict(list)  # by name and size
+        self.uncertain: dict[str, tuple[E, list[CachedRow]]] = {}  # found under another path, with the rows there
+        self.relocating = False
+        self.forgotten = 0
+        self.reader: BinaryIO | None = None  # of the rows of others
+        self.load()
+
+    # ── reading ──
+
+    def load(self) -> None:
+        for offset, row in self.rows():
+            self.take(offset, row)
         unknown = {(os.path.basename(path), self.files[path].size) for path in self.files.keys() - self.known.keys()}
         for other in self.others.values():
             if (key := (os.path.basename(other.path), other.size)) in unknown:
@@ -1113,9 +1190,7 @@ class FingerprintCache(Generic[E]):
         self.untidy |= path in self.known
         self.known[path] = fingerprint
         self.uncertain.pop(path, None)
-        self.pending.append(self.form.encoded(file, fingerprint))
-        if len(self.pending) >= FLUSH_ROWS or time.monotonic() - self.last_flush > FLUSH_SECONDS:
-            self.flush()
+        self.append(self.form.encoded(file, fingerprint))
 
     def relocate(self, old: MediaFile, new: MediaFile) -> None:
         """Let a scanned file that has been moved keep its fingerprint."""
@@ -1127,35 +1202,9 @@ class FingerprintCache(Generic[E]):
             self.files[stored_path(new.path)] = new
             self.store(new, fingerprint)
 
-    def flush(self) -> None:
-        """Hand the rows that wait to the operating system: a killed run keeps them."""
-        self.last_flush = time.monotonic()
-        if self.pending and not self.warned:
-            try:
-                self.stream = self.stream or self.opened_to_append()
-                self.stream.write(b"".join(self.pending))
-                self.stream.flush()
-            except OSError as error:
-                self.warn("write", error)
-        self.pending.clear()
-
-    def opened_to_append(self) -> BinaryIO:
-        """The cache file, at the start of a line below the header."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        stream = opened_for_lines(self.path)
-        if stream.tell() == 0:
-            stream.write(self.form.header)
-        return stream
-
     def close(self) -> None:
         """Write what waits, forget the files that are gone, and rewrite the file if that leaves it cleaner."""
-        self.flush()
-        if self.stream is not None:
-            try:
-                self.stream.close()
-            except OSError as error:
-                self.warn("write", error)
-            self.stream = None
+        self.close_stream()
         kept = list(self.others.values())
         if not self.relocating:  # the scan was of the files that moved: it does not tell which rows others still use
             used = {row.path for _, rows in self.uncertain.values() for row in rows}
@@ -1163,7 +1212,7 @@ class FingerprintCache(Generic[E]):
             kept = [row for row in kept if row.path in used or not self.is_forgotten(row, listings)]
         self.forgotten = len(self.others) - len(kept)
         if (self.forgotten or self.untidy) and not self.warned:
-            self.rewrite(kept)
+            self.rewrite(self.rows_to_keep(kept))
         self.close_reader()
 
     def close_reader(self) -> None:
@@ -1187,35 +1236,13 @@ class FingerprintCache(Generic[E]):
                 listings[folder] = frozenset()
         return bool(listings[folder]) and name not in listings[folder]
 
-    def rewrite(self, others: list[CachedRow]) -> None:
-        """Replace the file, atomically, by the rows of the scanned files and these of others."""
-        temporary = self.path + ".tmp"
-        try:
-            new = opened_own(temporary, "wb")
-        except OSError as error:  # it may be anything, and is not this run's to take away
-            self.warn("write", error, temporary)
-            return
-        try:
-            with new:
-                new.write(self.form.header)
-                for path, fingerprint in self.known.items():
-                    new.write(self.form.encoded(self.files[path], fingerprint))
-                for row in others:
-                    new.write(self.text_of(row))
-                new.flush()
-                os.fsync(new.fileno())
-            self.close_reader()  # Windows replaces no file that is open
-            os.replace(temporary, self.path)
-        except OSError as error:
-            self.warn("write", error)
-            with suppress(OSError):  # the warning is out; a left-over temporary file is only untidy
-                os.unlink(temporary)
-
-    def warn(self, verb: str, error: OSError, path: str = "") -> None:
-        if not self.warned:
-            name = printable(path or self.path)
-            say(f"warning: cannot {verb} the cache {name}: {reason_of(error)}; going on without it")
-        self.warned = True
+    def rows_to_keep(self, others: list[CachedRow]) -> Iterator[bytes]:
+        """The rows of the scanned files, and these of others."""
+        for path, fingerprint in self.known.items():
+            yield self.form.encoded(self.files[path], fingerprint)
+        for row in others:
+            yield self.text_of(row)
+        self.close_reader()  # Windows replaces no file that is open
 
 
 def is_of(row: CachedRow, file: MediaFile) -> bool:
