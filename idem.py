@@ -122,6 +122,7 @@ from typing import (
     NoReturn,
     ParamSpec,
     TextIO,
+    TypeAlias,
     TypeVar,
     cast,
 )
@@ -783,7 +784,7 @@ MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is 
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-FINGERPRINT_VERSION = 4  # raised when the algorithm changes; rows of another version do not match
+FINGERPRINT_VERSION = 5  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
 E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
@@ -2225,6 +2226,8 @@ DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both side
 LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
 MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more tolerance for it
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
+# Width and height of what a picture shows, in its own pixels: those of the last column and row may be filled in part.
+Extent: TypeAlias = tuple[float, float]
 # Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
 TURNS = {
     1: (False, False, False),
@@ -2247,13 +2250,13 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
     with content_of(file) as stream:
         jpeg = jpeg_in(stream)
         if jpeg:
-            picture, size = reduced_jpeg(jpeg)
+            picture, size, extent = reduced_jpeg(jpeg)
         else:
             picture = opened_picture(stream)
             decode(picture, file.size)
-            size = picture.size  # Pillow has turned a TIFF upright by now
+            size = extent = picture.size  # Pillow has turned a TIFF upright by now
         palette, orientation = picture.mode in ("P", "PA"), orientation_of(picture)
-        stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
+        stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, extent))
         metadata = metadata_in(picture, stream, jpeg.data[jpeg.scans[-1].end :] if jpeg else b"")
         luma_step, chroma_step = quantisers(picture, stream, metadata.lossless)
         by_file = metadata.pages > 1 or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
@@ -2296,8 +2299,8 @@ class ReadUpTo(io.BytesIO):
         return super().read(left if left > 0 and (size is None or not 0 <= size <= left) else size)
 
 
-def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
-    """The JPEG decoded at a reduced scale, and its true size.
+def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int], Extent]:
+    """The JPEG decoded at a reduced scale, its true size, and the extent of it in the pixels of the reduced one.
 
     Where it is one scan the decoder must need it all and no more. libjpeg fills up what is missing before the end
     marker with grey and says nothing, so a file that was cut and closed decodes "completely". With zeros in place of
@@ -2310,19 +2313,25 @@ def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
     picture = Image.open(source, formats=usable_formats())
     check_claim(picture.width * picture.height, len(jpeg.data))
     size = picture.size
-    decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
+    extent = decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
     if jpeg.exact and source.tell() <= source.border:
         raise ValueError("damaged: a JPEG with more data than its picture takes")
-    return picture, size
+    return picture, size, extent
 
 
-def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) -> None:
-    """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these."""
+def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) -> Extent:
+    """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these.
+
+    Returns the picture's extent: libjpeg rounds the sides of a reduced one up, 2661 px to 666 for the 665.25 at a
+    quarter of it.
+    """
     identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
     stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
     coefficients = 0 if jpeg.exact else picture.width * picture.height * len(identifiers)
-    picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
+    full = picture.size
+    drafted = picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
     decode(picture, coefficients * BYTES_PER_COEFFICIENT)
+    return drafted[1][2:] if drafted else full
 
 
 def quantisers(picture: Image.Image, stream: BinaryIO, lossless: bool) -> tuple[int, int]:
@@ -2745,7 +2754,7 @@ RGB_TO_YCBCR = (
 )
 
 
-def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+def stored_and_seen_cells(picture: Image.Image, extent: Extent) -> tuple[np.ndarray, np.ndarray]:
     """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
 
     One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
@@ -2753,14 +2762,14 @@ def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]
     of averaging and converting does not show, and it saves a fifth of the whole time.
     """
     plain = in_plain_mode(picture)
-    stored = ycbcr_cells(plain)
+    stored = ycbcr_cells(plain, extent)
     source = picture if picture.mode in ("L", "CMYK") else plain
     transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
     if transform is None:
         return stored, stored
-    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(source, PROFILE_CELLS)]
+    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(source, extent, PROFILE_CELLS)]
     reduced = Image.merge(source.mode, bands)
-    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
+    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])), reduced.size)
 
 
 def in_plain_mode(picture: Image.Image) -> Image.Image:
@@ -2785,9 +2794,9 @@ def in_eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(grey * (255 / white), 0, 255).round().astype(np.uint8))
 
 
-def ycbcr_cells(picture: Image.Image) -> np.ndarray:
+def ycbcr_cells(picture: Image.Image, extent: Extent) -> np.ndarray:
     """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
-    channels = area_cells(picture, LUMA_CELLS)
+    channels = area_cells(picture, extent, LUMA_CELLS)
     if picture.mode == "YCbCr":
         return channels
     if picture.mode == "L":
@@ -2797,29 +2806,32 @@ def ycbcr_cells(picture: Image.Image) -> np.ndarray:
     return ycbcr
 
 
-def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
-    """The mean of each of cells by cells equal parts of a picture, shape (bands, cells, cells).
+def area_cells(picture: Image.Image, extent: Extent, cells: int) -> np.ndarray:
+    """The mean of each of cells by cells equal parts of a picture's extent, shape (bands, cells, cells).
 
     Exact: a pixel on a border counts for both sides by its share. Pillow's BOX filter gives such pixels to one
     side, which alone made small copies differ from their originals by up to 8 levels.
     """
     width, height = picture.size
     rows = np.empty((cells, width * len(picture.getbands())), np.float32)
-    weights = area_weights(height, cells)
+    weights = area_weights(height, extent[1], cells)
     for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
-        top, bottom = height * cell // cells, -(-height * (cell + 1) // cells)
+        top, bottom = math.floor(extent[1] * cell / cells), min(height, math.ceil(extent[1] * (cell + 1) / cells))
         pixels = np.asarray(picture.crop((0, top, width, bottom))).reshape(bottom - top, -1)
         rows[cell] = weights[cell, top:bottom] @ pixels.astype(np.float32)
-    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, cells).T
+    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, extent[0], cells).T
 
 
 @functools.lru_cache(maxsize=256)
-def area_weights(pixels: int, cells: int) -> np.ndarray:
-    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels)."""
-    borders = np.arange(cells + 1) * (pixels / cells)
+def area_weights(pixels: int, extent: float, cells: int) -> np.ndarray:
+    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels).
+
+    The cells divide the extent: more than pixels - 1, and pixels at most.
+    """
+    borders = np.arange(cells + 1) * (extent / cells)
     left = np.arange(pixels)
     overlap = np.minimum(borders[1:, None], left + 1) - np.maximum(borders[:-1, None], left)
-    return (np.clip(overlap, 0, None) * (cells / pixels)).astype(np.float32)
+    return (np.clip(overlap, 0, None) * (cells / extent)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=64)

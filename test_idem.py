@@ -1574,6 +1574,28 @@ def test_every_exif_orientation_is_seen_upright(
     assert [len(group) for group in groups(tmp_path, capsys=capsys)] == [8]
 
 
+def test_the_cells_of_a_reduced_picture_span_what_it_shows() -> None:
+    assert idem.area_weights(3, 2.25, 3) == pytest.approx(np.array([[1, 0, 0], [1 / 3, 2 / 3, 0], [0, 2 / 3, 1 / 3]]))
+
+
+def largest_difference(one: ImageFingerprint, other: ImageFingerprint) -> int:
+    """In levels, between any two cells of these fingerprints' signatures."""
+    cells, others = (np.frombuffer(base64.b64decode(each.signature), np.uint8).astype(int) for each in (one, other))
+    return int(np.abs(cells - others).max())
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_of_odd_size_has_the_cells_that_it_has_at_full_scale(tmp_path: Path, orientation: int) -> None:
+    size = 2049, 2053  # at a quarter of it 513 x 514 px for 512.25 x 513.25
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (48, 48, 3), np.uint8)).resize(size)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    reduced = fingerprint(save(noise, tmp_path / "a.jpg", quality=98, subsampling=0, exif=exif))
+    whole = fingerprint(save(noise, tmp_path / "a.tif", exif=exif))
+    assert (reduced.width, reduced.height) == (whole.width, whole.height)
+    assert largest_difference(reduced, whole) <= 1
+
+
 def test_a_copy_may_have_its_colour_profile_converted_or_stripped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
