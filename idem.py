@@ -2744,7 +2744,8 @@ APPLE_DIRECTORY, APPLE_CONTENT_IDENTIFIER = 14, 0x0011  # offset, tag
 
 # ── from a picture to its cells ──
 
-PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small
+# px; profiles are applied to pictures reduced by the largest whole number that leaves both sides at least this long.
+PROFILE_SIDE = 320
 PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
 # Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
 RGB_TO_YCBCR = (
@@ -2757,9 +2758,10 @@ RGB_TO_YCBCR = (
 def stored_and_seen_cells(picture: Image.Image, extent: Extent) -> tuple[np.ndarray, np.ndarray]:
     """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
 
-    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
-    PROFILE_CELLS squared cells instead of every pixel: the colours within one are so much alike that the order
-    of averaging and converting does not show, and it saves a fifth of the whole time.
+    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to the
+    picture reduced to PROFILE_SIDE: the cells are those of all its pixels converted, within 3 levels, or 6 for
+    ProPhoto. Of 96 squared cells they were up to 18 off: the mean of light and dark pixels converts to another colour
+    than the mean of what each converts to. All pixels of a JPEG as it is decoded would take 9 ms more, for 1 level.
     """
     plain = in_plain_mode(picture)
     stored = ycbcr_cells(plain, extent)
@@ -2767,9 +2769,9 @@ def stored_and_seen_cells(picture: Image.Image, extent: Extent) -> tuple[np.ndar
     transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
     if transform is None:
         return stored, stored
-    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(source, extent, PROFILE_CELLS)]
-    reduced = Image.merge(source.mode, bands)
-    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])), reduced.size)
+    scale = max(1, min(source.size) // PROFILE_SIDE)
+    reduced = source.reduce(scale).convert(PROFILE_MODES[source.mode])
+    return stored, ycbcr_cells(transform(reduced), (extent[0] / scale, extent[1] / scale))
 
 
 def in_plain_mode(picture: Image.Image) -> Image.Image:

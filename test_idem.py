@@ -1596,6 +1596,20 @@ def test_a_jpeg_of_odd_size_has_the_cells_that_it_has_at_full_scale(tmp_path: Pa
     assert largest_difference(reduced, whole) <= 1
 
 
+def test_a_colour_profile_gives_the_cells_that_all_pixels_converted_have(tmp_path: Path) -> None:
+    down, across = np.mgrid[0:900, 0:1200]
+    dots = (down // 4 + across // 4) % 2 == 0  # of colours that sRGB cannot show
+    levels = np.where(dots[..., None], np.asarray(photo(5, (1200, 900))), np.array([0, 250, 20])).astype(np.uint8)
+    picture = Image.fromarray(levels)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(display_p3()))
+    converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None
+    expected = fingerprint(save(converted, tmp_path / "converted.png"))
+    for name in ("profiled.png", "profiled.jpg"):
+        found = fingerprint(save(picture, tmp_path / name, quality=98, subsampling=0, icc_profile=display_p3()))
+        assert largest_difference(found, expected) <= 2, name
+
+
 def test_a_copy_may_have_its_colour_profile_converted_or_stripped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
