@@ -2068,6 +2068,37 @@ def test_quantisers_are_those_that_the_pixels_went_through(tmp_path: Path) -> No
         assert (found.luma_step, found.chroma_step) == steps
 
 
+def test_quantisers_of_a_tiff_are_those_of_its_strips_or_tiles(tmp_path: Path) -> None:
+    picture, path = photo(size=(256, 256)), tmp_path / "a.tif"
+    in_jpeg = fingerprint(save(picture, tmp_path / "a.jpg", quality=40))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[278] = 256  # rows in a strip
+    save(picture.convert("YCbCr"), path, compression="jpeg", quality=40, tiffinfo=tags)
+    in_strip = fingerprint(path)
+    as_tile(path)
+    in_tile = fingerprint(path)
+    for found in (in_strip, in_tile):
+        assert (found.luma_step, found.chroma_step) == (in_jpeg.luma_step, in_jpeg.chroma_step) == (20, 21)
+        assert distance(found, in_jpeg) == 0
+
+
+def as_tile(path: Path) -> None:
+    """Make the one strip of a square TIFF its one tile."""
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(data[4:8], "little")
+    entries = [
+        directory + 2 + 12 * number for number in range(int.from_bytes(data[directory : directory + 2], "little"))
+    ]
+    said = {int.from_bytes(data[at : at + 2], "little"): bytes(data[at : at + 12]) for at in entries}
+    side = said[256][2:]
+    del said[278]  # rows in a strip
+    offsets, lengths = said.pop(273), said.pop(279)
+    said |= {322: b"  " + side, 323: b"  " + side, 324: b"  " + offsets[2:], 325: b"  " + lengths[2:]}
+    written = b"".join(struct.pack("<H", tag) + said[tag][2:] for tag in sorted(said))
+    data[4:8] = len(data).to_bytes(4, "little")
+    path.write_bytes(data + struct.pack("<H", len(said)) + written + bytes(4))
+
+
 def test_previews_and_gain_maps_are_no_pages_and_3d_photos_have_two(tmp_path: Path) -> None:
     picture, other, path = photo(size=SMALL_SIZE), photo(2, SMALL_SIZE), tmp_path / "a.jpg"
     small, grey = other.resize((48, 36)), other.convert("L")
