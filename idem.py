@@ -4526,6 +4526,385 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
     return {file.path for place, (file, said) in enumerate(videos) if not is_too_short(ends.get(place, 0.0), said)}
 
 
+# ── two pictures side by side ──
+
+VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
+ENOUGH_SIDE = 900  # px of the longer side of a JPEG's reduced picture: next to VIEW_SIDE, and often a quarter the work
+GRID_SIDE = 512  # px; what is at least half as large again is compared in means of two by two pixels
+ROUNDING = 0.6  # levels squared, of differences that come of rounding in conversions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A decoded picture ready for comparison, upright, as Y, Cb and Cr, VIEW_SIDE px at most."""
+
+    width: int  # px, of the whole picture
+    height: int
+    seen: Image.Image  # in sRGB
+    stored: Image.Image | None  # of the numbers as stored, where a colour profile changes them
+    luma_step: int  # quantisers, see `ImageFingerprint`
+    chroma_step: int
+    palette: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether two views show the same picture, why, and where they differ if it is in one spot."""
+
+    copy: bool
+    reason: str  # in plain words, for people
+    box: tuple[float, float, float, float] | None  # left, top, right, bottom, as shares of the upright picture
+
+
+@problem_if_unreadable
+def view_of(file: MediaFile) -> View | Problem:
+    """The picture of a file, decoded once, or why there is none. Runs in a worker process."""
+    with content_of(file) as stream:
+        jpeg = jpeg_in(stream)
+        if jpeg:
+            picture: Image.Image = Image.open(io.BytesIO(jpeg.data), formats=usable_formats())
+            check_claim(picture.width * picture.height, len(jpeg.data))
+            size = picture.size
+            share = min(1.0, ENOUGH_SIDE / max(size))
+            decode_as_stored(picture, jpeg, (max(1, int(size[0] * share)), max(1, int(size[1] * share))))
+        else:
+            picture = opened_picture(stream)
+            decode(picture, file.size)
+            size = picture.size
+        steps = quantisers(picture, stream, is_lossless(picture, stream))
+    orientation = orientation_of(picture)
+    stored, seen = (turned(each, orientation) if each else None for each in stored_and_seen(picture, size))
+    assert seen
+    width, height = reversed(size) if TURNS[orientation][0] else size
+    return View(width, height, seen, stored, *steps, picture.mode in ("P", "PA"))
+
+
+def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
+    """The view of a picture of R, G, B, shape (height, width, 3), uint8, in sRGB."""
+    picture = Image.fromarray(rgb)
+    _, seen = stored_and_seen(picture, picture.size)
+    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, False)
+
+
+def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image | None, Image.Image]:
+    """A decoded picture as Y, Cb and Cr, VIEW_SIDE px at most: see View. Its true size is given.
+
+    libjpeg rounds the sides of a reduced picture up: its last row and column may be filled in part only.
+    """
+    source = picture if picture.mode in ("L", "CMYK") else in_plain_mode(picture)
+    extent = [side / round(side / decoded) for side, decoded in zip(size, picture.size, strict=True)]
+    share = min(1.0, VIEW_SIDE / max(extent))
+    reduced = resized(source, (max(1, round(extent[0] * share)), max(1, round(extent[1] * share))), extent)
+    transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(reduced.mode, ""))
+    stored = in_ycbcr(reduced)
+    if not transform:
+        return None, stored
+    return stored, in_ycbcr(transform(reduced.convert(PROFILE_MODES[reduced.mode])))
+
+
+def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
+    """The part of a picture from its upper left corner to that extent in px, at another size."""
+    box = 0, 0, min(extent[0], picture.width), min(extent[1], picture.height)
+    if picture.size == size == box[2:]:
+        return picture
+    return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
+
+
+def in_ycbcr(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "YCbCr" else picture.convert("RGB").convert("YCbCr")
+
+
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """The picture upright, if it is stored in this orientation."""
+    turns = Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT
+    for wanted, turn in zip(TURNS[orientation], turns, strict=True):
+        picture = picture.transpose(turn) if wanted else picture
+    return picture
+
+
+# What follows compares planes: arrays of float32, rows and columns last.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A plane of two pictures at one scale: what they share, in what they differ, and how much is in it."""
+
+    mean: np.ndarray
+    difference: np.ndarray  # the other less the one
+    residual: np.ndarray  # of the difference, what resampling and sharpening do not explain
+    activity: np.ndarray  # how much detail there is, levels squared
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Two pictures on one grid."""
+
+    luma: tuple[Layer, ...]  # each of half the size of the one before
+    chroma: tuple[tuple[Layer, ...], tuple[Layer, ...]]
+    luma_step: int  # the quantisers of both together
+    chroma_step: int
+    palette: bool
+    contrast: tuple[np.ndarray, np.ndarray]  # luma of the two
+    scale: float  # px of the smaller picture in one of the grid
+
+
+class Finding(NamedTuple):
+    """How much two pictures differ in one respect: above 1 they are no copies."""
+
+    excess: float
+    reason: str
+    box: tuple[float, float, float, float] | None = None
+
+
+def verdict(one: View, other: View) -> Verdict:
+    """Whether two views show the same picture. It does not matter which comes first; proportions are not compared."""
+    pictures = [(one.seen, other.seen)]
+    if one.stored and not other.stored:
+        pictures.append((one.stored, other.seen))
+    if other.stored and not one.stored:
+        pictures.append((one.seen, other.stored))
+    findings = []
+    for pair in pictures:
+        found = first_finding(pair_of(one, other, *pair))
+        if not found:
+            return Verdict(True, "the same but for size and compression", None)
+        findings.append(found)
+    return Verdict(False, findings[0].reason, findings[0].box)
+
+
+def first_finding(pair: Pair) -> Finding | None:
+    """The first of CHECKS by which the pictures are no copies; None if there is none."""
+    return next((found for check in CHECKS for found in check(pair) if found.excess > 1), None)
+
+
+def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
+    """Two views on a grid of the smaller one's pixels, or of two by two of these if it is not too small for that."""
+    size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
+    halve = max(size) >= GRID_SIDE // 2
+    grid = [max(1, side // 2) if halve else side for side in size]
+    target = (2 * grid[0], 2 * grid[1]) if halve else (grid[0], grid[1])
+    channels = []
+    for each in (picture, other_picture):
+        extent = [own * to / side for own, to, side in zip(each.size, target, size, strict=True)]
+        bands = resized(each, target, extent).split()
+        channels.append([np.asarray(band).astype(np.float32) for band in bands])
+    (y, cb, cr), (other_y, other_cb, other_cr) = channels
+    fine = None
+    if halve:
+        small, other_small = halved(y), halved(other_y)
+        fine = (halved(y * y) - small * small + halved(other_y * other_y) - other_small * other_small) / 2
+        y, other_y = small, other_small
+        cb, cr, other_cb, other_cr = (halved(each) for each in (cb, cr, other_cb, other_cr))
+    luma = layers_of(y, other_y, fine)
+    detail = halved(luma[0].activity)
+    chroma = tuple(
+        layers_of(halved(each), halved(of_other), detail / 4) for each, of_other in ((cb, other_cb), (cr, other_cr))
+    )
+    return Pair(
+        luma,
+        cast(Any, chroma),
+        one.luma_step + other.luma_step,
+        one.chroma_step + other.chroma_step,
+        one.palette or other.palette,
+        (y, other_y),
+        size[0] / grid[0],
+    )
+
+
+LEVELS = 4  # layers of half the size each
+
+
+def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray | None) -> tuple[Layer, ...]:
+    mean, difference = (one + other) / 2, other - one
+    basis = basis_of(mean)
+    activity = activity_of(mean, basis)
+    if fine is not None:
+        activity += fine
+    stride = max(1, round(math.sqrt(mean.size / FIT_PIXELS)))
+    weights = 1 / (activity + 4)
+    sampled = (each[::stride, ::stride].ravel() for each in (difference, weights))
+    factors = fitted(np.stack([each[::stride, ::stride].ravel() for each in basis]), *sampled)
+    residual = difference.copy()
+    for factor, each in zip(factors, basis, strict=True):
+        residual -= np.float32(factor) * each
+    layers = [Layer(mean, difference, residual, activity)]
+    for _ in range(LEVELS - 1):
+        if min(mean.shape) < 8:
+            break
+        mean, difference, residual = halved(mean), halved(difference), halved(residual)
+        activity = activity_of(mean, basis_of(mean)) + halved(activity) / 4
+        layers.append(Layer(mean, difference, residual, activity))
+    return tuple(layers)
+
+
+FIT_PIXELS = 20_000  # that are enough to fit few factors
+
+
+def basis_of(plane: np.ndarray) -> list[np.ndarray]:
+    """What differences of resampling and sharpening are made of: 1, contrast, slopes, and curvature at two scales."""
+    padded = np.pad(plane, 2, mode="edge")
+    middle = padded[2:-2, 2:-2]
+    left, right, above, below = padded[2:-2, 1:-3], padded[2:-2, 3:-1], padded[1:-3, 2:-2], padded[3:-1, 2:-2]
+    far = padded[2:-2, :-4] + padded[2:-2, 4:] + padded[:-4, 2:-2] + padded[4:, 2:-2]
+    level = np.float32(plane.mean())
+    curvature, wide = left + right + above + below - 4 * middle, far - 4 * middle
+    return [np.ones_like(plane), plane - level, (right - left) / 2, (below - above) / 2, curvature, wide]
+
+
+def activity_of(plane: np.ndarray, basis: Sequence[np.ndarray]) -> np.ndarray:
+    _, _, across, down, curvature, _ = basis
+    return across * across + down * down + curvature * curvature / 8
+
+
+def fitted(basis: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Factors of the basis, (k, n), that explain most of the target, (n,): iteratively reweighted least squares.
+
+    Cauchy weights, so that what is in a part of the picture only does not count.
+    """
+    basis, target, weights = basis.astype(np.float64), target.astype(np.float64), weights.astype(np.float64)
+    factors, robust = np.zeros(len(basis)), weights
+    for _ in range(4):
+        scaled = basis * robust
+        factors = np.linalg.lstsq(scaled @ basis.T, scaled @ target, rcond=1e-9)[0]
+        error = (target - factors @ basis) ** 2 * weights
+        robust = weights / (1 + error / (6 * np.median(error) + 1e-3))
+    return factors
+
+
+def halved(plane: np.ndarray) -> np.ndarray:
+    """Means of two by two pixels; the last row or column counts twice where there is an odd one."""
+    rows, columns = plane.shape
+    if rows % 2 or columns % 2:
+        plane = np.pad(plane, ((0, rows % 2), (0, columns % 2)), mode="edge")
+    across = plane[:, ::2] + plane[:, 1::2]
+    return (across[::2] + across[1::2]) * np.float32(0.25)
+
+
+def windows(plane: np.ndarray) -> np.ndarray:
+    """Means of windows of four by four pixels, every two pixels."""
+    pairs = halved(plane)
+    pairs = np.pad(pairs, ((0, pairs.shape[0] == 1), (0, pairs.shape[1] == 1)), mode="edge")
+    across = pairs[:, :-1] + pairs[:, 1:]
+    return (across[:-1] + across[1:]) * np.float32(0.25)
+
+
+# ── what may tell them apart ──
+
+OUTLIERS = (6.5, 5.5, 5.0, 5.0)  # times the usual difference, by layer
+CHROMA_OUTLIERS = (6.5, 5.5, 5.0, 5.0)
+
+
+def moved(pair: Pair) -> Iterator[Finding]:
+    """Turned, shifted, cropped: the displacement of the corners, fitted to slopes (Lucas and Kanade)."""
+    layer = pair.luma[min(2, len(pair.luma) - 1)]
+    step = 2 ** min(2, len(pair.luma) - 1)
+    rows, columns = layer.mean.shape
+    _, contrast, across, down, _, _ = basis_of(layer.mean)
+    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)
+    parts = [across, across * x, across * y, down, down * x, down * y, np.ones_like(contrast), contrast]
+    weights = 1 / (layer.activity + 4)
+    factors = fitted(np.stack([each.ravel() for each in parts]), layer.difference.ravel(), weights.ravel())
+    corners = [(1, i, j) @ factors[at : at + 3] for i in (-1, 1) for j in (-1, 1) for at in (0, 3)]
+    largest = float(np.abs(corners).max()) * step * pair.scale
+    yield Finding(largest / (0.5 + 0.0006 * max(rows, columns) * step * pair.scale), "turned or shifted a little")
+
+
+def differing_all_over(pair: Pair) -> Iterator[Finding]:
+    """Other things everywhere: differences as large as what is in the picture."""
+    layer = pair.luma[1] if len(pair.luma) > 1 else pair.luma[0]
+    step = pair.luma_step / 2
+    base = pair.luma[0]
+    error = windows(halved(base.residual**2)) / (windows(halved(base.activity)) + 4)
+    yield Finding(math.sqrt(float(error.max())) / (1 + step / 32), "differs all over")
+    variance = windows(layer.residual**2) - windows(layer.residual) ** 2
+    spread = [variance_of(each) for each in pair.contrast]
+    shape = tuple(slice(min(sides)) for sides in zip(variance.shape, spread[0].shape, strict=True))
+    floor = 400 if pair.palette else 100
+    share = variance[shape] / np.maximum(np.maximum(*(each[shape] for each in spread)), floor)
+    limit = 0.5 if pair.palette else 0.35 + max(0, step - 16) / 100
+    yield Finding(float(share.max()) / limit, "differs all over")
+
+
+def variance_of(plane: np.ndarray) -> np.ndarray:
+    small = halved(plane)
+    return windows(halved(plane * plane)) - windows(small) ** 2
+
+
+def toned(pair: Pair) -> Iterator[Finding]:
+    """Another brightness or contrast: the difference where it is smooth, by brightness."""
+    layer = pair.luma[-1]
+    yield Finding(tone_change(layer, layer.mean) / (1.2 + pair.luma_step / 16), "another tone")
+    for plane in pair.chroma:
+        limit = 1.5 + pair.chroma_step / 16
+        yield Finding(tone_change(plane[-1], layer.mean) / limit, "other colours")
+
+
+def tone_change(layer: Layer, brightness: np.ndarray) -> float:
+    rows, columns = (min(sides) for sides in zip(layer.mean.shape, brightness.shape, strict=True))
+    difference = layer.difference[:rows, :columns].ravel()
+    activity = layer.activity[:rows, :columns].ravel()
+    smooth = activity <= np.median(activity)
+    bins = np.minimum(11, brightness[:rows, :columns].ravel() * (12 / 256)).astype(int)
+    found = [difference[smooth & (bins == each)] for each in range(12)]
+    return max((abs(float(np.median(each))) for each in found if len(each) >= max(4, 0.01 * len(bins))), default=0.0)
+
+
+def coloured(pair: Pair) -> Iterator[Finding]:
+    """More or less saturation, or another hue."""
+    blue, red = (plane[min(1, len(plane) - 1)] for plane in pair.chroma)
+    means = [each.mean.ravel() - 128 for each in (blue, red)]
+    change = np.concatenate([each.difference.ravel() for each in (blue, red)])
+    saturation, hue = np.concatenate(means), np.concatenate([-means[1], means[0]])
+    weights = np.concatenate([1 / (each.activity.ravel() + 4) for each in (blue, red)])
+    factors = fitted(np.stack([saturation, hue]), change, weights)
+    spread = math.sqrt(float((saturation**2).mean()))
+    for factor, limit in zip(np.abs(factors).tolist(), (0.06, 0.05), strict=True):
+        levels = spread * factor / (0.8 + pair.chroma_step / 32)
+        yield Finding(min(factor / limit, levels), "other colours")
+
+
+def spotted(pair: Pair) -> Iterator[Finding]:
+    """Something else in one place: a window that differs by far more than others with as much detail."""
+    for layers, limits in ((pair.luma, OUTLIERS), *((each, CHROMA_OUTLIERS) for each in pair.chroma)):
+        for layer, limit in zip(layers, limits, strict=False):
+            yield outlier(windows(layer.residual**2), windows(layer.activity), limit)
+
+
+def outlier(error: np.ndarray, activity: np.ndarray, limit: float) -> Finding:
+    """The window that differs most from those like it."""
+    usual = usual_error(error.ravel(), activity.ravel()).reshape(error.shape)
+    ratio = np.sqrt(error / (usual + ROUNDING))
+    row, column = np.unravel_index(int(ratio.argmax()), ratio.shape)
+    rows, columns = ratio.shape
+    box = column / (columns + 1), row / (rows + 1), (column + 2) / (columns + 1), (row + 2) / (rows + 1)
+    box = cast(Any, tuple(map(float, box)))
+    return Finding(float(ratio[row, column]) / limit, "differs in a spot " + where_in_picture(box), box)
+
+
+def usual_error(error: np.ndarray, activity: np.ndarray) -> np.ndarray:
+    """For each window the median error of those with as much activity, (n,)."""
+    order = np.argsort(activity)
+    parts = np.array_split(order, max(1, min(24, len(order) // 16)))
+    return np.interp(
+        activity,
+        [float(np.median(activity[part])) for part in parts],
+        [float(np.median(error[part])) for part in parts],
+    )
+
+
+def where_in_picture(box: tuple[float, float, float, float]) -> str:
+    """Where in the picture: at the upper left."""
+    across, down = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    row = ("upper", "", "lower")[min(2, int(3 * down))]
+    column = ("left", "", "right")[min(2, int(3 * across))]
+    if not row and not column:
+        return "in the middle"
+    return "at the " + (f"{row} {column}" if row and column else {"upper": "top", "lower": "bottom"}.get(row, column))
+
+
+CHECKS: tuple[Callable[[Pair], Iterator[Finding]], ...] = (moved, differing_all_over, toned, coloured, spotted)
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Companions: the files that are nothing without the photo beside them, found by their names
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
