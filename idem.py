@@ -3010,14 +3010,13 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
 FFMPEG_DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg,ogg"
 # Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
 FRAME_FILTER = (
-    f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
-    "format=yuv444p,setsar=1"
+    "scale={}:{}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,format=yuv444p,setsar=1"
 )
 # The frame that is shown at a moment is the last one before it: so decode from some frames before to some after.
 FRAMES_AHEAD = 2.5
 FRAMES_AROUND = 6
 FOLLOWED = 3  # of them count: the one that is shown, and two that tell what comes next
-ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
+FRAME_ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
 # Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
 MARGINS = 0.0, -4.0, -16.0, -64.0
 PROGRAM_STREAM = "mpeg"  # as in MPG and VOB files
@@ -3041,10 +3040,20 @@ class VideoStream:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What was decoded around a moment: up to FOLLOWED pictures, the one that counts first."""
+    """What was decoded around a moment: up to FRAMES_AROUND pictures in their order."""
 
-    seconds: float  # from when it is shown
-    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, FRAME_SIDE, FRAME_SIDE), uint8, full range
+    times: tuple[float, ...]  # s; from when each is shown
+    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, height, width), uint8, full range
+    shown: int  # the number of the one that is shown at the moment
+
+    @property
+    def seconds(self) -> float:
+        return self.times[self.shown]
+
+    @property
+    def followed(self) -> np.ndarray:
+        """The one that is shown and those that come next, FOLLOWED at most."""
+        return self.pictures[self.shown : self.shown + FOLLOWED]
 
 
 @functools.cache
@@ -3073,17 +3082,17 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
         seconds = about.seconds or demuxed_seconds(file.path, "0:V:0")
         if about.container == PROGRAM_STREAM:
             seconds = max(seconds, demuxed_seconds(file.path, "0:V:0", seconds - UNTIMED_END))
-        frames = frames_of(file.path, about, seconds)
+        frames = frames_at_midpoints(file.path, about, seconds)
         if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
             check_end(demuxed_seconds(file.path, "0"), seconds)
             seconds = demuxed_seconds(file.path, "0:V:0")
-            frames = frames_of(file.path, about, seconds)
+            frames = frames_at_midpoints(file.path, about, seconds)
         if len(frames) < FRAMES:
             raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
-        small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
+        small = [frame_signatures(frames[number].followed) for number in range(FRAMES)]
         flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
         signatures = np.array([each[0] for each in small])
-        luma = [cell_means(frames[number].pictures[:1, :1], LUMA_CELLS)[0, 0] for number in range(FRAMES)]
+        luma = [cell_means(frames[number].followed[:1, :1], LUMA_CELLS)[0, 0] for number in range(FRAMES)]
         says_enough = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
         return VideoFingerprint(
             width=about.width,
@@ -3324,7 +3333,9 @@ def packet_ends(table: bytes) -> dict[int, float]:
     return ends
 
 
-def frames_of(path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
+def frames_at_midpoints(
+    path: str, about: VideoStream, seconds: float, size: tuple[int, int] = (FRAME_SIDE, FRAME_SIDE)
+) -> dict[int, Frame]:
     """The frames shown at the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
 
     Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
@@ -3339,15 +3350,17 @@ def frames_of(path: str, about: VideoStream, seconds: float) -> dict[int, Frame]
     for margin in STREAM_MARGINS if about.container in MPEG_STREAMS else MARGINS:
         if margin < 0 and len(found) < FRAMES:
             break
-        late = {n for n, frame in found.items() if frame.seconds > moments[n] + ROUNDING / about.frame_rate}
+        late = {n for n, frame in found.items() if frame.seconds > moments[n] + FRAME_ROUNDING / about.frame_rate}
         missed = [number for number in range(FRAMES) if number not in found or number in late]
         for start in range(0, len(missed), together):
             some = {number: moments[number] for number in missed[start : start + together]}
-            found |= decoded_frames(path, some, margin, about.frame_rate)
+            found |= decoded_frames(path, some, margin, about.frame_rate, size)
     return found
 
 
-def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_rate: float) -> dict[int, Frame]:
+def decoded_frames(
+    path: str, moments: dict[int, float], margin: float, frame_rate: float, size: tuple[int, int]
+) -> dict[int, Frame]:
     """The frame of each moment, by number, as far as it can be decoded from the margin (see MARGINS) ahead of it.
 
     One ffmpeg opens the file once for each moment. The pictures are stacked into one, because the concat filter
@@ -3355,13 +3368,14 @@ def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_ra
     """
     inputs: list[str] = []
     graph: list[str] = []
+    scaled = FRAME_FILTER.format(*size)
     for place, moment in enumerate(moments.values()):
-        begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
+        begin, end = moment - FRAMES_AHEAD / frame_rate, moment + FRAME_ROUNDING / frame_rate
         start = max(0.0, begin - abs(margin))
         inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
-        chosen = f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
+        chosen = f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{scaled}"
         if margin < 0:  # the last ones before it, in reverse
-            chosen = f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
+            chosen = f"select='lte(t,{end:.6f})',{scaled},reverse,trim=end_frame={FRAMES_AROUND}"
         chosen += f",showinfo@at{place}"
         filled = f"setpts=N,tpad=stop={FRAMES_AROUND},trim=end_frame={FRAMES_AROUND},tile=1x{FRAMES_AROUND},setpts=0"
         graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
@@ -3370,18 +3384,18 @@ def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_ra
     clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
     output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
     out, said = run_ffmpeg("-nostats", *clock, *inputs, *output)
-    if len(out) != len(moments) * FRAMES_AROUND * 3 * FRAME_SIDE**2:
+    width, height = size
+    if len(out) != len(moments) * FRAMES_AROUND * 3 * height * width:
         return {}
-    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, FRAME_SIDE, FRAME_SIDE)
+    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, height, width)
     frames = {}
     for place, (number, moment) in enumerate(moments.items()):
         found = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
-        times = [float(each) for each in found]
+        times = tuple(float(each) for each in found[:FRAMES_AROUND])
         if times:
-            before = [at for at, seconds in enumerate(times) if seconds <= moment + ROUNDING / frame_rate]
+            before = [at for at, seconds in enumerate(times) if seconds <= moment + FRAME_ROUNDING / frame_rate]
             shown = 0 if margin < 0 else max(before, default=0)
-            last = min(len(times), shown + FOLLOWED)
-            frames[number] = Frame(times[shown], planes[:, place, shown:last].transpose(1, 0, 2, 3))
+            frames[number] = Frame(times, planes[:, place, : len(times)].transpose(1, 0, 2, 3), shown)
     return frames
 
 
