@@ -122,6 +122,7 @@ from typing import (
     NoReturn,
     ParamSpec,
     TextIO,
+    TypeAlias,
     TypeVar,
     cast,
 )
@@ -783,7 +784,7 @@ MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is 
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-FINGERPRINT_VERSION = 4  # raised when the algorithm changes; rows of another version do not match
+FINGERPRINT_VERSION = 5  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
 E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
@@ -2252,6 +2253,8 @@ DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both side
 LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
 MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more tolerance for it
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
+# Width and height of what a picture shows, in its own pixels: those of the last column and row may be filled in part.
+Extent: TypeAlias = tuple[float, float]
 # Whether rows and columns are exchanged, then rows reversed, then columns reversed, to stand a picture upright.
 TURNS = {
     1: (False, False, False),
@@ -2274,13 +2277,13 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
     with content_of(file) as stream:
         jpeg = jpeg_in(stream)
         if jpeg:
-            picture, size = reduced_jpeg(jpeg)
+            picture, size, extent = reduced_jpeg(jpeg)
         else:
             picture = opened_picture(stream)
             decode(picture, file.size)
-            size = picture.size  # Pillow has turned a TIFF upright by now
+            size = extent = picture.size  # Pillow has turned a TIFF upright by now
         palette, orientation = picture.mode in ("P", "PA"), orientation_of(picture)
-        stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture))
+        stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, extent))
         metadata = metadata_in(picture, stream, jpeg.data[jpeg.scans[-1].end :] if jpeg else b"")
         luma_step, chroma_step = quantisers(picture, stream, metadata.lossless)
         by_file = metadata.pages > 1 or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
@@ -2323,8 +2326,8 @@ class ReadUpTo(io.BytesIO):
         return super().read(left if left > 0 and (size is None or not 0 <= size <= left) else size)
 
 
-def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
-    """The JPEG decoded at a reduced scale, and its true size.
+def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int], Extent]:
+    """The JPEG decoded at a reduced scale, its true size, and the extent of it in the pixels of the reduced one.
 
     Where it is one scan the decoder must need it all and no more. libjpeg fills up what is missing before the end
     marker with grey and says nothing, so a file that was cut and closed decodes "completely". With zeros in place of
@@ -2337,19 +2340,25 @@ def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int]]:
     picture = Image.open(source, formats=usable_formats())
     check_claim(picture.width * picture.height, len(jpeg.data))
     size = picture.size
-    decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
+    extent = decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
     if jpeg.exact and source.tell() <= source.border:
         raise ValueError("damaged: a JPEG with more data than its picture takes")
-    return picture, size
+    return picture, size, extent
 
 
-def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) -> None:
-    """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these."""
+def decode_as_stored(picture: Image.Image, jpeg: Jpeg, size: tuple[int, int]) -> Extent:
+    """Decode an opened JPEG as YCbCr where it is stored so, at the smallest scale with both sides as long as these.
+
+    Returns the picture's extent: libjpeg rounds the sides of a reduced one up, 2661 px to 666 for the 665.25 at a
+    quarter of it.
+    """
     identifiers = "".join(chr(layer[0]) for layer in picture.layer)  # type: ignore[attr-defined]
     stored_as_rgb = picture.mode == "RGB" and (picture.info.get("adobe_transform") == 0 or identifiers == "RGB")
     coefficients = 0 if jpeg.exact else picture.width * picture.height * len(identifiers)
-    picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
+    full = picture.size
+    drafted = picture.draft("RGB" if stored_as_rgb else "YCbCr", size)
     decode(picture, coefficients * BYTES_PER_COEFFICIENT)
+    return drafted[1][2:] if drafted else full
 
 
 def quantisers(picture: Image.Image, stream: BinaryIO, lossless: bool) -> tuple[int, int]:
@@ -2762,7 +2771,8 @@ APPLE_DIRECTORY, APPLE_CONTENT_IDENTIFIER = 14, 0x0011  # offset, tag
 
 # ── from a picture to its cells ──
 
-PROFILE_CELLS = 96  # per side; colour profiles are applied to cells this small
+# px; profiles are applied to pictures reduced by the largest whole number that leaves both sides at least this long.
+PROFILE_SIDE = 320
 PROFILE_MODES = {"L": "L", "CMYK": "CMYK", "RGB": "RGB", "YCbCr": "RGB"}  # Pillow's to the profile's
 # Rows: Y, Cb, Cr from R, G, B, all 0-255 (ITU-T T.871, as in JFIF).
 RGB_TO_YCBCR = (
@@ -2772,22 +2782,23 @@ RGB_TO_YCBCR = (
 )
 
 
-def stored_and_seen_cells(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+def stored_and_seen_cells(picture: Image.Image, extent: Extent) -> tuple[np.ndarray, np.ndarray]:
     """Y, Cb and Cr cells, each (3, LUMA_CELLS, LUMA_CELLS) floats: of the numbers as stored, and as seen.
 
-    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to
-    PROFILE_CELLS squared cells instead of every pixel: the colours within one are so much alike that the order
-    of averaging and converting does not show, and it saves a fifth of the whole time.
+    One and the same array unless an embedded colour profile changes the numbers. The profile is applied to the
+    picture reduced to PROFILE_SIDE: the cells are those of all its pixels converted, within 3 levels, or 6 for
+    ProPhoto. Of 96 squared cells they were up to 18 off: the mean of light and dark pixels converts to another colour
+    than the mean of what each converts to. All pixels of a JPEG as it is decoded would take 9 ms more, for 1 level.
     """
     plain = in_plain_mode(picture)
-    stored = ycbcr_cells(plain)
+    stored = ycbcr_cells(plain, extent)
     source = picture if picture.mode in ("L", "CMYK") else plain
     transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(source.mode, ""))
     if transform is None:
         return stored, stored
-    bands = [Image.fromarray(band.round().astype("uint8")) for band in area_cells(source, PROFILE_CELLS)]
-    reduced = Image.merge(source.mode, bands)
-    return stored, ycbcr_cells(transform(reduced.convert(PROFILE_MODES[source.mode])))
+    scale = max(1, min(source.size) // PROFILE_SIDE)
+    reduced = source.reduce(scale).convert(PROFILE_MODES[source.mode])
+    return stored, ycbcr_cells(transform(reduced), (extent[0] / scale, extent[1] / scale))
 
 
 def in_plain_mode(picture: Image.Image) -> Image.Image:
@@ -2812,9 +2823,9 @@ def in_eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(grey * (255 / white), 0, 255).round().astype(np.uint8))
 
 
-def ycbcr_cells(picture: Image.Image) -> np.ndarray:
+def ycbcr_cells(picture: Image.Image, extent: Extent) -> np.ndarray:
     """Y, Cb and Cr of LUMA_CELLS squared cells, shape (3, LUMA_CELLS, LUMA_CELLS), floats 0-255."""
-    channels = area_cells(picture, LUMA_CELLS)
+    channels = area_cells(picture, extent, LUMA_CELLS)
     if picture.mode == "YCbCr":
         return channels
     if picture.mode == "L":
@@ -2824,29 +2835,32 @@ def ycbcr_cells(picture: Image.Image) -> np.ndarray:
     return ycbcr
 
 
-def area_cells(picture: Image.Image, cells: int) -> np.ndarray:
-    """The mean of each of cells by cells equal parts of a picture, shape (bands, cells, cells).
+def area_cells(picture: Image.Image, extent: Extent, cells: int) -> np.ndarray:
+    """The mean of each of cells by cells equal parts of a picture's extent, shape (bands, cells, cells).
 
     Exact: a pixel on a border counts for both sides by its share. Pillow's BOX filter gives such pixels to one
     side, which alone made small copies differ from their originals by up to 8 levels.
     """
     width, height = picture.size
     rows = np.empty((cells, width * len(picture.getbands())), np.float32)
-    weights = area_weights(height, cells)
+    weights = area_weights(height, extent[1], cells)
     for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
-        top, bottom = height * cell // cells, -(-height * (cell + 1) // cells)
+        top, bottom = math.floor(extent[1] * cell / cells), min(height, math.ceil(extent[1] * (cell + 1) / cells))
         pixels = np.asarray(picture.crop((0, top, width, bottom))).reshape(bottom - top, -1)
         rows[cell] = weights[cell, top:bottom] @ pixels.astype(np.float32)
-    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, cells).T
+    return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, extent[0], cells).T
 
 
 @functools.lru_cache(maxsize=256)
-def area_weights(pixels: int, cells: int) -> np.ndarray:
-    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels)."""
-    borders = np.arange(cells + 1) * (pixels / cells)
+def area_weights(pixels: int, extent: float, cells: int) -> np.ndarray:
+    """Row i holds by how much each pixel counts in the mean of cell i, shape (cells, pixels).
+
+    The cells divide the extent: more than pixels - 1, and pixels at most.
+    """
+    borders = np.arange(cells + 1) * (extent / cells)
     left = np.arange(pixels)
     overlap = np.minimum(borders[1:, None], left + 1) - np.maximum(borders[:-1, None], left)
-    return (np.clip(overlap, 0, None) * (cells / pixels)).astype(np.float32)
+    return (np.clip(overlap, 0, None) * (cells / extent)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -3023,14 +3037,13 @@ VIDEO_CACHE: CacheFormat[VideoFingerprint] = CacheFormat(
 FFMPEG_DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg,ogg"
 # Whatever matrix a video names, its numbers are taken as they are: re-encoding keeps them and often loses the name.
 FRAME_FILTER = (
-    f"scale={FRAME_SIDE}:{FRAME_SIDE}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,"
-    "format=yuv444p,setsar=1"
+    "scale={}:{}:flags=area:in_color_matrix=bt601:out_color_matrix=bt601:out_range=pc,format=yuv444p,setsar=1"
 )
 # The frame that is shown at a moment is the last one before it: so decode from some frames before to some after.
 FRAMES_AHEAD = 2.5
 FRAMES_AROUND = 6
 FOLLOWED = 3  # of them count: the one that is shown, and two that tell what comes next
-ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
+FRAME_ROUNDING = 1 / 32  # frames; which one is shown must not hang on how a container rounds its times
 # Seconds ahead of the moment from which to decode: going forward, and where that missed it, looking back.
 MARGINS = 0.0, -4.0, -16.0, -64.0
 PROGRAM_STREAM = "mpeg"  # as in MPG and VOB files
@@ -3054,10 +3067,20 @@ class VideoStream:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What was decoded around a moment: up to FOLLOWED pictures, the one that counts first."""
+    """What was decoded around a moment: up to FRAMES_AROUND pictures in their order."""
 
-    seconds: float  # from when it is shown
-    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, FRAME_SIDE, FRAME_SIDE), uint8, full range
+    times: tuple[float, ...]  # s; from when each is shown
+    pictures: np.ndarray  # Y, Cb, Cr: (n, 3, height, width), uint8, full range
+    shown: int  # the number of the one that is shown at the moment
+
+    @property
+    def seconds(self) -> float:
+        return self.times[self.shown]
+
+    @property
+    def followed(self) -> np.ndarray:
+        """The one that is shown and those that come next, FOLLOWED at most."""
+        return self.pictures[self.shown : self.shown + FOLLOWED]
 
 
 @functools.cache
@@ -3086,17 +3109,17 @@ def fingerprint_video(file: MediaFile, about: VideoStream | None = None) -> Vide
         seconds = about.seconds or demuxed_seconds(file.path, "0:V:0")
         if about.container == PROGRAM_STREAM:
             seconds = max(seconds, demuxed_seconds(file.path, "0:V:0", seconds - UNTIMED_END))
-        frames = frames_of(file.path, about, seconds)
+        frames = frames_at_midpoints(file.path, about, seconds)
         if len(frames) < FRAMES:  # the sound may go on for longer than the pictures
             check_end(demuxed_seconds(file.path, "0"), seconds)
             seconds = demuxed_seconds(file.path, "0:V:0")
-            frames = frames_of(file.path, about, seconds)
+            frames = frames_at_midpoints(file.path, about, seconds)
         if len(frames) < FRAMES:
             raise ValueError(f"damaged: only {len(frames)} of {FRAMES} frames can be decoded")
-        small = [frame_signatures(frames[number].pictures) for number in range(FRAMES)]
+        small = [frame_signatures(frames[number].followed) for number in range(FRAMES)]
         flat = tuple(is_flat(each[0], FRAME_CELLS) for each in small)
         signatures = np.array([each[0] for each in small])
-        luma = [cell_means(frames[number].pictures[:1, :1], LUMA_CELLS)[0, 0] for number in range(FRAMES)]
+        luma = [cell_means(frames[number].followed[:1, :1], LUMA_CELLS)[0, 0] for number in range(FRAMES)]
         says_enough = distinct(signatures[~np.array(flat)]) >= DISTINCT_FRAMES
         return VideoFingerprint(
             width=about.width,
@@ -3337,7 +3360,9 @@ def packet_ends(table: bytes) -> dict[int, float]:
     return ends
 
 
-def frames_of(path: str, about: VideoStream, seconds: float) -> dict[int, Frame]:
+def frames_at_midpoints(
+    path: str, about: VideoStream, seconds: float, size: tuple[int, int] = (FRAME_SIDE, FRAME_SIDE)
+) -> dict[int, Frame]:
     """The frames shown at the midpoints of FRAMES equal parts of so many seconds, by number, that can be had.
 
     Most are found by seeking. Where that ends late (in streams without an index, or where a frame is shown for
@@ -3352,15 +3377,17 @@ def frames_of(path: str, about: VideoStream, seconds: float) -> dict[int, Frame]
     for margin in STREAM_MARGINS if about.container in MPEG_STREAMS else MARGINS:
         if margin < 0 and len(found) < FRAMES:
             break
-        late = {n for n, frame in found.items() if frame.seconds > moments[n] + ROUNDING / about.frame_rate}
+        late = {n for n, frame in found.items() if frame.seconds > moments[n] + FRAME_ROUNDING / about.frame_rate}
         missed = [number for number in range(FRAMES) if number not in found or number in late]
         for start in range(0, len(missed), together):
             some = {number: moments[number] for number in missed[start : start + together]}
-            found |= decoded_frames(path, some, margin, about.frame_rate)
+            found |= decoded_frames(path, some, margin, about.frame_rate, size)
     return found
 
 
-def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_rate: float) -> dict[int, Frame]:
+def decoded_frames(
+    path: str, moments: dict[int, float], margin: float, frame_rate: float, size: tuple[int, int]
+) -> dict[int, Frame]:
     """The frame of each moment, by number, as far as it can be decoded from the margin (see MARGINS) ahead of it.
 
     One ffmpeg opens the file once for each moment. The pictures are stacked into one, because the concat filter
@@ -3368,13 +3395,14 @@ def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_ra
     """
     inputs: list[str] = []
     graph: list[str] = []
+    scaled = FRAME_FILTER.format(*size)
     for place, moment in enumerate(moments.values()):
-        begin, end = moment - FRAMES_AHEAD / frame_rate, moment + ROUNDING / frame_rate
+        begin, end = moment - FRAMES_AHEAD / frame_rate, moment + FRAME_ROUNDING / frame_rate
         start = max(0.0, begin - abs(margin))
         inputs += ["-threads", "1", "-noaccurate_seek", "-ss", f"{start:.6f}", *video_input(path)]
-        chosen = f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{FRAME_FILTER}"
+        chosen = f"select='gte(t,{begin:.6f})',trim=end_frame={FRAMES_AROUND},{scaled}"
         if margin < 0:  # the last ones before it, in reverse
-            chosen = f"select='lte(t,{end:.6f})',{FRAME_FILTER},reverse,trim=end_frame={FRAMES_AROUND}"
+            chosen = f"select='lte(t,{end:.6f})',{scaled},reverse,trim=end_frame={FRAMES_AROUND}"
         chosen += f",showinfo@at{place}"
         filled = f"setpts=N,tpad=stop={FRAMES_AROUND},trim=end_frame={FRAMES_AROUND},tile=1x{FRAMES_AROUND},setpts=0"
         graph.append(f"[{place}:V:0]{chosen},{filled}[p{place}]")
@@ -3383,18 +3411,18 @@ def decoded_frames(path: str, moments: dict[int, float], margin: float, frame_ra
     clock = ["-copyts", "-start_at_zero", "-filter_complex_threads", "1"]
     output = ["-filter_complex", ";".join(graph), "-frames:v", "1", "-f", "rawvideo", "pipe:1"]
     out, said = run_ffmpeg("-nostats", *clock, *inputs, *output)
-    if len(out) != len(moments) * FRAMES_AROUND * 3 * FRAME_SIDE**2:
+    width, height = size
+    if len(out) != len(moments) * FRAMES_AROUND * 3 * height * width:
         return {}
-    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, FRAME_SIDE, FRAME_SIDE)
+    planes = np.frombuffer(out, np.uint8).reshape(3, len(moments), FRAMES_AROUND, height, width)
     frames = {}
     for place, (number, moment) in enumerate(moments.items()):
         found = re.findall(rf"^\[showinfo@at{place} .*? n: *\d+ .*?pts_time:(-?[\d.]+)", said, re.MULTILINE)
-        times = [float(each) for each in found]
+        times = tuple(float(each) for each in found[:FRAMES_AROUND])
         if times:
-            before = [at for at, seconds in enumerate(times) if seconds <= moment + ROUNDING / frame_rate]
+            before = [at for at, seconds in enumerate(times) if seconds <= moment + FRAME_ROUNDING / frame_rate]
             shown = 0 if margin < 0 else max(before, default=0)
-            last = min(len(times), shown + FOLLOWED)
-            frames[number] = Frame(times[shown], planes[:, place, shown:last].transpose(1, 0, 2, 3))
+            frames[number] = Frame(times, planes[:, place, : len(times)].transpose(1, 0, 2, 3), shown)
     return frames
 
 

@@ -1574,6 +1574,42 @@ def test_every_exif_orientation_is_seen_upright(
     assert [len(group) for group in groups(tmp_path, capsys=capsys)] == [8]
 
 
+def test_the_cells_of_a_reduced_picture_span_what_it_shows() -> None:
+    assert idem.area_weights(3, 2.25, 3) == pytest.approx(np.array([[1, 0, 0], [1 / 3, 2 / 3, 0], [0, 2 / 3, 1 / 3]]))
+
+
+def largest_difference(one: ImageFingerprint, other: ImageFingerprint) -> int:
+    """In levels, between any two cells of these fingerprints' signatures."""
+    cells, others = (np.frombuffer(base64.b64decode(each.signature), np.uint8).astype(int) for each in (one, other))
+    return int(np.abs(cells - others).max())
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_of_odd_size_has_the_cells_that_it_has_at_full_scale(tmp_path: Path, orientation: int) -> None:
+    size = 2049, 2053  # at a quarter of it 513 x 514 px for 512.25 x 513.25
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (48, 48, 3), np.uint8)).resize(size)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    reduced = fingerprint(save(noise, tmp_path / "a.jpg", quality=98, subsampling=0, exif=exif))
+    whole = fingerprint(save(noise, tmp_path / "a.tif", exif=exif))
+    assert (reduced.width, reduced.height) == (whole.width, whole.height)
+    assert largest_difference(reduced, whole) <= 1
+
+
+def test_a_colour_profile_gives_the_cells_that_all_pixels_converted_have(tmp_path: Path) -> None:
+    down, across = np.mgrid[0:900, 0:1200]
+    dots = (down // 4 + across // 4) % 2 == 0  # of colours that sRGB cannot show
+    levels = np.where(dots[..., None], np.asarray(photo(5, (1200, 900))), np.array([0, 250, 20])).astype(np.uint8)
+    picture = Image.fromarray(levels)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(display_p3()))
+    converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None
+    expected = fingerprint(save(converted, tmp_path / "converted.png"))
+    for name in ("profiled.png", "profiled.jpg"):
+        found = fingerprint(save(picture, tmp_path / name, quality=98, subsampling=0, icc_profile=display_p3()))
+        assert largest_difference(found, expected) <= 2, name
+
+
 def test_a_copy_may_have_its_colour_profile_converted_or_stripped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -2030,6 +2066,37 @@ def test_quantisers_are_those_that_the_pixels_went_through(tmp_path: Path) -> No
     for name, options, steps in (("lossless.webp", {"lossless": True}, (0, 0)), ("lossy.webp", {}, (16, 16))):
         found = fingerprint(save(picture, tmp_path / name, **options))
         assert (found.luma_step, found.chroma_step) == steps
+
+
+def test_quantisers_of_a_tiff_are_those_of_its_strips_or_tiles(tmp_path: Path) -> None:
+    picture, path = photo(size=(256, 256)), tmp_path / "a.tif"
+    in_jpeg = fingerprint(save(picture, tmp_path / "a.jpg", quality=40))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[278] = 256  # rows in a strip
+    save(picture.convert("YCbCr"), path, compression="jpeg", quality=40, tiffinfo=tags)
+    in_strip = fingerprint(path)
+    as_tile(path)
+    in_tile = fingerprint(path)
+    for found in (in_strip, in_tile):
+        assert (found.luma_step, found.chroma_step) == (in_jpeg.luma_step, in_jpeg.chroma_step) == (20, 21)
+        assert distance(found, in_jpeg) == 0
+
+
+def as_tile(path: Path) -> None:
+    """Make the one strip of a square TIFF its one tile."""
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(data[4:8], "little")
+    entries = [
+        directory + 2 + 12 * number for number in range(int.from_bytes(data[directory : directory + 2], "little"))
+    ]
+    said = {int.from_bytes(data[at : at + 2], "little"): bytes(data[at : at + 12]) for at in entries}
+    side = said[256][2:]
+    del said[278]  # rows in a strip
+    offsets, lengths = said.pop(273), said.pop(279)
+    said |= {322: b"  " + side, 323: b"  " + side, 324: b"  " + offsets[2:], 325: b"  " + lengths[2:]}
+    written = b"".join(struct.pack("<H", tag) + said[tag][2:] for tag in sorted(said))
+    data[4:8] = len(data).to_bytes(4, "little")
+    path.write_bytes(data + struct.pack("<H", len(said)) + written + bytes(4))
 
 
 def test_previews_and_gain_maps_are_no_pages_and_3d_photos_have_two(tmp_path: Path) -> None:
