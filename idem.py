@@ -909,6 +909,7 @@ class CacheFormat(Generic[E]):
     columns: tuple[Column, ...]
     fingerprint: Callable[..., E]
     shared: bool = False
+    start: re.Pattern[bytes] = ROW_START  # of a row, after a line feed
 
     @property
     def header(self) -> bytes:
@@ -932,8 +933,8 @@ class CacheFormat(Generic[E]):
         """The fingerprint in a row."""
         return self.fingerprint(**{attribute: read(row[name]) for name, attribute, read in self.readers})
 
-    def encoded(self, file: MediaFile, fingerprint: E) -> bytes:
-        """The row of a file."""
+    def encoded(self, file: object, fingerprint: E) -> bytes:
+        """The row of a file, or of what else the rows of this format are about."""
         texts = {
             each.name: each.write(getattr(file if each.of_file else fingerprint, each.attribute or each.name)).encode(
                 "utf-8", ODD_NAMES
@@ -985,7 +986,7 @@ def rows_in(stream: BinaryIO, form: CacheFormat[Any]) -> Iterator[tuple[int, re.
     barren = 0
     while block:
         block = stream.read(CACHE_BLOCK)
-        barren = 0 if ROW_START.search(block) else barren + len(block)
+        barren = 0 if form.start.search(block) else barren + len(block)
         if barren > MAX_BARREN_BYTES:
             raise OSError(errno.EINVAL, "it is no cache")
         text += block
@@ -3551,13 +3552,37 @@ class Replica(Generic[F]):
     fingerprint: F
 
 
+LOOK_VERSION = 1  # raised when verdicts change; those of another version do not count
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a look at two pictures or videos side by side has found."""
+
+    copy: bool
+    reason: str  # in a few words
+    # Left, top, right and bottom of the spot in which they differ, if that is one; as shares of the upright picture.
+    box: tuple[float, float, float, float] | None = None
+
+    version: ClassVar[int] = LOOK_VERSION
+
+
 @dataclass(frozen=True, slots=True)
 class Group(Generic[F]):
-    """Replicas of one picture or video, best first; `distances` are theirs to the first, in the same order."""
+    """Replicas of one picture or video, best first.
+
+    `distances` are theirs to the first, and `verdicts` what a closer look at both has found, in the same order: None
+    for the first, for equal picture data, and where nobody has looked.
+    """
 
     kind: str  # "image" or "video"
     replicas: tuple[Replica[F], ...]
     distances: tuple[int, ...]
+    verdicts: tuple[Verdict | None, ...] = ()
+
+    def verdict_on(self, number: int) -> Verdict | None:
+        """That on the replica with this number."""
+        return self.verdicts[number] if self.verdicts else None
 
 
 AnyGroup = Group[Any]
@@ -3873,6 +3898,9 @@ def signature_levels(signature: bytes) -> np.ndarray:
     return np.frombuffer(base64.b64decode(signature), np.uint8)
 
 
+# Cells propose what a closer look decides. So they may lie further apart than copying puts them in most cases: text,
+# line drawings, very small copies and wide gamuts need up to about so many times the tolerance.
+PROPOSED = 2
 HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
 # When one of two pictures has a palette: 256 colours shift whole areas, single cells twice as far as four together.
 PALETTE_TOLERANCE = 8.0  # levels, for the mean of two by two cells
@@ -3974,8 +4002,9 @@ class ImageTable(Table[ImageFingerprint]):
     def agree(self, i: np.ndarray, how: str, j: np.ndarray) -> np.ndarray:
         """See Table. `how` names the signature of each i to take."""
         ones, others = self.planes(i, how), self.planes(j, "signature")
-        share = CONTRAST_SHARE + EDGE_SHIFT * self.side / self.shortest(i, j)
-        levels = [CELL_TOLERANCE + STEP_SHARE * (steps[i] + steps[j]) for steps in (self.luma_step, self.chroma_step)]
+        share = PROPOSED * (CONTRAST_SHARE + EDGE_SHIFT * self.side / self.shortest(i, j))
+        steps = self.luma_step, self.chroma_step
+        levels = [PROPOSED * (CELL_TOLERANCE + STEP_SHARE * (each[i] + each[j])) for each in steps]
         mixed = self.palette[i] != self.palette[j]
         agree = cells_agree(ones, others, levels, share, ~mixed)
         if mixed.any():
@@ -4210,11 +4239,54 @@ def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[in
     return [int(distances[row_of[each.file]]) for each in others]
 
 
-def matches_in_trash(replicas: Iterable[Replica[F]], trash: str, threshold: int) -> list[Group[F]]:
+NEAREST_BLOCK = 1 << 24  # bytes of cells that are compared at once
+WINDOW = 128  # rows on either side that are compared, in a crowd: in order of their mean luma
+
+
+def nearest_before(replicas: Sequence[Replica[F]], most: int) -> list[list[int]]:
+    """For each replica the numbers of those before it that are at distance 0, at most so many, nearest first.
+
+    Nearest in the mean difference of their luma cells. In a long series only those of about the same mean luma are
+    compared, so that it takes no more than a multiple of its length.
+    """
+    table = table_of(replicas)
+    row_of = {each.file: row for row, members in enumerate(table.members) for each in members}
+    rows = np.array([row_of[each.file] for each in replicas])
+    luma, _ = table.planes(rows, "signature" if table.pictures == 1 else "signatures")
+    luma = luma.reshape(len(rows), -1).astype(np.int16)
+    by_mean = np.argsort(luma.mean(axis=1), kind="stable")
+    place = np.argsort(by_mean, kind="stable")
+    found: list[list[int]] = []
+    for number, cells in enumerate(luma):
+        others = by_mean[max(0, place[number] - WINDOW) : place[number] + WINDOW + 1]
+        others = others[others < number]
+        difference = np.abs(luma[others] - cells).mean(axis=1)
+        others = others[np.argsort(difference, kind="stable")][: 2 * most]
+        same = rows[others] == rows[number]
+        pairs = np.stack([rows[others], np.full(len(others), rows[number])], axis=1)
+        distances = np.zeros(len(others), np.int64)
+        distances[~same] = table.distances(pairs[~same])
+        found.append(others[distances == 0][:most].tolist())
+    return found
+
+
+def hash_distance(one: Replica[F], other: Replica[F]) -> int:
+    """The distance of two replicas that are no copies of each other, however much alike: what the hashes say."""
+    table = table_of([one, other])
+    return int(table.hash_distances(np.array([0]), np.array([1]))[0][0])
+
+
+def matches_in_trash(
+    replicas: Iterable[Replica[F]],
+    trash: str,
+    threshold: int,
+    refuted: Container[tuple[str, str]] = frozenset(),
+) -> list[Group[F]]:
     """Each replica inside the trash folder with the best one outside of it that is within the threshold, if any.
 
     All fingerprints are of one kind. The live ones are the centres, in rounds as in `stars`, and stay so all along:
-    a live one near another still stands for what is only near itself.
+    a live one near another still stands for what is only near itself. `refuted` are pairs of paths, of a live and a
+    trashed file, that are known to be no copies.
     """
     table = table_of(replicas)
     live_in = [next((each for each in own if not is_inside(each.file.path, trash)), None) for own in table.members]
@@ -4232,6 +4304,9 @@ def matches_in_trash(replicas: Iterable[Replica[F]], trash: str, threshold: int)
         rows, places, _ = waiting
         distances = table.distances(np.stack([live[places], rows], axis=1))
         near = distances <= threshold
+        for n in np.flatnonzero(near).tolist() if refuted else ():
+            one, other = live_in[live[places[n]]], table.members[rows[n]]
+            near[n] = one is not None and all((one.file.path, each.file.path) not in refuted for each in other)
         match[rows[near]], bits[rows[near]] = live[places[near]], distances[near]
         waiting = waiting[:, ~near]
         waiting[1] += 1
@@ -4586,15 +4661,6 @@ class View:
     luma_step: int  # quantisers, see `ImageFingerprint`
     chroma_step: int
     palette: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether two views show the same picture, why, and where they differ if it is in one spot."""
-
-    copy: bool
-    reason: str  # in plain words, for people
-    box: tuple[float, float, float, float] | None  # left, top, right, bottom, as shares of the upright picture
 
 
 @problem_if_unreadable
@@ -4991,6 +5057,145 @@ def where_in_picture(box: tuple[float, float, float, float]) -> str:
 
 
 CHECKS: tuple[Callable[[Pair], Iterator[Finding]], ...] = (displaced, unlike, toned, coloured, spotted, differing)
+
+
+# ── looks at pairs of files ──
+
+
+@dataclass(frozen=True, slots=True)
+class FilePair:
+    """Two files by what they hold, in either order."""
+
+    one: str
+    other: str
+
+    @classmethod
+    def of(cls, one: Replica[Any], other: Replica[Any]) -> FilePair:
+        return cls(*sorted(map(content_key, (one, other))))
+
+
+def content_key(replica: Replica[Any]) -> str:
+    """128 bits in hex: others for a file that looks otherwise, or has other bytes of picture data or metadata."""
+    known = replica.file.size, match_key(replica)
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+
+
+BOX_DECIMALS = 4
+
+
+def read_box(text: bytes) -> tuple[float, float, float, float] | None:
+    """The corners of a spot as caches store them."""
+    left, top, right, bottom = map(float, text.split(b":")) if text else (0, 0, 0, 0)
+    return (left, top, right, bottom) if text else None
+
+
+def written_box(box: tuple[float, float, float, float] | None) -> str:
+    return ":".join(f"{share:.{BOX_DECIMALS}f}" for share in box or ())
+
+
+LOOK_CACHE: CacheFormat[Verdict] = CacheFormat(
+    "closer_looks_db.csv",
+    (
+        Column("one", "[0-9a-f]{32}", None, of_file=True),
+        Column("other", "[0-9a-f]{32}", None, of_file=True),
+        Column("version", str(LOOK_VERSION), None),
+        flag_column("copy"),
+        Column("reason", r"[\w .%()-]{1,200}"),
+        Column("box", r"(?:[01]\.[0-9]{4}(?::[01]\.[0-9]{4}){3})?", read_box, written_box),
+    ),
+    Verdict,
+    start=re.compile(rb"\n[0-9a-f]"),
+)
+
+
+class VerdictCache(CacheFile[Verdict]):
+    """Verdicts on pairs of files by what these hold, whatever their names: all are kept."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(LOOK_CACHE, folder)
+        self.known: dict[FilePair, Verdict] = {}
+        for _, row in self.rows():
+            pair = FilePair(row["one"].decode(), row["other"].decode())
+            self.untidy |= pair in self.known
+            self.known[pair] = self.form.decoded(row)
+
+    def store(self, pair: FilePair, verdict: Verdict) -> None:
+        """Keep the verdict on a pair that has none yet."""
+        self.known[pair] = verdict
+        self.append(self.form.encoded(pair, verdict))
+
+    def close(self) -> None:
+        """Write what waits; rewrite the file if it holds rows that are torn or of another version."""
+        self.close_stream()
+        if self.untidy and not self.warned:
+            self.rewrite(self.form.encoded(pair, verdict) for pair, verdict in self.known.items())
+
+
+class Looks:
+    """Looks at pairs of replicas side by side, by workers of the pool; none twice.
+
+    What is in the cache is believed, if one is given. `problems` are those of files that could not be looked at.
+    """
+
+    def __init__(self, pool: Pool, cache: VerdictCache | None = None) -> None:
+        self.pool = pool
+        self.cache = cache
+        self.known: dict[FilePair, Verdict] = cache.known if cache else {}
+        self.problems: dict[str, Problem] = {}
+
+    def verdict(self, one: Replica[Any], other: Replica[Any]) -> Verdict | None:
+        """What is known of a pair; None where nobody has looked, or there is no need to."""
+        return self.known.get(FilePair.of(one, other)) if wants_look(one, other) else None
+
+    def are_copies(self, one: Replica[Any], other: Replica[Any]) -> bool:
+        """Whether two replicas at distance 0 are known to be copies."""
+        verdict = self.verdict(one, other)
+        return verdict.copy if verdict else not wants_look(one, other)
+
+    def look(self, pairs: Iterable[tuple[Replica[Any], Replica[Any]]]) -> None:
+        """Look at each pair that wants it and has no verdict yet. No replica is the second one of two pairs."""
+        wanted = {
+            other.file: (one, other)
+            for one, other in pairs
+            if wants_look(one, other)
+            and self.verdict(one, other) is None
+            and self.problems.keys().isdisjoint((one.file.path, other.file.path))
+        }
+
+        def take(file: MediaFile, result: Verdict | Problem) -> None:
+            if isinstance(result, Problem):
+                self.problems[result.path] = result
+            elif self.cache:
+                self.cache.store(FilePair.of(*wanted[file]), result)
+            else:
+                self.known[FilePair.of(*wanted[file])] = result
+
+        compute(self.pool, replace(LOOK_WORK, more=lambda file: wanted[file]), list(wanted), take)
+
+
+def wants_look(one: Replica[Any], other: Replica[Any]) -> bool:
+    """Whether it takes a look to say that two replicas at distance 0 are copies: not if they have the same data."""
+    if isinstance(one.fingerprint, ImageFingerprint):
+        return not one.fingerprint.integrity.same_data(other.fingerprint.integrity)
+    return False
+
+
+@functools.lru_cache(maxsize=2)  # the next pair mostly is of the same one and another
+def views_of(replica: Replica[Any]) -> Any:
+    """What a look at the replica compares, or a Problem."""
+    return view_of(replica.file)
+
+
+def look_at(_file: MediaFile, one: Replica[Any], other: Replica[Any]) -> Verdict | Problem:
+    """The verdict on two replicas, or the Problem of the one that cannot be read. Runs in a worker process."""
+    views = [views_of(one), views_of(other)]
+    for each in views:
+        if isinstance(each, Problem):
+            return each
+    return verdict(*views)
+
+
+LOOK_WORK: Work[Verdict] = Work(look_at, "pair", load_decoders)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -6311,6 +6516,7 @@ class Decision:
     trash: tuple[Replica[Any], ...]
     reasons: tuple[str, ...]
     stays: tuple[Replica[Any], ...] = ()  # those that are kept beside the keeper, as they are
+    alike: tuple[Replica[Any], ...] = ()  # of the trash: look-alikes, which a person takes for copies
     loses: tuple[Loss, ...] = ()
     named: int = 0  # whose name and whose folder the keeper gets, by number in the group
     placed: int = 0
@@ -6336,7 +6542,7 @@ def why_kept(group: AnyGroup, number: int, scoring: Scoring) -> str:
     """Why a replica other than the first is not suggested for the trash, in words; empty if it is."""
     first, replica = group.replicas[0], group.replicas[number]
     path = replica.file.path
-    if alike := look_alike(first, replica, group.distances[number]):
+    if alike := look_alike(group, number):
         return alike
     if any(is_inside(path, folder) for folder in scoring.protected):
         return "protected"
@@ -6381,7 +6587,9 @@ def decide(group: AnyGroup, scoring: Scoring, choice: Choice | None = None) -> D
     if placed != best:
         reasons.append(f"folder {folder_text(group.replicas[placed], scoring)}")
     stay, trash = (tuple(group.replicas[number] for number in each) for each in (stays, given_up))
-    return Decision(keeper, target, trash, tuple(reasons), stay, losses(keeper, target, trash, scoring), named, placed)
+    alike = tuple(group.replicas[number] for number in given_up if group.distances[number] or group.distances[best])
+    lost = losses(keeper, target, trash, scoring)
+    return Decision(keeper, target, trash, tuple(reasons), stay, alike, lost, named, placed)
 
 
 def free_path(path: str, own: Iterable[str], scoring: Scoring) -> str:
@@ -6394,18 +6602,20 @@ def free_path(path: str, own: Iterable[str], scoring: Scoring) -> str:
     return found
 
 
-def look_alike(first: Replica[Any], other: Replica[Any], distance: int) -> str:
-    """Why a replica at this distance from the first of its group is no copy of it, in words; empty if it is one."""
+def look_alike(group: AnyGroup, number: int) -> str:
+    """Why a replica is no copy of the first of its group, in words; empty if it is one."""
+    distance = group.distances[number]
     if distance == 0:
         return ""
-    why = ""
-    if isinstance(first.fingerprint, ImageFingerprint):
+    first, other, verdict = group.replicas[0], group.replicas[number], group.verdict_on(number)
+    why = verdict.reason if verdict else ""
+    if not why and isinstance(first.fingerprint, ImageFingerprint):
         seconds = seconds_apart(first.fingerprint, other.fingerprint)
         if seconds:
-            why = f", taken {readable_seconds(seconds)} apart" if seconds < math.inf else ", taken by another camera"
+            why = f"taken {readable_seconds(seconds)} apart" if seconds < math.inf else "taken by another camera"
         elif are_in_series(first, other):
-            why = ", numbered like the next one of a series"
-    return f"look-alike, {plural(distance, 'bit')}{why}"
+            why = "numbered like the next one of a series"
+    return f"look-alike, {plural(distance, 'bit')}{f', {why}' if why else ''}"
 
 
 def decisions_for(groups: Iterable[AnyGroup], scoring: Scoring) -> tuple[Decision, ...]:
@@ -6488,24 +6698,27 @@ def find(run: Run) -> Findings:
         copies = [FINDERS[name](run, scanned, pool) for name in MODES[run.mode]]
         found = [group for each in copies for group in each.groups]
         movies = live_movies(found, run.root, run.cache, pool)
-    scoring = Scoring(
-        root=run.root,
-        stop_words=STOP_WORDS | run.ignored,
-        taken=Counter(os.path.normcase(file.path) for file in scanned.files),
-        preferred=run.preferred,
-        protected=run.protected,
-        held=held_for_movies(found, movies),
-        hanging=hanging_on(found, movies),
-        links=links_to(scanned),
-    )
-    groups = [
-        each
-        for group in found
-        if group.kind == "image" or not {each.file.path for each in group.replicas} <= scoring.held
-        for each in original_first(group, run.threshold, scoring)
-    ]
+        scoring = Scoring(
+            root=run.root,
+            stop_words=STOP_WORDS | run.ignored,
+            taken=Counter(os.path.normcase(file.path) for file in scanned.files),
+            preferred=run.preferred,
+            protected=run.protected,
+            held=held_for_movies(found, movies),
+            hanging=hanging_on(found, movies),
+            links=links_to(scanned),
+        )
+        free = (
+            group
+            for group in found
+            if group.kind == "image" or not {each.file.path for each in group.replicas} <= scoring.held
+        )
+        with closing(VerdictCache(run.cache)) as cache:
+            looks = Looks(pool, cache)
+            groups = verified_groups(free, run.threshold, scoring, looks)
     shown = chosen_groups(groups, run.delta, run.limit)
-    unreadable = [*scanned.unreadable, *(problem for each in copies for problem in each.unreadable)]
+    problems = *(problem for each in copies for problem in each.unreadable), *looks.problems.values()
+    unreadable = [*scanned.unreadable, *problems]
     return Findings(
         root=run.root,
         mode=run.mode,
@@ -6520,6 +6733,97 @@ def find(run: Run) -> Findings:
         tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
         movies=movies,
     )
+
+
+CROWD = 8  # replicas; in a larger group of pictures that look alike, the nearest ones are looked at first
+MOST_LOOKS = 4  # at a replica and the nearest ones, before it is taken for no copy of any
+MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
+
+
+def verified_groups(groups: Iterable[AnyGroup], threshold: int, scoring: Scoring, looks: Looks) -> list[AnyGroup]:
+    """The groups in order of ORIGINAL, of which each copy has been looked at side by side with the first.
+
+    What is no copy of that, and too far from it, makes groups of its own: in rounds, all groups at once.
+    """
+    found: list[AnyGroup] = []
+    waiting = list(groups)
+    crowds: list[Sequence[Replica[Any]]] = [each.replicas for each in waiting if not threshold and is_crowd(each)]
+    waiting = [group for group in waiting if threshold or not is_crowd(group)]
+    for _ in range(MOST_ROUNDS):
+        if threshold:  # what is no copy is a look-alike: few are left
+            waiting += [group for crowd in crowds for group in groups_of(crowd, threshold)]
+        else:
+            waiting += [group for family in families(crowds, scoring, looks) for group in groups_of(family, 0)]
+        stars = [star for group in waiting for star in original_first(group, threshold, scoring)]
+        looks.look(chain.from_iterable(map(proposed, stars)))
+        waiting, crowds = [], []
+        for star in stars:
+            near, far = looked_over(star, threshold, looks)
+            found += [near] if near else []
+            crowds += [far] if len(far) > 1 else []
+    return found
+
+
+def is_crowd(group: AnyGroup) -> bool:
+    """Whether so many pictures look alike that most of them are no copies of each other."""
+    return len({match_key(each) for each in group.replicas}) > CROWD and wants_look(*group.replicas[:2])
+
+
+def proposed(star: AnyGroup) -> list[tuple[Replica[Any], Replica[Any]]]:
+    """The pairs of a group's first replica and another that are to be looked at."""
+    first, *others = star.replicas
+    return [(first, each) for each, bits in zip(others, star.distances[1:], strict=True) if bits == 0]
+
+
+def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: Looks) -> list[list[Replica[Any]]]:
+    """The replicas of pictures that look alike, those together that looks link, each with the nearest one before it.
+
+    In order of ORIGINAL; each is looked at with MOST_LOOKS others, until one is a copy of it.
+    """
+    found = []
+    lines = [ranked(crowd, scoring) for crowd in crowds]
+    nearest = [nearest_before(line, MOST_LOOKS) for line in lines]
+    linked: list[dict[int, int]] = [{} for _ in lines]
+    for step in range(MOST_LOOKS):
+        pairs = [
+            (line, own, number, others[step])
+            for line, own, near in zip(lines, linked, nearest, strict=True)
+            for number, others in enumerate(near)
+            if number not in own and step < len(others)
+        ]
+        looks.look((line[other], line[number]) for line, _, number, other in pairs)
+        for line, own, number, other in pairs:
+            if looks.are_copies(line[other], line[number]):
+                own[number] = other
+    for line, own in zip(lines, linked, strict=True):
+        family_of = list(range(len(line)))
+        members: dict[int, list[Replica[Any]]] = defaultdict(list)
+        for number, each in enumerate(line):
+            family_of[number] = family_of[own[number]] if number in own else number
+            members[family_of[number]].append(each)
+        found += [each for each in members.values() if len(each) > 1]
+    return found
+
+
+def looked_over(star: AnyGroup, threshold: int, looks: Looks) -> tuple[AnyGroup | None, list[Replica[Any]]]:
+    """The group as the looks leave it, if anything is left of it, and what is too far from its first replica."""
+    first = star.replicas[0]
+    is_lost = first.file.path in looks.problems
+    near: list[tuple[Replica[Any], int, Verdict | None]] = []
+    far = []
+    for each, known in zip(star.replicas, star.distances, strict=True):
+        if each.file.path in looks.problems:
+            continue
+        verdict = looks.verdict(first, each) if known == 0 and each is not first else None
+        distance = known if verdict is None or verdict.copy else hash_distance(first, each)
+        if is_lost or distance > threshold:
+            far.append(each)
+        else:
+            near.append((each, distance, verdict))
+    if len(near) < 2:
+        return None, far
+    replicas, distances, verdicts = zip(*near, strict=True)
+    return Group(star.kind, replicas, distances, verdicts), far
 
 
 def links_to(scanned: Scan) -> dict[str, tuple[str, ...]]:
@@ -6785,10 +7089,16 @@ def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, st
     groups, problems = groups_anew(group, functools.partial(groups_of, threshold=threshold), pool, unless_changed)
     doubts = {problem.path: problem.reason for problem in problems}
     members = ({each.file.path for each in found.replicas} for found in groups)
-    copies = next((paths for paths in members if decision.keeper.file.path in paths), set())
+    alike = next((paths for paths in members if decision.keeper.file.path in paths), set())
+    copies = [each for each in decision.trash if each not in decision.alike and each.file.path in alike]
+    looks = Looks(pool)
+    looks.look((decision.keeper, each) for each in copies)
+    doubts |= {path: problem.reason for path, problem in looks.problems.items()}
     for each in decision.trash:
-        if each.file.path not in copies:
-            doubts.setdefault(each.file.path, "read once more, it is no copy of the file that would be kept")
+        seen = looks.verdict(decision.keeper, each) if each in copies else None
+        if each.file.path not in alike or (seen and not seen.copy):
+            why = f": {seen.reason}" if seen else ""
+            doubts.setdefault(each.file.path, f"read once more, it is no copy of the file that would be kept{why}")
     return doubts
 
 
@@ -6808,14 +7118,24 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
     images, videos = only(both, "image"), only(both, "video")
     pairs: list[AnyGroup] = []
     problems: list[Problem] = []
+    refuted: dict[tuple[str, str], Verdict] = {}  # by the paths of a live and a trashed file
 
     def take(replicas: Sequence[Replica[F]], threshold: int) -> None:
-        grouped = functools.partial(matches_in_trash, trash=trash, threshold=threshold)
-        found, rejected = (grouped(replicas), []) if run.fast else groups_anew(replicas, grouped, pool)
-        pairs.extend(found)
-        problems.extend(rejected)
+        waiting = replicas
+        for _ in range(MOST_ROUNDS):
+            grouped = functools.partial(matches_in_trash, trash=trash, threshold=threshold, refuted=refuted)
+            found, rejected = (grouped(waiting), []) if run.fast else groups_anew(waiting, grouped, pool)
+            problems.extend(rejected)
+            wrong = refutations(found, trash, looks)
+            refuted.update(wrong)
+            gone = {path for _, path in wrong}
+            pairs.extend(pair for pair in found if gone.isdisjoint(each.file.path for each in pair.replicas))
+            waiting = [each for each in replicas if each.file.path in gone or not is_inside(each.file.path, trash)]
+            if not gone:
+                break
 
-    with closing(Pool(run.jobs)) as pool:
+    with closing(Pool(run.jobs)) as pool, closing(VerdictCache(run.cache)) as verdicts:
+        looks = Looks(pool, verdicts if run.fast else None)
         if run.mode != "exact":
             with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
                 replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool)
@@ -6836,10 +7156,26 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
                 problems += rejected
                 equal = [replica for group in groups for replica in group.replicas]
             pairs += matches_in_trash(equal, trash, 0)
-    reasons = {problem.path: problem.reason for problem in problems}
+    reasons = {
+        path: f"{NO_MATCH}: the nearest, {printable(relative(live, run.root))}, is none: {verdict.reason}"
+        for (live, path), verdict in reversed(refuted.items())  # the nearest was the first
+    }
+    reasons |= {problem.path: problem.reason for problem in (*problems, *looks.problems.values())}
     reasons |= {path: worse for pair in pairs for path, worse in [what_is_left(pair, trash, run.root)]}
     trashed = [file.path for file in both.files if is_inside(file.path, trash)]
     return [Problem(path, reasons.get(path, NO_MATCH)) for path in trashed if reasons.get(path, NO_MATCH)]
+
+
+def refutations(pairs: Iterable[AnyGroup], trash: str, looks: Looks) -> dict[tuple[str, str], Verdict]:
+    """By the paths of a live and a trashed file, why pairs that `matches_in_trash` has found are no copies."""
+    found = {}
+    sided = [sorted(pair.replicas, key=lambda each: is_inside(each.file.path, trash)) for pair in pairs]
+    looks.look((live, gone) for pair, (live, gone) in zip(pairs, sided, strict=True) if pair.distances[1] == 0)
+    for pair, (live, gone) in zip(pairs, sided, strict=True):
+        verdict = looks.verdict(live, gone) if pair.distances[1] == 0 else None
+        if verdict and not verdict.copy:
+            found[live.file.path, gone.file.path] = verdict
+    return found
 
 
 def what_is_left(pair: AnyGroup, trash: str, root: str) -> tuple[str, str]:
@@ -8096,9 +8432,9 @@ def text_report(findings: Findings) -> str:
     blocks = [found, RULE]
     for number, (group, decision) in enumerate(zip(findings.groups, findings.decisions, strict=True), 1):
         lines = [f"Group {number} · {len(group.replicas):,} files"]
-        for replica, distance in zip(group.replicas, group.distances, strict=True):
+        for place, replica in enumerate(group.replicas):
             note = "  ← largest" if replica is largest_of(group) else ""
-            alike = look_alike(group.replicas[0], replica, distance)
+            alike = look_alike(group, place)
             note += f"  ({alike})" if alike else ""
             lines.append(f"{readable_size(replica.file.size):>9}  {path_text(replica.file.path, findings.root)}{note}")
             lines.append(f"{'':9}  {printable(replica.file.path)}")
@@ -8297,11 +8633,11 @@ class Terminal(Session):
         """The group, its files and folders, and what is suggested."""
         group, root = self.groups[position], self.scoring.root
         lines = [RULE, f"Group {position + 1} of {len(self.groups):,} · {len(group.replicas):,} files", ""]
-        for replica, distance in zip(group.replicas, group.distances, strict=True):
+        for place, replica in enumerate(group.replicas):
             file, (width, height, _) = replica.file, dimensions_of(replica)
             sides = f"{width} x {height}" if width else ""
             note = "" if replica in suggestion.trash else "  ← keep"
-            alike = look_alike(group.replicas[0], replica, distance)
+            alike = look_alike(group, place)
             note += f"  ({alike})" if alike else ""
             columns = f"{readable_size(file.size):>9}  {sides:>13}  {local_time(file.mtime_ns):16}"
             lines.append(f"{columns}  {path_text(file.path, root)}{note}")
@@ -8685,12 +9021,12 @@ class Review(Session):
         """What the page shows of a group before anybody has opened its files. All names are printable."""
         group, choice, decision = self.groups[number], self.choices[number], self.decisions[number]
         root, replicas = self.scoring.root, []
-        for replica, distance in zip(group.replicas, group.distances, strict=True):
+        for place, replica in enumerate(group.replicas):
             folder, name = os.path.split(replica.file.path)
             width, height, seconds = dimensions_of(replica)
             replicas.append(
                 {
-                    "alike": look_alike(group.replicas[0], replica, distance),
+                    "alike": look_alike(group, place),
                     "name": printable(name),
                     "folder": path_text(folder, root),
                     "bytes": replica.file.size,
