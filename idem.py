@@ -4530,7 +4530,7 @@ class View:
     stored: Image.Image | None  # of the numbers as stored, where a colour profile changes them
     luma_step: int  # quantisers, see `ImageFingerprint`
     chroma_step: int
-    palette: bool
+    palette: Image.Image | None  # a picture with its colours if they are few
 
 
 @dataclass(frozen=True, slots=True)
@@ -4562,14 +4562,14 @@ def view_of(file: MediaFile) -> View | Problem:
     stored, seen = (turned(each, orientation) if each else None for each in stored_and_seen(picture, size))
     assert seen
     width, height = reversed(size) if TURNS[orientation][0] else size
-    return View(width, height, seen, stored, *steps, picture.mode in ("P", "PA"))
+    return View(width, height, seen, stored, *steps, palette_of(picture))
 
 
 def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
     """The view of a picture of R, G, B, shape (height, width, 3), uint8, in sRGB."""
     picture = Image.fromarray(rgb)
     _, seen = stored_and_seen(picture, picture.size)
-    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, False)
+    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, None)
 
 
 def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image | None, Image.Image]:
@@ -4586,6 +4586,16 @@ def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.
     if not transform:
         return None, stored
     return stored, in_ycbcr(transform(reduced.convert(PROFILE_MODES[reduced.mode])))
+
+
+def palette_of(picture: Image.Image) -> Image.Image | None:
+    """A picture that `Image.quantize` takes the colours of this one from; None if it has no palette."""
+    colours = picture.getpalette("RGB") if picture.mode in ("P", "PA") else None
+    if not colours:
+        return None
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return palette
 
 
 def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
@@ -4673,38 +4683,61 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
     times = 2 if max(size) >= GRID_SIDE // 2 else 1
     grid = [max(1, side // times) for side in size]
     target = times * grid[0], times * grid[1]
-    bands = []
+    pictures = []
     for each in (picture, other_picture):
         extent = [own * to / side for own, to, side in zip(each.size, target, size, strict=True)]
-        bands.append([np.asarray(band).astype(np.float32) for band in resized(each, target, extent).split()])
+        pictures.append(resized(each, target, extent))
+    lost = palette_errors(one, other, *pictures)
+    bands = [bands_of(each) for each in pictures]
     fine = np.zeros((), np.float32)  # variance within what is one on the grid
     if times == 2:
         small = [[halved(band) for band in channels] for channels in bands]
         for (luma, *_), (mean, *_) in zip(bands, small, strict=True):
             fine = fine + (halved(luma * luma) - mean * mean) / 2
-        bands = small
+        bands, lost = small, [halved(error) for error in lost]
     (luma, *chroma), (other_luma, *other_chroma) = bands
-    planes = [layers_of(luma, other_luma, fine)]
+    planes = [layers_of(luma, other_luma, fine, lost[:1])]
     detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
-    planes += [layers_of(halved(a), halved(b), detail) for a, b in zip(chroma, other_chroma, strict=True)]
+    lost = [halved(error) for error in lost[1:]]
+    for number, (cb_or_cr, of_other) in enumerate(zip(chroma, other_chroma, strict=True)):
+        planes.append(layers_of(halved(cb_or_cr), halved(of_other), detail, lost[number : number + 1]))
     steps = one.luma_step + other.luma_step, one.chroma_step + other.chroma_step
     clipped = ((planes[0][0].mean < 5) | (planes[0][0].mean > 250)).astype(np.float32)
     for _ in range(LAYERS - 1):
         clipped = halved(clipped)
-    return Pair(tuple(planes), clipped, (*steps, steps[1]), one.palette or other.palette, size[0] / grid[0])
+    return Pair(tuple(planes), clipped, (*steps, steps[1]), bool(lost), size[0] / grid[0])
 
 
-def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray) -> tuple[Layer, ...]:
+def bands_of(picture: Image.Image) -> list[np.ndarray]:
+    """The planes of a picture, as float32."""
+    return [np.asarray(band).astype(np.float32) for band in picture.split()]
+
+
+def palette_errors(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> list[np.ndarray]:
+    """By how much Y, Cb and Cr may differ because a picture had no colours nearer to those of the other."""
+    errors: list[np.ndarray] = []
+    for view, of_other in ((one, other_picture), (other, picture)):
+        if view.palette:
+            rgb = of_other.convert("RGB")
+            nearest = in_ycbcr(rgb.quantize(palette=view.palette, dither=Image.Dither.NONE))
+            found = [np.abs(a - b) for a, b in zip(bands_of(nearest), bands_of(of_other), strict=True)]
+            errors = [a + b for a, b in zip(errors, found, strict=True)] if errors else found
+    return errors
+
+
+def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray, lost: Sequence[np.ndarray]) -> tuple[Layer, ...]:
     """A plane of two pictures in layers; `fine` is activity of what the plane is too coarse for."""
     mean, difference = (one + other) / 2, other - one
     basis = basis_of(mean)
     activity = activity_of(basis) + fine
     stride = max(1, round(math.sqrt(mean.size / FIT_PIXELS)))
+    residual = difference.copy()
+    for error in lost:
+        residual -= np.clip(residual, -error, error)
     weights, target, *sampled = (
-        each[::stride, ::stride].ravel() for each in (1 / (activity + NOISE), difference, *basis)
+        each[::stride, ::stride].ravel() for each in (1 / (activity + NOISE), residual, *basis)
     )
     factors, _ = fitted(np.stack(sampled), target, weights)
-    residual = difference.copy()
     for factor, each in zip(factors, basis, strict=True):
         residual -= np.float32(factor) * each
     layers = [Layer(mean, difference, residual, activity)]
@@ -4856,13 +4889,13 @@ def coloured(pair: Pair) -> Iterator[Finding]:
     usual = float(np.median(radius))
     for change, limit in (((blues * cb + reds * cr) / radius, 0.06), ((reds * cb - blues * cr) / radius, 0.05)):
         levels = abs(float(np.median(change)))
-        yield Finding(min(levels / usual / limit, levels / (1.0 + pair.steps[1] / 16)), "other colours")
+        yield Finding(min(levels / usual / limit, levels / (1.0 + pair.steps[1] / 16 + pair.palette)), "other colours")
 
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
     for plane, step, share, limits in zip(pair.planes, pair.steps, SPOT_SHARE, SPOT_LIMITS, strict=True):
-        floor = (1 + step / 16 + (7 if pair.palette else 0)) ** 2
+        floor = (1 + step / 16 + (6 if pair.palette else 0)) ** 2
         for layer, limit in zip(plane, limits, strict=False):
             error, activity = windows(layer.residual**2), windows(layer.activity)
             usual = usual_error(error, activity)
