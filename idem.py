@@ -4516,7 +4516,7 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 
 VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
 ENOUGH_SIDE = 900  # px of the longer side of a JPEG's reduced picture: next to VIEW_SIDE, and often a quarter the work
-GRID_SIDE = 512  # px; what is at least half as large again is compared in means of two by two pixels
+HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
 ROUNDING = 0.6  # levels squared, of differences that come of rounding in conversions
 
 
@@ -4620,6 +4620,7 @@ def turned(picture: Image.Image, orientation: int) -> Image.Image:
 
 # What follows compares planes: arrays of float32, rows and columns last.
 
+CLIPPED = 124.0  # levels from the middle grey; what is further from it may have been cut off
 LAYERS = 4  # of a picture, each of half the size of the one before
 FIT_PIXELS = 10_000  # that are enough to fit few factors
 FIT_ROUNDS = 4
@@ -4680,7 +4681,7 @@ def first_finding(pair: Pair) -> Finding | None:
 def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
     """Two views on a grid of the smaller one's pixels, or of two by two of these if it is not too small for that."""
     size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
-    times = 2 if max(size) >= GRID_SIDE // 2 else 1
+    times = 2 if max(size) >= HALVED_SIDE else 1
     grid = [max(1, side // times) for side in size]
     target = times * grid[0], times * grid[1]
     pictures = []
@@ -4689,6 +4690,7 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
         pictures.append(resized(each, target, extent))
     lost = palette_errors(one, other, *pictures)
     bands = [bands_of(each) for each in pictures]
+    black_or_white = np.maximum(*((abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, *_ in bands))
     fine = np.zeros((), np.float32)  # variance within what is one on the grid
     if times == 2:
         small = [[halved(band) for band in channels] for channels in bands]
@@ -4702,10 +4704,13 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
     for number, (cb_or_cr, of_other) in enumerate(zip(chroma, other_chroma, strict=True)):
         planes.append(layers_of(halved(cb_or_cr), halved(of_other), detail, lost[number : number + 1]))
     steps = one.luma_step + other.luma_step, one.chroma_step + other.chroma_step
-    clipped = ((planes[0][0].mean < 5) | (planes[0][0].mean > 250)).astype(np.float32)
-    for _ in range(LAYERS - 1):
-        clipped = halved(clipped)
-    return Pair(tuple(planes), clipped, (*steps, steps[1]), bool(lost), size[0] / grid[0])
+    return Pair(
+        tuple(planes),
+        halved_often(black_or_white, LAYERS - 2 + times),
+        (*steps, steps[1]),
+        bool(lost),
+        size[0] / grid[0],
+    )
 
 
 def bands_of(picture: Image.Image) -> list[np.ndarray]:
@@ -4789,6 +4794,10 @@ def halved(plane: np.ndarray) -> np.ndarray:
     return (across[::2] + across[1::2]) * np.float32(0.25)
 
 
+def halved_often(plane: np.ndarray, times: int) -> np.ndarray:
+    return halved_often(halved(plane), times - 1) if times else plane
+
+
 def windows(plane: np.ndarray) -> np.ndarray:
     """Means of windows of four by four pixels, every two pixels."""
     pairs = halved(plane)
@@ -4799,13 +4808,14 @@ def windows(plane: np.ndarray) -> np.ndarray:
 
 # ── what may tell them apart ──
 
-DISPLACED = 0.0018  # of the longer side: copies are displaced by half of that, a crop by half a percent by 0.005
-DISPLACED_PIXELS = 0.6  # of the smaller picture: resampling displaces by half a pixel
+DISPLACED = 0.0015  # of the longer side: copies are displaced by half of that, a crop by half a percent by 0.005
+DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a pixel
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail, see `unlike`
 COLOURFUL = 0.6  # of the strongest colour
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
-SPOT_SHARE = 0.1, 0.25, 0.25  # of the activity: what differs by less comes of resampling
+# Of the activity, by layer: what differs by less comes of resampling, for luma and for chroma.
+SPOT_SHARES = (0.1, 0.06, 0.04, 0.02), (0.25, 0.15, 0.1, 0.06), (0.25, 0.15, 0.1, 0.06)
 SPOT_LIMITS = (5.5, 5.0, 4.0, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
 
 
@@ -4828,7 +4838,8 @@ def displaced(pair: Pair) -> Iterator[Finding]:
     left, all_of_it = ((robust * (target - each @ basis[: len(each)]) ** 2).sum() for each in (factors, without))
     limit = max(DISPLACED_PIXELS, DISPLACED * step * max(rows, columns))
     explained = 1 - float(left / (all_of_it + 1e-9))
-    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE), "turned, shifted or cropped a little")
+    levels = math.sqrt(float((target * target).mean()))  # below 1 conversions of colour explain it, too
+    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE, levels), "turned, shifted or cropped a little")
 
 
 def unlike(pair: Pair) -> Iterator[Finding]:
@@ -4860,7 +4871,7 @@ def tone_changes(layer: Layer, luma: Layer, clipped: np.ndarray) -> list[float]:
     Edges next to white or black do not count: what resampling overshoots there is cut off.
     """
     bins = (
-        np.where((clipped > 0.02) & (luma.activity > 100), -1, np.minimum(11, luma.mean * (12 / 256)))
+        np.where((clipped > 0.02) & (luma.activity > 16), -1, np.minimum(11, luma.mean * (12 / 256)))
         .astype(int)
         .ravel()
     )
@@ -4894,9 +4905,9 @@ def coloured(pair: Pair) -> Iterator[Finding]:
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
-    for plane, step, share, limits in zip(pair.planes, pair.steps, SPOT_SHARE, SPOT_LIMITS, strict=True):
+    for plane, step, shares, limits in zip(pair.planes, pair.steps, SPOT_SHARES, SPOT_LIMITS, strict=True):
         floor = (1 + step / 16 + (6 if pair.palette else 0)) ** 2
-        for layer, limit in zip(plane, limits, strict=False):
+        for layer, share, limit in zip(plane, shares, limits, strict=True):
             error, activity = windows(layer.residual**2), windows(layer.activity)
             usual = usual_error(error, activity)
             excess = np.minimum(
@@ -4914,7 +4925,7 @@ def differing(pair: Pair) -> Iterator[Finding]:
     layer = layers[1]
     variance = variance_of(layer.residual)
     spread = np.maximum(*(variance_of(layer.mean + sign * layer.difference / 2) for sign in (-1, 1)))
-    limit = 0.5 if pair.palette else 0.35 + max(0, step - 16) / 100
+    limit = 0.5 if pair.palette else 0.45 + max(0, step - 16) / 100
     yield spot_in(variance / np.maximum(spread, (400 if pair.palette else 100) + step**2) / limit)
 
 
