@@ -4646,7 +4646,7 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 
 VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
 ENOUGH_SIDE = 900  # px of the longer side of a JPEG's reduced picture: next to VIEW_SIDE, and often a quarter the work
-GRID_SIDE = 512  # px; what is at least half as large again is compared in means of two by two pixels
+HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
 ROUNDING = 0.6  # levels squared, of differences that come of rounding in conversions
 
 
@@ -4660,7 +4660,7 @@ class View:
     stored: Image.Image | None  # of the numbers as stored, where a colour profile changes them
     luma_step: int  # quantisers, see `ImageFingerprint`
     chroma_step: int
-    palette: bool
+    palette: Image.Image | None  # a picture with its colours if they are few
 
 
 @problem_if_unreadable
@@ -4683,14 +4683,14 @@ def view_of(file: MediaFile) -> View | Problem:
     stored, seen = (turned(each, orientation) if each else None for each in stored_and_seen(picture, size))
     assert seen
     width, height = reversed(size) if TURNS[orientation][0] else size
-    return View(width, height, seen, stored, *steps, picture.mode in ("P", "PA"))
+    return View(width, height, seen, stored, *steps, palette_of(picture))
 
 
 def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
     """The view of a picture of R, G, B, shape (height, width, 3), uint8, in sRGB."""
     picture = Image.fromarray(rgb)
     _, seen = stored_and_seen(picture, picture.size)
-    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, False)
+    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, None)
 
 
 def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image | None, Image.Image]:
@@ -4707,6 +4707,16 @@ def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.
     if not transform:
         return None, stored
     return stored, in_ycbcr(transform(reduced.convert(PROFILE_MODES[reduced.mode])))
+
+
+def palette_of(picture: Image.Image) -> Image.Image | None:
+    """A picture that `Image.quantize` takes the colours of this one from; None if it has no palette."""
+    colours = picture.getpalette("RGB") if picture.mode in ("P", "PA") else None
+    if not colours:
+        return None
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return palette
 
 
 def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
@@ -4731,6 +4741,7 @@ def turned(picture: Image.Image, orientation: int) -> Image.Image:
 
 # What follows compares planes: arrays of float32, rows and columns last.
 
+CLIPPED = 124.0  # levels from the middle grey; what is further from it may have been cut off
 LAYERS = 4  # of a picture, each of half the size of the one before
 FIT_PIXELS = 10_000  # that are enough to fit few factors
 FIT_ROUNDS = 4
@@ -4791,41 +4802,68 @@ def first_finding(pair: Pair) -> Finding | None:
 def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
     """Two views on a grid of the smaller one's pixels, or of two by two of these if it is not too small for that."""
     size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
-    times = 2 if max(size) >= GRID_SIDE // 2 else 1
+    times = 2 if max(size) >= HALVED_SIDE else 1
     grid = [max(1, side // times) for side in size]
     target = times * grid[0], times * grid[1]
-    bands = []
+    pictures = []
     for each in (picture, other_picture):
         extent = [own * to / side for own, to, side in zip(each.size, target, size, strict=True)]
-        bands.append([np.asarray(band).astype(np.float32) for band in resized(each, target, extent).split()])
+        pictures.append(resized(each, target, extent))
+    lost = palette_errors(one, other, *pictures)
+    bands = [bands_of(each) for each in pictures]
+    black_or_white = np.maximum(*((abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, *_ in bands))
     fine = np.zeros((), np.float32)  # variance within what is one on the grid
     if times == 2:
         small = [[halved(band) for band in channels] for channels in bands]
         for (luma, *_), (mean, *_) in zip(bands, small, strict=True):
             fine = fine + (halved(luma * luma) - mean * mean) / 2
-        bands = small
+        bands, lost = small, [halved(error) for error in lost]
     (luma, *chroma), (other_luma, *other_chroma) = bands
-    planes = [layers_of(luma, other_luma, fine)]
+    planes = [layers_of(luma, other_luma, fine, lost[:1])]
     detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
-    planes += [layers_of(halved(a), halved(b), detail) for a, b in zip(chroma, other_chroma, strict=True)]
+    lost = [halved(error) for error in lost[1:]]
+    for number, (cb_or_cr, of_other) in enumerate(zip(chroma, other_chroma, strict=True)):
+        planes.append(layers_of(halved(cb_or_cr), halved(of_other), detail, lost[number : number + 1]))
     steps = one.luma_step + other.luma_step, one.chroma_step + other.chroma_step
-    clipped = ((planes[0][0].mean < 5) | (planes[0][0].mean > 250)).astype(np.float32)
-    for _ in range(LAYERS - 1):
-        clipped = halved(clipped)
-    return Pair(tuple(planes), clipped, (*steps, steps[1]), one.palette or other.palette, size[0] / grid[0])
+    return Pair(
+        tuple(planes),
+        halved_often(black_or_white, LAYERS - 2 + times),
+        (*steps, steps[1]),
+        bool(lost),
+        size[0] / grid[0],
+    )
 
 
-def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray) -> tuple[Layer, ...]:
+def bands_of(picture: Image.Image) -> list[np.ndarray]:
+    """The planes of a picture, as float32."""
+    return [np.asarray(band).astype(np.float32) for band in picture.split()]
+
+
+def palette_errors(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> list[np.ndarray]:
+    """By how much Y, Cb and Cr may differ because a picture had no colours nearer to those of the other."""
+    errors: list[np.ndarray] = []
+    for view, of_other in ((one, other_picture), (other, picture)):
+        if view.palette:
+            rgb = of_other.convert("RGB")
+            nearest = in_ycbcr(rgb.quantize(palette=view.palette, dither=Image.Dither.NONE))
+            found = [np.abs(a - b) for a, b in zip(bands_of(nearest), bands_of(of_other), strict=True)]
+            errors = [a + b for a, b in zip(errors, found, strict=True)] if errors else found
+    return errors
+
+
+def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray, lost: Sequence[np.ndarray]) -> tuple[Layer, ...]:
     """A plane of two pictures in layers; `fine` is activity of what the plane is too coarse for."""
     mean, difference = (one + other) / 2, other - one
     basis = basis_of(mean)
     activity = activity_of(basis) + fine
     stride = max(1, round(math.sqrt(mean.size / FIT_PIXELS)))
+    residual = difference.copy()
+    for error in lost:
+        residual -= np.clip(residual, -error, error)
     weights, target, *sampled = (
-        each[::stride, ::stride].ravel() for each in (1 / (activity + NOISE), difference, *basis)
+        each[::stride, ::stride].ravel() for each in (1 / (activity + NOISE), residual, *basis)
     )
     factors, _ = fitted(np.stack(sampled), target, weights)
-    residual = difference.copy()
     for factor, each in zip(factors, basis, strict=True):
         residual -= np.float32(factor) * each
     layers = [Layer(mean, difference, residual, activity)]
@@ -4877,6 +4915,10 @@ def halved(plane: np.ndarray) -> np.ndarray:
     return (across[::2] + across[1::2]) * np.float32(0.25)
 
 
+def halved_often(plane: np.ndarray, times: int) -> np.ndarray:
+    return halved_often(halved(plane), times - 1) if times else plane
+
+
 def windows(plane: np.ndarray) -> np.ndarray:
     """Means of windows of four by four pixels, every two pixels."""
     pairs = halved(plane)
@@ -4887,13 +4929,14 @@ def windows(plane: np.ndarray) -> np.ndarray:
 
 # ── what may tell them apart ──
 
-DISPLACED = 0.0018  # of the longer side: copies are displaced by half of that, a crop by half a percent by 0.005
-DISPLACED_PIXELS = 0.6  # of the smaller picture: resampling displaces by half a pixel
+DISPLACED = 0.0015  # of the longer side: copies are displaced by half of that, a crop by half a percent by 0.005
+DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a pixel
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail, see `unlike`
 COLOURFUL = 0.6  # of the strongest colour
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
-SPOT_SHARE = 0.1, 0.25, 0.25  # of the activity: what differs by less comes of resampling
+# Of the activity, by layer: what differs by less comes of resampling, for luma and for chroma.
+SPOT_SHARES = (0.1, 0.06, 0.04, 0.02), (0.25, 0.15, 0.1, 0.06), (0.25, 0.15, 0.1, 0.06)
 SPOT_LIMITS = (5.5, 5.0, 4.0, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
 
 
@@ -4916,7 +4959,8 @@ def displaced(pair: Pair) -> Iterator[Finding]:
     left, all_of_it = ((robust * (target - each @ basis[: len(each)]) ** 2).sum() for each in (factors, without))
     limit = max(DISPLACED_PIXELS, DISPLACED * step * max(rows, columns))
     explained = 1 - float(left / (all_of_it + 1e-9))
-    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE), "turned, shifted or cropped a little")
+    levels = math.sqrt(float((target * target).mean()))  # below 1 conversions of colour explain it, too
+    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE, levels), "turned, shifted or cropped a little")
 
 
 def unlike(pair: Pair) -> Iterator[Finding]:
@@ -4948,7 +4992,7 @@ def tone_changes(layer: Layer, luma: Layer, clipped: np.ndarray) -> list[float]:
     Edges next to white or black do not count: what resampling overshoots there is cut off.
     """
     bins = (
-        np.where((clipped > 0.02) & (luma.activity > 100), -1, np.minimum(11, luma.mean * (12 / 256)))
+        np.where((clipped > 0.02) & (luma.activity > 16), -1, np.minimum(11, luma.mean * (12 / 256)))
         .astype(int)
         .ravel()
     )
@@ -4977,14 +5021,14 @@ def coloured(pair: Pair) -> Iterator[Finding]:
     usual = float(np.median(radius))
     for change, limit in (((blues * cb + reds * cr) / radius, 0.06), ((reds * cb - blues * cr) / radius, 0.05)):
         levels = abs(float(np.median(change)))
-        yield Finding(min(levels / usual / limit, levels / (1.0 + pair.steps[1] / 16)), "other colours")
+        yield Finding(min(levels / usual / limit, levels / (1.0 + pair.steps[1] / 16 + pair.palette)), "other colours")
 
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
-    for plane, step, share, limits in zip(pair.planes, pair.steps, SPOT_SHARE, SPOT_LIMITS, strict=True):
-        floor = (1 + step / 16 + (7 if pair.palette else 0)) ** 2
-        for layer, limit in zip(plane, limits, strict=False):
+    for plane, step, shares, limits in zip(pair.planes, pair.steps, SPOT_SHARES, SPOT_LIMITS, strict=True):
+        floor = (1 + step / 16 + (6 if pair.palette else 0)) ** 2
+        for layer, share, limit in zip(plane, shares, limits, strict=True):
             error, activity = windows(layer.residual**2), windows(layer.activity)
             usual = usual_error(error, activity)
             excess = np.minimum(
@@ -5002,7 +5046,7 @@ def differing(pair: Pair) -> Iterator[Finding]:
     layer = layers[1]
     variance = variance_of(layer.residual)
     spread = np.maximum(*(variance_of(layer.mean + sign * layer.difference / 2) for sign in (-1, 1)))
-    limit = 0.5 if pair.palette else 0.35 + max(0, step - 16) / 100
+    limit = 0.5 if pair.palette else 0.45 + max(0, step - 16) / 100
     yield spot_in(variance / np.maximum(spread, (400 if pair.palette else 100) + step**2) / limit)
 
 
