@@ -4239,15 +4239,14 @@ def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[in
     return [int(distances[row_of[each.file]]) for each in others]
 
 
-NEAREST_BLOCK = 1 << 24  # bytes of cells that are compared at once
 WINDOW = 128  # rows on either side that are compared, in a crowd: in order of their mean luma
 
 
 def nearest_before(replicas: Sequence[Replica[F]], most: int) -> list[list[int]]:
     """For each replica the numbers of those before it that are at distance 0, at most so many, nearest first.
 
-    Nearest in the mean difference of their luma cells. In a long series only those of about the same mean luma are
-    compared, so that it takes no more than a multiple of its length.
+    Nearest in the mean difference of their luma cells, in whole levels; of equally near ones the first. In a long
+    series only those of about the same mean luma are compared, so that it takes no more than a multiple of its length.
     """
     table = table_of(replicas)
     row_of = {each.file: row for row, members in enumerate(table.members) for each in members}
@@ -4261,7 +4260,7 @@ def nearest_before(replicas: Sequence[Replica[F]], most: int) -> list[list[int]]
         others = by_mean[max(0, place[number] - WINDOW) : place[number] + WINDOW + 1]
         others = others[others < number]
         difference = np.abs(luma[others] - cells).mean(axis=1)
-        others = others[np.argsort(difference, kind="stable")][: 2 * most]
+        others = others[np.lexsort([others, np.floor(difference)])][: 2 * most]
         same = rows[others] == rows[number]
         pairs = np.stack([rows[others], np.full(len(others), rows[number])], axis=1)
         distances = np.zeros(len(others), np.int64)
