@@ -3658,22 +3658,26 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
     borders = [64 * part // (radius + 1) for part in range(radius + 2)]
     masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
     for number, mask in enumerate(masks):
-        parts = hashes & mask
-        order = np.argsort(parts, kind="stable")
-        ends = np.searchsorted(parts[order], parts[order], side="right")  # of the runs that share this part
-        totals = np.concatenate([[0], np.cumsum(ends - np.arange(len(order)) - 1)])  # pairs with a later one of the run
-        start = 0
-        while start < len(order):
-            stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
-            ones = np.repeat(np.arange(start, stop), np.diff(totals[start : stop + 1]))
-            others = ones + 1 + np.arange(len(ones)) - (totals[ones] - totals[start])
-            pairs = np.sort(np.stack([order[ones], order[others]], axis=1), axis=1)
+        for pairs in pairs_with_equal(hashes & mask):
             difference = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
             near = np.bitwise_count(difference) <= radius
             for earlier in masks[:number]:  # found before, by an earlier part
                 near &= difference & earlier != 0
             yield pairs[near]
-            start = stop
+
+
+def pairs_with_equal(values: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs of positions whose values are equal, as blocks of shape (n, 2), smaller first."""
+    order = np.argsort(values, kind="stable")
+    ends = np.searchsorted(values[order], values[order], side="right")  # of the runs of equal ones
+    totals = np.concatenate([[0], np.cumsum(ends - np.arange(len(order)) - 1)])  # pairs with a later one of the run
+    start = 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
+        ones = np.repeat(np.arange(start, stop), np.diff(totals[start : stop + 1]))
+        others = ones + 1 + np.arange(len(ones)) - (totals[ones] - totals[start])
+        yield np.sort(np.stack([order[ones], order[others]], axis=1), axis=1)
+        start = stop
 
 
 # ── which replica is best: it is the centre of its group, and is kept ──
@@ -3901,7 +3905,7 @@ def signature_levels(signature: bytes) -> np.ndarray:
 # Cells propose what a closer look decides. So they may lie further apart than copying puts them in most cases: text,
 # line drawings, very small copies and wide gamuts need up to about so many times the tolerance.
 PROPOSED = 2
-HASH_RADIUS = 4  # bits; re-encoding flips up to this many in one of the two hashes
+HASH_RADIUS = 6  # bits; re-encoding flips up to this many in one of the two hashes
 # When one of two pictures has a palette: 256 colours shift whole areas, single cells twice as far as four together.
 PALETTE_TOLERANCE = 8.0  # levels, for the mean of two by two cells
 PALETTE_CONTRAST_SHARE = 0.1  # see CONTRAST_SHARE
@@ -4239,33 +4243,80 @@ def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[in
     return [int(distances[row_of[each.file]]) for each in others]
 
 
-WINDOW = 128  # rows on either side that are compared, in a crowd: in order of their mean luma
+CROWD = 32  # pictures that look alike; of more, each is compared only with
+NEAREST = 16  # those that are nearest to it, among
+WINDOW = 128  # on either side of it, in order of their mean luma
 
 
-def nearest_before(replicas: Sequence[Replica[F]], most: int) -> list[list[int]]:
-    """For each replica the numbers of those before it that are at distance 0, at most so many, nearest first.
+def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
+    """The connected components of replicas at distance 0, in order of `best_first`: what a closer look is to part.
 
-    Nearest in the mean difference of their luma cells, in whole levels; of equally near ones the first. In a long
-    series only those of about the same mean luma are compared, so that it takes no more than a multiple of its length.
+    The distances are 0 throughout: those of a component need not be at distance 0 of each other. The order of the input
+    does not matter. All fingerprints are of one kind.
     """
     table = table_of(replicas)
-    row_of = {each.file: row for row, members in enumerate(table.members) for each in members}
-    rows = np.array([row_of[each.file] for each in replicas])
-    luma, _ = table.planes(rows, "signature" if table.pictures == 1 else "signatures")
-    luma = luma.reshape(len(rows), -1).astype(np.int16)
+    rough = table.components(0)
+    order = np.argsort(rough, kind="stable")
+    starts = np.flatnonzero(np.diff(rough[order], prepend=-1))
+    runs = dict(zip(rough[order][starts].tolist(), np.split(order, starts[1:]), strict=True))
+    sizes = np.bincount(rough, minlength=len(rough))[rough]
+    component = np.arange(len(rough))
+    few = np.flatnonzero((sizes > 1) & (sizes <= CROWD))
+    pairs: Iterable[np.ndarray] = (few[block] for block in pairs_with_equal(rough[few]))
+    crowds = (run for run in runs.values() if len(run) > CROWD)
+    for block in chain(pairs, (pairs_of_nearest(table, run) for run in crowds)):
+        distances = table.without_ambiguous(block, table.distances(block), lambda row: runs[int(rough[row])])
+        connect(component, block[distances == 0])
+    members: dict[int, list[Replica[F]]] = defaultdict(list)
+    for row, first in enumerate(component.tolist()):
+        members[first] += table.members[row]
+    groups = (sorted(each, key=best_first) for each in members.values() if len(each) > 1)
+    return [Group(kind_of(each[0].file), tuple(each), (0,) * len(each)) for each in groups]
+
+
+def pairs_of_nearest(table: Table[F], rows: np.ndarray) -> np.ndarray:
+    """Pairs of each of these rows and its NEAREST ones, nearest first, shape (n, 2).
+
+    Nearest in the mean difference of their luma cells, among the WINDOW rows on either side in order of mean luma: so
+    a long series takes no more than a multiple of its length.
+    """
+    luma = table.planes(rows, "signature" if table.pictures == 1 else "signatures")[0]
+    luma = luma.reshape(len(rows), -1).astype(np.float32)
     by_mean = np.argsort(luma.mean(axis=1), kind="stable")
-    place = np.argsort(by_mean, kind="stable")
-    found: list[list[int]] = []
-    for number, cells in enumerate(luma):
-        others = by_mean[max(0, place[number] - WINDOW) : place[number] + WINDOW + 1]
-        others = others[others < number]
-        difference = np.abs(luma[others] - cells).mean(axis=1)
-        others = others[np.lexsort([others, np.floor(difference)])][: 2 * most]
-        same = rows[others] == rows[number]
-        pairs = np.stack([rows[others], np.full(len(others), rows[number])], axis=1)
-        distances = np.zeros(len(others), np.int64)
-        distances[~same] = table.distances(pairs[~same])
-        found.append(others[distances == 0][:most].tolist())
+    found = []
+    for place, number in enumerate(by_mean.tolist()):
+        others = by_mean[max(0, place - WINDOW) : place + WINDOW + 1]
+        others = others[others != number]
+        near = np.argsort(np.abs(luma[others] - luma[number]).mean(axis=1), kind="stable")[:NEAREST]
+        found.append(np.stack([np.full(len(near), rows[number]), rows[others[near]]], axis=1))
+    return np.concatenate(found)
+
+
+def candidates_before(replicas: Sequence[Replica[F]]) -> list[list[int]]:
+    """For each replica of a component the numbers of those before it that are at distance 0, first or nearest first.
+
+    First first, unless it is a crowd: there the nearest ones are to be looked at before the others.
+    """
+    table = table_of(replicas)
+    numbers = {each.file: number for number, each in enumerate(replicas)}
+    first = np.array([min(numbers[each.file] for each in members) for members in table.members])  # number of each row
+    rows = np.arange(len(first))
+    if len(rows) <= CROWD:
+        one, other = (each.ravel() for each in np.meshgrid(rows, np.argsort(first, kind="stable"), indexing="ij"))
+        pairs = np.stack([one, other], axis=1)
+    else:
+        pairs = pairs_of_nearest(table, rows)
+    pairs = pairs[first[pairs[:, 1]] < first[pairs[:, 0]]]
+    distances = table.without_ambiguous(pairs, table.distances(pairs), lambda _row: rows)
+    found: list[list[int]] = [[] for _ in replicas]
+    for row, other_row in pairs[distances == 0].tolist():
+        found[first[row]].append(int(first[other_row]))
+    for members in table.members:  # they share a row: they are equal
+        for each in members:
+            number = numbers[each.file]
+            own = min(numbers[one.file] for one in members)
+            if number != own:
+                found[number] = [own]
     return found
 
 
@@ -6778,8 +6829,7 @@ def find(run: Run) -> Findings:
     )
 
 
-CROWD = 8  # replicas; in a larger group of pictures that look alike, the nearest ones are looked at first
-MOST_LOOKS = 4  # at a replica and the nearest ones, before it is taken for no copy of any
+MOST_LOOKS = 6  # at a replica and others that it may be a copy of, before it is taken for no copy of any
 MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
 
 
@@ -6789,27 +6839,25 @@ def verified_groups(groups: Iterable[AnyGroup], threshold: int, scoring: Scoring
     What is no copy of that, and too far from it, makes groups of its own: in rounds, all groups at once.
     """
     found: list[AnyGroup] = []
-    waiting = list(groups)
-    crowds: list[Sequence[Replica[Any]]] = [each.replicas for each in waiting if not threshold and is_crowd(each)]
-    waiting = [group for group in waiting if threshold or not is_crowd(group)]
+    waiting: list[Sequence[Replica[Any]]] = [group.replicas for group in groups]
     for _ in range(MOST_ROUNDS):
-        if threshold:  # what is no copy is a look-alike: few are left
-            waiting += [group for crowd in crowds for group in groups_of(crowd, threshold)]
+        if threshold:
+            alike = (group for each in waiting for group in groups_of(each, threshold))
+            stars = [star for group in alike for star in original_first(group, threshold, scoring)]
         else:
-            waiting += [group for family in families(crowds, scoring, looks) for group in groups_of(family, 0)]
-        stars = [star for group in waiting for star in original_first(group, threshold, scoring)]
+            stars = [star_of(family) for family in families(waiting, scoring, looks)]
         looks.look(chain.from_iterable(map(proposed, stars)))
-        waiting, crowds = [], []
+        waiting = []
         for star in stars:
             near, far = looked_over(star, threshold, looks)
             found += [near] if near else []
-            crowds += [far] if len(far) > 1 else []
+            waiting += [far] if len(far) > 1 else []
     return found
 
 
-def is_crowd(group: AnyGroup) -> bool:
-    """Whether so many pictures look alike that most of them are no copies of each other."""
-    return len({match_key(each) for each in group.replicas}) > CROWD and wants_look(*group.replicas[:2])
+def star_of(replicas: Sequence[Replica[Any]]) -> AnyGroup:
+    """The group of these replicas in their order, with their distances from the first."""
+    return Group(kind_of(replicas[0].file), tuple(replicas), tuple(distances_from(replicas[0], replicas)))
 
 
 def proposed(star: AnyGroup) -> list[tuple[Replica[Any], Replica[Any]]]:
@@ -6819,33 +6867,60 @@ def proposed(star: AnyGroup) -> list[tuple[Replica[Any], Replica[Any]]]:
 
 
 def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: Looks) -> list[list[Replica[Any]]]:
-    """The replicas of pictures that look alike, those together that looks link, each with the nearest one before it.
+    """The replicas of pictures that look alike, those together that looks link, each with one before it.
 
-    In order of ORIGINAL; each is looked at with MOST_LOOKS others, until one is a copy of it.
+    In order of ORIGINAL. Each is looked at with MOST_LOOKS others, until one is a copy of it.
     """
-    found = []
-    lines = [ranked(crowd, scoring) for crowd in crowds]
-    nearest = [nearest_before(line, MOST_LOOKS) for line in lines]
-    linked: list[dict[int, int]] = [{} for _ in lines]
-    for step in range(MOST_LOOKS):
-        pairs = [
-            (line, own, number, others[step])
-            for line, own, near in zip(lines, linked, nearest, strict=True)
-            for number, others in enumerate(near)
-            if number not in own and step < len(others)
-        ]
-        looks.look((line[other], line[number]) for line, _, number, other in pairs)
-        for line, own, number, other in pairs:
-            if looks.are_copies(line[other], line[number]):
-                own[number] = other
-    for line, own in zip(lines, linked, strict=True):
-        family_of = list(range(len(line)))
+    lines = [Line(ranked(crowd, scoring)) for crowd in crowds]
+    for _ in range(MOST_LOOKS):
+        pairs = [(line, number, other) for line in lines for number, other in line.proposed()]
+        looks.look((line.replicas[other], line.replicas[number]) for line, number, other in pairs)
+        for line, number, other in pairs:
+            line.note(number, other, looks.are_copies(line.replicas[other], line.replicas[number]))
+    return [family for line in lines for family in line.families()]
+
+
+class Line:
+    """Pictures that look alike, in order of ORIGINAL, while looks link each with one before it."""
+
+    def __init__(self, replicas: Sequence[Replica[Any]]) -> None:
+        self.replicas = replicas
+        self.candidates = candidates_before(replicas)
+        self.linked = list(range(len(replicas)))  # each with the one that it is a copy of, or itself
+        self.refused: list[set[int]] = [set() for _ in replicas]  # those that each is no copy of
+
+    def proposed(self) -> Iterator[tuple[int, int]]:
+        """Each number that is a copy of none so far, with the next one that it may be a copy of.
+
+        Of what is a copy of something itself that is taken instead, if it is a candidate, too.
+        """
+        for number, candidates in enumerate(self.candidates):
+            for other in candidates if self.linked[number] == number else ():
+                first = self.first_of(other)
+                chosen = first if first in candidates else other
+                if self.refused[number].isdisjoint((first, chosen)):
+                    yield number, chosen
+                    break
+
+    def note(self, number: int, other: int, is_copy: bool) -> None:
+        """Take what a look at two has found."""
+        if is_copy:
+            self.linked[number] = other
+        else:
+            self.refused[number].add(other)
+
+    def first_of(self, number: int) -> int:
+        """The first of the family of a number."""
+        while self.linked[number] != number:
+            number = self.linked[number]
+        return number
+
+    def families(self) -> list[list[Replica[Any]]]:
+        """The families of at least two."""
         members: dict[int, list[Replica[Any]]] = defaultdict(list)
-        for number, each in enumerate(line):
-            family_of[number] = family_of[own[number]] if number in own else number
-            members[family_of[number]].append(each)
-        found += [each for each in members.values() if len(each) > 1]
-    return found
+        for number, each in enumerate(self.replicas):
+            members[self.first_of(number)].append(each)
+        return [each for each in members.values() if len(each) > 1]
 
 
 def looked_over(star: AnyGroup, threshold: int, looks: Looks) -> tuple[AnyGroup | None, list[Replica[Any]]]:
@@ -6899,10 +6974,15 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     scanned = only(scanned, "image")
     with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool)
-        grouped = functools.partial(groups_of, threshold=run.threshold)
+        grouped = grouping(run.threshold)
         looks = made_anew(IMAGE_WORK, cache.is_uncertain), *IMAGE_LOOKS, DETAIL_LOOK
         groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
     return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+
+
+def grouping(threshold: int) -> Callable[[Iterable[Replica[F]]], list[Group[F]]]:
+    """What makes of replicas the groups that `verified_groups` takes."""
+    return functools.partial(groups_of, threshold=threshold) if threshold else related_groups
 
 
 VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
@@ -6916,7 +6996,7 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     scanned = only(scanned, "video")
     with closing(FingerprintCache(VIDEO_CACHE, run.cache, scanned)) as cache:
         replicas, unreadable, cached = video_fingerprints(scanned, cache, pool)
-        grouped = functools.partial(groups_of, threshold=run.threshold)
+        grouped = grouping(run.threshold)
         # What is noted counts as certain, so it must not be noted of what is to be made anew.
         doubtful = {each.file.path for each in wanting_end(grouped(replicas)) if not cache.is_uncertain(each.file)}
         replicas = with_ends_noted(replicas, doubtful, cache, pool)
@@ -7129,19 +7209,23 @@ def groups_anew(
 def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, str]:
     """By path, why files of a decision must not move or be relied on: read anew, they are not what it is based on."""
     group = decision.keeper, *decision.trash, *decision.stays
-    groups, problems = groups_anew(group, functools.partial(groups_of, threshold=threshold), pool, unless_changed)
+    groups, problems = groups_anew(group, grouping(threshold), pool, unless_changed)
     doubts = {problem.path: problem.reason for problem in problems}
-    members = ({each.file.path for each in found.replicas} for found in groups)
-    alike = next((paths for paths in members if decision.keeper.file.path in paths), set())
-    copies = [each for each in decision.trash if each not in decision.alike and each.file.path in alike]
+    anew = {each.file.path: each for found in groups for each in found.replicas}
+    keeper = anew.get(decision.keeper.file.path)
+    near = zip(anew, distances_from(keeper, [*anew.values()]), strict=True) if keeper else ()
+    alike = {path: bits for path, bits in near if bits <= threshold}
+    chosen = {each.file.path for each in decision.alike}  # by a person, who has seen that they are no copies
     looks = Looks(pool)
-    looks.look((decision.keeper, each) for each in copies)
+    copies = [anew[each.file.path] for each in decision.trash if alike.get(each.file.path) == 0]
+    copies = [each for each in copies if each.file.path not in chosen]
+    looks.look((keeper, each) for each in copies if keeper)
     doubts |= {path: problem.reason for path, problem in looks.problems.items()}
-    for each in decision.trash:
-        seen = looks.verdict(decision.keeper, each) if each in copies else None
-        if each.file.path not in alike or (seen and not seen.copy):
+    for path in (each.file.path for each in decision.trash):
+        seen = looks.verdict(keeper, anew[path]) if keeper and path in alike and path not in chosen else None
+        if path not in alike or (seen and not seen.copy):
             why = f": {seen.reason}" if seen else ""
-            doubts.setdefault(each.file.path, f"read once more, it is no copy of the file that would be kept{why}")
+            doubts.setdefault(path, f"read once more, it is no copy of the file that would be kept{why}")
     return doubts
 
 
