@@ -4257,8 +4257,8 @@ def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     table = table_of(replicas)
     rough = table.components(0)
     order = np.argsort(rough, kind="stable")
-    starts = np.flatnonzero(np.diff(rough[order], prepend=-1))
-    runs = dict(zip(rough[order][starts].tolist(), np.split(order, starts[1:]), strict=True))
+    firsts, starts = np.unique(rough[order], return_index=True)
+    runs = dict(zip(firsts.tolist(), np.split(order, starts[1:]), strict=False))  # strict but for no rows at all
     sizes = np.bincount(rough, minlength=len(rough))[rough]
     component = np.arange(len(rough))
     few = np.flatnonzero((sizes > 1) & (sizes <= CROWD))
