@@ -4801,7 +4801,7 @@ DISPLACED = 0.0015  # of the longer side, by which a corner may be displaced, or
 DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a pixel
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail
-FLAT_DETAIL = 0.05  # levels squared, that need not correlate
+FLAT_DETAIL = 0.5  # levels squared, that need not correlate
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
 CONVERTED = 0.5  # levels more where colours were converted from another profile
 STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
@@ -4809,7 +4809,7 @@ COLOURFUL = 0.6  # of the strongest colour
 SATURATION, HUE = 0.07, 0.07  # shares by which strong colours differ
 # Of the activity, by layer: what differs by less comes of resampling.
 SPOT_SHARES = (0.2, 0.08, 0.04, 0.02), (0.4, 0.15, 0.1, 0.06), (0.4, 0.15, 0.1, 0.06)
-SPOT_LIMITS = (5.0, 4.5, 3.5, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
+SPOT_LIMITS = (5.0, 4.5, 4.0, 4.0), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
 DITHERED = 2.0  # times of the error of a palette squared: dithering hands errors on to pixels nearby
 DITHERED_LEVELS = 9.0, 7.0, 5.0, 4.0  # and by as much in any case, by layer
 WIDESPREAD = 0.2  # of the windows: what differs in so many does so all over

@@ -4104,11 +4104,10 @@ def test_a_picture_in_grey_or_cmyk_is_the_same_as_its_copy(tmp_path: Path, mode:
     assert verdict(one, save(scene().convert(mode).convert("RGB").resize((480, 360)), tmp_path / "two.jpg")) == SAME
 
 
-@pytest.mark.parametrize("dither", [Image.Dither.NONE, Image.Dither.FLOYDSTEINBERG])
-def test_a_picture_with_a_palette_is_the_same_and_an_edit_of_it_is_not(tmp_path: Path, dither: Image.Dither) -> None:
+def test_a_picture_with_a_palette_is_the_same_and_an_edit_of_it_is_not(tmp_path: Path) -> None:
     original = ImageEnhance.Color(photo(1, (960, 720))).enhance(0.2)  # 256 colours are enough for it
     one = save(original, tmp_path / "one.jpg", quality=92)
-    few = original.quantize(palette=original.quantize(256), dither=dither)
+    few = original.quantize(palette=original.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
     assert verdict(one, save(few, tmp_path / "two.png")) == SAME
     edited = with_disc(original, (700, 500, 740, 540), (255, 255, 255)).quantize(256)
     assert not verdict(one, save(edited, tmp_path / "edited.png")).copy
