@@ -131,7 +131,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 try:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads would not survive a fork
     import numpy as np
-    from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageChops, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 except ImportError as error:
     print(f"idem: {error}: python -m pip install numpy Pillow", file=sys.stderr)
     sys.exit(2)
@@ -8834,6 +8834,8 @@ PREVIEW_QUALITY = 92
 DIFFERENCE_SIDE = 2048  # px
 DIFFERENCE_GAIN = 8  # by which differences are made brighter, or nobody would see them
 VISIBLE_DIFFERENCE = 16  # levels
+FRAME_MARGIN = 0.012  # of the longer side, around what is framed
+FRAME_COLOUR = "#4fc3f7"
 
 
 @dataclass(frozen=True, slots=True)
@@ -8881,9 +8883,10 @@ def preview_of(file: MediaFile) -> Rendering:
 
 @problem_if_unreadable
 def difference_of(one: MediaFile, other: MediaFile) -> Rendering:
-    """Where two pictures differ, brighter for more; the note tells by how much.
+    """Where two pictures differ, brighter for more; the note tells by how much, and what a closer look sees.
 
-    The one with more pixels takes the size of the other: what resolution alone adds is no difference.
+    The one with more pixels takes the size of the other: what resolution alone adds is no difference. The spot that the
+    look finds is framed: a small one is easily overlooked.
     """
     pictures = (picture_or_frame(each, DIFFERENCE_SIDE) for each in (one, other))
     smaller, larger = sorted(pictures, key=lambda each: each.width * each.height)
@@ -8893,11 +8896,27 @@ def difference_of(one: MediaFile, other: MediaFile) -> Rendering:
     counts = levels.histogram()
     share = sum(counts[VISIBLE_DIFFERENCE:]) / sum(counts)
     largest = max(level for level, count in enumerate(counts) if count)
-    note = {"largest": largest, "share": share, "visible": VISIBLE_DIFFERENCE, "gain": DIFFERENCE_GAIN}
+    note: dict[str, Any] = {"largest": largest, "share": share, "visible": VISIBLE_DIFFERENCE, "gain": DIFFERENCE_GAIN}
     note |= {"width": reduced.width, "height": reduced.height}
     bright = levels.point([min(255, level * DIFFERENCE_GAIN) for level in range(256)])
     heat = ImageOps.colorize(bright, black="#000000", mid="#e2601c", white="#ffffff")
+    if kind_of(one) == kind_of(other) == "image":
+        view, other_view = view_of(one), view_of(other)
+        if isinstance(view, View) and isinstance(other_view, View):
+            seen = verdict(view, other_view)
+            note |= {"copy": seen.copy, "reason": seen.reason}
+            draw_frame(heat, seen.box)
     return rendering(heat, PREVIEW_QUALITY, subsampling=0, note=json.dumps(note))
+
+
+def draw_frame(picture: Image.Image, box: tuple[float, float, float, float] | None) -> None:
+    """Draw a frame around this part of the picture, in shares of its sides."""
+    if not box:
+        return
+    margin = FRAME_MARGIN * max(picture.size)
+    left, top, right, bottom = (share * side for share, side in zip(box, picture.size * 2, strict=True))
+    corners = left - margin, top - margin, right + margin, bottom + margin
+    ImageDraw.Draw(picture).rectangle(corners, outline=FRAME_COLOUR, width=max(1, round(margin / 4)))
 
 
 # ── metadata ──

@@ -9915,7 +9915,8 @@ def test_a_file_edited_since_the_scan_is_not_shown_as_what_was_found(gallery: Se
 
 def test_the_difference_is_where_the_pictures_differ(gallery: Served, tmp_path: Path) -> None:
     answer = gallery.ask(f"difference/{gallery.number_of('turned.jpg')}/0/1")
-    note = {"largest": 0, "share": 0.0, "visible": 16, "gain": 8, "width": 900, "height": 600}
+    note: dict[str, Any] = {"largest": 0, "share": 0.0, "visible": 16, "gain": 8, "width": 900, "height": 600}
+    note |= {"copy": True, "reason": "the same but for size and compression"}
     assert (answer.status, json.loads(answer.headers["idem-note"])) == (200, note)
     assert np.abs(corners_of(Image.open(io.BytesIO(answer.body)))).max() == 0
     save(quarters(), tmp_path / "one.png")
@@ -9932,6 +9933,20 @@ def test_the_difference_is_where_the_pictures_differ(gallery: Served, tmp_path: 
         first, *rest = corners_of(picture)
         assert min(first) > 100
         assert rest == [(0, 0, 0)] * 3
+
+
+def test_the_spot_in_which_two_pictures_differ_is_framed(tmp_path: Path) -> None:
+    one = media_file(save(invoice("250.00"), tmp_path / "bill.png"))
+    other = media_file(save(invoice("290.00"), tmp_path / "changed.png"))
+    shown = idem.difference_of(one, other)
+    assert isinstance(shown, idem.Rendering)
+    assert {"copy": False, "reason": "differs in a spot at the right"}.items() <= json.loads(shown.note).items()
+    red, _, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(shown.data)).convert("RGB")).astype(int), 2, 0)
+    rows, columns = np.nonzero(blue - red > 90)  # the frame; what differs is red, or white
+    top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+    # Around the second of the digits that start at 720.
+    assert 680 < left < 735 and 745 < right < 800
+    assert 552 < top < 595 and 612 < bottom < 654
 
 
 def test_a_video_is_sent_in_the_parts_that_are_asked_for(gallery: Served) -> None:

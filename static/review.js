@@ -951,10 +951,11 @@ class DifferenceLayer extends Layer {
 function differenceText(note) {
   const size = `compared at ${note.width} × ${note.height}`;
   if (!note.largest) return `: no difference, ${size}`;
+  const seen = note.reason ? `: ${note.reason}` : "";
   const percent = (note.share * 100).toFixed(note.share < 0.01 ? 2 : 1);
   const share = note.share === 0 ? "no pixel" : `${percent} % of the pixels`;
   const levels = `at most ${note.largest} of 255 levels apart, ${share} by ${note.visible} or more`;
-  return `, ${note.gain} times brighter: ${levels}; ${size}`;
+  return `${seen} · ${note.gain} times brighter: ${levels}; ${size}`;
 }
 
 // ── the viewer: the copies of one group, large and in the same place ──
