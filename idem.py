@@ -25,7 +25,7 @@ comes first:
     workers                    tasks                -> results, in processes of their own
     images, videos, checksums  MediaFile            -> fingerprint
     match                      fingerprints         -> Group
-    closer look                groups               -> groups of files that are whole
+    closer look                groups, pairs        -> files that are whole; verdicts: copy or not, and why
     decide                     Group (and Choice)   -> Decision
     find                       Run                  -> Findings: all of the above, in one function
     act                        Decision             -> moves, journal, undo
@@ -45,6 +45,7 @@ Glossary, with a sample value of each:
     threshold         largest distance, in bits, at which pictures are grouped     0
     replica           one file of a group                                          Replica(file, fingerprint)
     group             the best replica and all that are within the threshold of it Group(kind, replicas, ...)
+    verdict           what a look at two replicas side by side has found           Verdict(copy, reason, box)
     keeper            the replica that stays: the best one, see `best_first`,
                       unless files are equal or a person chose another             vacation/beach.jpg
     choice            what a person wants of a group, by numbers of its replicas   Choice(keep, named, placed)
@@ -4393,7 +4394,7 @@ def recoverable_bytes(group: AnyGroup) -> int:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
-#  Closer look: groups -> groups of files that are whole
+#  Closer look: groups and pairs -> files that are whole, and verdicts on which are copies
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 TAIL = 3.0  # s before the end of a video from which on it is read
@@ -8602,8 +8603,9 @@ def json_report(findings: Findings) -> str:
     groups = []
     for group, decision in zip(findings.groups, findings.decisions, strict=True):
         files = []
-        for replica, distance in zip(group.replicas, group.distances, strict=True):
+        for place, replica in enumerate(group.replicas):
             width, height, seconds = dimensions_of(replica)
+            verdict = group.verdict_on(place)
             files.append(
                 {
                     "path": replica.file.path,
@@ -8613,7 +8615,8 @@ def json_report(findings: Findings) -> str:
                     "height": height or None,
                     **({"duration": seconds} if seconds else {}),
                     "modified": utc_time(replica.file.mtime_ns),
-                    "distance": distance,
+                    "distance": group.distances[place],
+                    "look": verdict.reason if verdict else None,
                 }
             )
         decided = {

@@ -7587,6 +7587,7 @@ def test_the_json_report_has_exactly_the_documented_fields(
                         "width": 1200,
                         "height": 900,
                         "distance": 0,
+                        "look": None,
                     },
                     {
                         "path": small,
@@ -7595,6 +7596,7 @@ def test_the_json_report_has_exactly_the_documented_fields(
                         "width": 600,
                         "height": 450,
                         "distance": 0,
+                        "look": "the same but for size and compression",
                     },
                 ],
                 "decision": {
