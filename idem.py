@@ -4258,8 +4258,9 @@ def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     table = table_of(replicas)
     rough = table.components(0)
     order = np.argsort(rough, kind="stable")
-    firsts, starts = np.unique(rough[order], return_index=True)
-    runs = dict(zip(firsts.tolist(), np.split(order, starts[1:]), strict=False))  # strict but for no rows at all
+    firsts, starts, counts = np.unique(rough[order], return_index=True, return_counts=True)
+    ends = starts + counts
+    runs = {first: order[start:end] for first, start, end in np.stack([firsts, starts, ends], axis=1).tolist()}
     sizes = np.bincount(rough, minlength=len(rough))[rough]
     component = np.arange(len(rough))
     few = np.flatnonzero((sizes > 1) & (sizes <= CROWD))

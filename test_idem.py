@@ -3812,7 +3812,7 @@ def all_distances(replicas: list[Replica[F]]) -> dict[tuple[str, str], int]:
     table = idem.table_of(replicas)
     rows = {each.file.path: row for row, members in enumerate(table.members) for each in members}
     pairs = list(itertools.permutations(rows, 2))
-    found = table.distances(np.array([(rows[one], rows[other]) for one, other in pairs]).reshape(-1, 2)).tolist()
+    found = table.distances(np.array([(rows[one], rows[other]) for one, other in pairs], int).reshape(-1, 2)).tolist()
     return {pair: 0 if rows[pair[0]] == rows[pair[1]] else bits for pair, bits in zip(pairs, found, strict=True)}
 
 
@@ -3853,6 +3853,57 @@ def partly_trashed(replicas: list[Replica[F]]) -> list[Replica[F]]:
         replace(each, file=replace(each.file, path=each.file.path.replace("lib", "lib/trash"))) for each in replicas
     ]
     return [*replicas[::2], *trash[1::2], replace(replicas[0], file=replace(replicas[0].file, path="/lib/same.jpg"))]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 40, 150])
+def test_related_groups_are_the_connected_components_of_copies(count: int) -> None:
+    replicas = as_replicas(fingerprints_of_kin(count))
+    component = {each.file.path: {each.file.path} for each in replicas}
+    for (one, other), bits in all_distances(replicas).items():
+        if bits == 0 and component[one] is not component[other]:
+            component[one] |= component[other]
+            component |= dict.fromkeys(component[other], component[one])
+    expected = {frozenset(each) for each in component.values() if len(each) > 1}
+    for seed in (1, 2):
+        random.Random(seed).shuffle(replicas)
+        found = idem.related_groups(replicas)
+        assert {frozenset(each.file.path for each in group.replicas) for group in found} == expected
+        assert all(list(group.replicas) == sorted(group.replicas, key=idem.best_first) for group in found)
+
+
+def test_in_a_long_series_each_picture_is_still_related_to_its_copy() -> None:
+    rng = np.random.default_rng(3)
+    first = replace(random_fingerprint(rng), palette=False, luma_step=2, chroma_step=2)
+    cells = np.frombuffer(base64.b64decode(first.signature), np.uint8).astype(int).clip(20, 235)
+    series = []
+    for number in range(300):  # all look alike: no cell moves by more than copying explains
+        shot = cells + rng.integers(-2, 3, len(cells))
+        for step, width in ((0, 400), (1, 800)):
+            noisy = shot + step * (np.arange(len(cells)) % 97 == 0)
+            series.append(
+                replace(
+                    first,
+                    width=width,
+                    height=width * 3 // 4,
+                    integrity=replace(first.integrity, data_sum=f"{number:07x}{step}"),
+                    signature=base64.b64encode(noisy.astype(np.uint8).tobytes()),
+                )
+            )
+    replicas = as_replicas(series)
+    group_of = {each.file.path: group.replicas[0] for group in idem.related_groups(replicas) for each in group.replicas}
+    assert all(
+        group_of[one.file.path] is group_of[other.file.path]
+        for one, other in zip(replicas[::2], replicas[1::2], strict=True)
+    )
+    line = sorted(replicas, key=idem.best_first)  # the large ones first
+    candidates = idem.candidates_before(line)
+    numbers = {each.file.path: number for number, each in enumerate(line)}
+    copies = [
+        (numbers[small.file.path], numbers[large.file.path])
+        for small, large in zip(replicas[::2], replicas[1::2], strict=True)
+    ]
+    assert all(large in candidates[small] for small, large in copies)
+    assert max(map(len, candidates)) <= idem.NEAREST * 2
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 5, 10, 64])
