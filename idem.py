@@ -4558,7 +4558,7 @@ class View:
     stored: Image.Image | None  # of the numbers as stored, where a colour profile changes them
     luma_step: int  # quantisers, see `ImageFingerprint`
     chroma_step: int
-    palette: bool
+    palette: Image.Image | None  # a picture with its colours if they are few
 
 
 @dataclass(frozen=True, slots=True)
@@ -4590,14 +4590,14 @@ def view_of(file: MediaFile) -> View | Problem:
     stored, seen = (turned(each, orientation) if each else None for each in stored_and_seen(picture, size))
     assert seen
     width, height = reversed(size) if TURNS[orientation][0] else size
-    return View(width, height, seen, stored, *steps, picture.mode in ("P", "PA"))
+    return View(width, height, seen, stored, *steps, palette_of(picture))
 
 
 def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
     """The view of a picture of R, G, B, shape (height, width, 3), uint8, in sRGB."""
     picture = Image.fromarray(rgb)
     _, seen = stored_and_seen(picture, picture.size)
-    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, False)
+    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, None)
 
 
 def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image | None, Image.Image]:
@@ -4616,11 +4616,21 @@ def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.
     return stored, in_ycbcr(transform(reduced.convert(PROFILE_MODES[reduced.mode])))
 
 
+def palette_of(picture: Image.Image) -> Image.Image | None:
+    """A picture that `Image.quantize` takes the colours of this one from; None if it has no palette."""
+    colours = picture.getpalette("RGB") if picture.mode in ("P", "PA") else None
+    if not colours:
+        return None
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return palette
+
+
 def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
     """The part of a picture from its upper left corner to that extent in px, at another size."""
     box = 0, 0, min(extent[0], picture.width), min(extent[1], picture.height)
-    if picture.size == size == box[2:]:
-        return picture
+    if size == box[2:]:
+        return picture if picture.size == size else picture.crop(box)
     return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
 
 
@@ -4638,6 +4648,12 @@ def turned(picture: Image.Image, orientation: int) -> Image.Image:
 
 # What follows compares planes: arrays of float32, rows and columns last.
 
+LAYERS = 4  # of a picture, each of half the size of the one before
+FIT_PIXELS = 10_000  # that are enough to fit few factors
+FIT_ROUNDS = 4
+RIDGE = 100.0  # holds factors near 0 where there is too little to tell them
+NOISE = 4.0  # levels squared, of activity that says nothing
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
@@ -4651,14 +4667,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Two pictures on one grid."""
+    """Two pictures on one grid: the layers of luma, Cb and Cr, and the quantisers of both together for each."""
 
-    luma: tuple[Layer, ...]  # each of half the size of the one before
-    chroma: tuple[tuple[Layer, ...], tuple[Layer, ...]]
-    luma_step: int  # the quantisers of both together
-    chroma_step: int
+    planes: tuple[tuple[Layer, ...], ...]
+    clipped: np.ndarray  # the share of luma that is black or white, in the last layer
+    steps: tuple[int, int, int]
     palette: bool
-    contrast: tuple[np.ndarray, np.ndarray]  # luma of the two
     scale: float  # px of the smaller picture in one of the grid
 
 
@@ -4694,95 +4708,104 @@ def first_finding(pair: Pair) -> Finding | None:
 def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
     """Two views on a grid of the smaller one's pixels, or of two by two of these if it is not too small for that."""
     size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
-    halve = max(size) >= GRID_SIDE // 2
-    grid = [max(1, side // 2) if halve else side for side in size]
-    target = (2 * grid[0], 2 * grid[1]) if halve else (grid[0], grid[1])
-    channels = []
+    times = 2 if max(size) >= GRID_SIDE // 2 else 1
+    grid = [max(1, side // times) for side in size]
+    target = times * grid[0], times * grid[1]
+    pictures = []
     for each in (picture, other_picture):
         extent = [own * to / side for own, to, side in zip(each.size, target, size, strict=True)]
-        bands = resized(each, target, extent).split()
-        channels.append([np.asarray(band).astype(np.float32) for band in bands])
-    (y, cb, cr), (other_y, other_cb, other_cr) = channels
-    fine = None
-    if halve:
-        small, other_small = halved(y), halved(other_y)
-        fine = (halved(y * y) - small * small + halved(other_y * other_y) - other_small * other_small) / 2
-        y, other_y = small, other_small
-        cb, cr, other_cb, other_cr = (halved(each) for each in (cb, cr, other_cb, other_cr))
-    luma = layers_of(y, other_y, fine)
-    detail = halved(luma[0].activity)
-    chroma = tuple(
-        layers_of(halved(each), halved(of_other), detail / 4) for each, of_other in ((cb, other_cb), (cr, other_cr))
-    )
-    return Pair(
-        luma,
-        cast(Any, chroma),
-        one.luma_step + other.luma_step,
-        one.chroma_step + other.chroma_step,
-        one.palette or other.palette,
-        (y, other_y),
-        size[0] / grid[0],
-    )
+        pictures.append(resized(each, target, extent))
+    lost = palette_errors(one, other, *pictures)
+    bands = [bands_of(each) for each in pictures]
+    fine = np.zeros((), np.float32)  # variance within what is one on the grid
+    if times == 2:
+        small = [[halved(band) for band in channels] for channels in bands]
+        for (luma, *_), (mean, *_) in zip(bands, small, strict=True):
+            fine = fine + (halved(luma * luma) - mean * mean) / 2
+        bands, lost = small, [halved(error) for error in lost]
+    (luma, *chroma), (other_luma, *other_chroma) = bands
+    planes = [layers_of(luma, other_luma, fine, lost[:1])]
+    detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
+    lost = [halved(error) for error in lost[1:]]
+    for number, (cb_or_cr, of_other) in enumerate(zip(chroma, other_chroma, strict=True)):
+        planes.append(layers_of(halved(cb_or_cr), halved(of_other), detail, lost[number : number + 1]))
+    steps = one.luma_step + other.luma_step, one.chroma_step + other.chroma_step
+    clipped = ((planes[0][0].mean < 5) | (planes[0][0].mean > 250)).astype(np.float32)
+    for _ in range(LAYERS - 1):
+        clipped = halved(clipped)
+    return Pair(tuple(planes), clipped, (*steps, steps[1]), bool(lost), size[0] / grid[0])
 
 
-LEVELS = 4  # layers of half the size each
+def bands_of(picture: Image.Image) -> list[np.ndarray]:
+    """The planes of a picture, as float32."""
+    return [np.asarray(band).astype(np.float32) for band in picture.split()]
 
 
-def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray | None) -> tuple[Layer, ...]:
+def palette_errors(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> list[np.ndarray]:
+    """By how much Y, Cb and Cr may differ because a picture had no colours nearer to those of the other."""
+    errors: list[np.ndarray] = []
+    for view, of_other in ((one, other_picture), (other, picture)):
+        if view.palette:
+            rgb = of_other.convert("RGB")
+            nearest = in_ycbcr(rgb.quantize(palette=view.palette, dither=Image.Dither.NONE))
+            found = [np.abs(a - b) for a, b in zip(bands_of(nearest), bands_of(of_other), strict=True)]
+            errors = [a + b for a, b in zip(errors, found, strict=True)] if errors else found
+    return errors
+
+
+def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray, lost: Sequence[np.ndarray]) -> tuple[Layer, ...]:
+    """A plane of two pictures in layers; `fine` is activity of what the plane is too coarse for."""
     mean, difference = (one + other) / 2, other - one
     basis = basis_of(mean)
-    activity = activity_of(mean, basis)
-    if fine is not None:
-        activity += fine
+    activity = activity_of(basis) + fine
     stride = max(1, round(math.sqrt(mean.size / FIT_PIXELS)))
-    weights = 1 / (activity + 4)
-    sampled = (each[::stride, ::stride].ravel() for each in (difference, weights))
-    factors = fitted(np.stack([each[::stride, ::stride].ravel() for each in basis]), *sampled)
     residual = difference.copy()
+    for error in lost:
+        residual -= np.clip(residual, -error, error)
+    weights, target, *sampled = (
+        each[::stride, ::stride].ravel() for each in (1 / (activity + NOISE), residual, *basis)
+    )
+    factors, _ = fitted(np.stack(sampled), target, weights)
     for factor, each in zip(factors, basis, strict=True):
         residual -= np.float32(factor) * each
     layers = [Layer(mean, difference, residual, activity)]
-    for _ in range(LEVELS - 1):
-        if min(mean.shape) < 8:
-            break
+    while len(layers) < LAYERS:
         mean, difference, residual = halved(mean), halved(difference), halved(residual)
-        activity = activity_of(mean, basis_of(mean)) + halved(activity) / 4
+        activity = activity_of(basis_of(mean)) + halved(activity) / 4
         layers.append(Layer(mean, difference, residual, activity))
     return tuple(layers)
-
-
-FIT_PIXELS = 20_000  # that are enough to fit few factors
 
 
 def basis_of(plane: np.ndarray) -> list[np.ndarray]:
     """What differences of resampling and sharpening are made of: 1, contrast, slopes, and curvature at two scales."""
     padded = np.pad(plane, 2, mode="edge")
-    middle = padded[2:-2, 2:-2]
     left, right, above, below = padded[2:-2, 1:-3], padded[2:-2, 3:-1], padded[1:-3, 2:-2], padded[3:-1, 2:-2]
     far = padded[2:-2, :-4] + padded[2:-2, 4:] + padded[:-4, 2:-2] + padded[4:, 2:-2]
-    level = np.float32(plane.mean())
-    curvature, wide = left + right + above + below - 4 * middle, far - 4 * middle
-    return [np.ones_like(plane), plane - level, (right - left) / 2, (below - above) / 2, curvature, wide]
+    middle = 4 * plane
+    curvatures = left + right + above + below - middle, far - middle
+    return [np.ones_like(plane), plane - plane.mean(), (right - left) / 2, (below - above) / 2, *curvatures]
 
 
-def activity_of(plane: np.ndarray, basis: Sequence[np.ndarray]) -> np.ndarray:
+def activity_of(basis: Sequence[np.ndarray]) -> np.ndarray:
     _, _, across, down, curvature, _ = basis
     return across * across + down * down + curvature * curvature / 8
 
 
-def fitted(basis: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Factors of the basis, (k, n), that explain most of the target, (n,): iteratively reweighted least squares.
+def fitted(basis: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the basis, (k, n), that explain most of the target, (n,); and their covariance, (k, k).
 
-    Cauchy weights, so that what is in a part of the picture only does not count.
+    Ridge regression, reweighted by Cauchy's function: what is in a small part of the picture only does not count.
     """
-    basis, target, weights = basis.astype(np.float64), target.astype(np.float64), weights.astype(np.float64)
-    factors, robust = np.zeros(len(basis)), weights
-    for _ in range(4):
+    basis, target, weights = (each.astype(np.float64) for each in (basis, target, weights))
+    robust = weights
+    for _ in range(FIT_ROUNDS):
         scaled = basis * robust
-        factors = np.linalg.lstsq(scaled @ basis.T, scaled @ target, rcond=1e-9)[0]
-        error = (target - factors @ basis) ** 2 * weights
-        robust = weights / (1 + error / (6 * np.median(error) + 1e-3))
-    return factors
+        inverse = np.linalg.inv(scaled @ basis.T + RIDGE * np.eye(len(basis)))
+        factors = inverse @ (scaled @ target)
+        error = (target - factors @ basis) ** 2
+        spread = (robust * error).sum() / max(1, len(target) - len(basis))
+        robust = weights / (1 + error * weights / (6 * np.median(error * weights) + 1e-3))
+    return factors, inverse * spread
 
 
 def halved(plane: np.ndarray) -> np.ndarray:
@@ -4804,119 +4827,176 @@ def windows(plane: np.ndarray) -> np.ndarray:
 
 # ── what may tell them apart ──
 
-OUTLIERS = (6.5, 5.5, 5.0, 5.0)  # times the usual difference, by layer
-CHROMA_OUTLIERS = (6.5, 5.5, 5.0, 5.0)
+DISPLACED = 0.0018  # of the longer side: copies are displaced by half of that, a crop by half a percent by 0.005
+DISPLACED_PIXELS = 0.6  # of the smaller picture: resampling displaces by half a pixel
+DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
+UNLIKE_DETAIL = 0.12  # one less the correlation of detail, see `unlike`
+COLOURFUL = 0.6  # of the strongest colour
+TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
+SPOT_SHARE = 0.1, 0.25, 0.25  # of the activity: what differs by less comes of resampling
+SPOT_LIMITS = (5.5, 5.0, 4.0, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
 
 
-def moved(pair: Pair) -> Iterator[Finding]:
-    """Turned, shifted, cropped: the displacement of the corners, fitted to slopes (Lucas and Kanade)."""
-    layer = pair.luma[min(2, len(pair.luma) - 1)]
-    step = 2 ** min(2, len(pair.luma) - 1)
+def displaced(pair: Pair) -> Iterator[Finding]:
+    """Turned, shifted, cropped: how far the corners moved, by fitting slopes to the difference (Lucas and Kanade)."""
+    layer, step = pair.planes[0][2], pair.scale * 4
     rows, columns = layer.mean.shape
-    _, contrast, across, down, _, _ = basis_of(layer.mean)
+    flat, contrast, across, down, _, _ = basis_of(layer.mean)
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)
-    parts = [across, across * x, across * y, down, down * x, down * y, np.ones_like(contrast), contrast]
-    weights = 1 / (layer.activity + 4)
-    factors = fitted(np.stack([each.ravel() for each in parts]), layer.difference.ravel(), weights.ravel())
-    corners = [(1, i, j) @ factors[at : at + 3] for i in (-1, 1) for j in (-1, 1) for at in (0, 3)]
-    largest = float(np.abs(corners).max()) * step * pair.scale
-    yield Finding(largest / (0.5 + 0.0006 * max(rows, columns) * step * pair.scale), "turned or shifted a little")
+    basis = np.stack([each.ravel() for each in (flat, contrast, *(s * k for s in (across, down) for k in (1, x, y)))])
+    target, weights = layer.difference.ravel(), 1 / (layer.activity + NOISE).ravel()
+    factors, covariance = fitted(basis, target, weights)
+    pixels = 0.0
+    for at in (slice(2, 5), slice(5, 8)):
+        for corner in product((1,), (-1, 1), (-1, 1)):
+            error = math.sqrt(max(0.0, float(corner @ covariance[at, at] @ corner)))
+            pixels = max(pixels, step * (abs(float(factors[at] @ corner)) - 4 * error))
+    without, _ = fitted(basis[:2], target, weights)
+    robust = weights / (1 + weights * (target - factors @ basis) ** 2)
+    left, all_of_it = ((robust * (target - each @ basis[: len(each)]) ** 2).sum() for each in (factors, without))
+    limit = max(DISPLACED_PIXELS, DISPLACED * step * max(rows, columns))
+    explained = 1 - float(left / (all_of_it + 1e-9))
+    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE), "turned, shifted or cropped a little")
 
 
-def differing_all_over(pair: Pair) -> Iterator[Finding]:
-    """Other things everywhere: differences as large as what is in the picture."""
-    layer = pair.luma[1] if len(pair.luma) > 1 else pair.luma[0]
-    step = pair.luma_step / 2
-    base = pair.luma[0]
-    error = windows(halved(base.residual**2)) / (windows(halved(base.activity)) + 4)
-    yield Finding(math.sqrt(float(error.max())) / (1 + step / 32), "differs all over")
-    variance = windows(layer.residual**2) - windows(layer.residual) ** 2
-    spread = [variance_of(each) for each in pair.contrast]
-    shape = tuple(slice(min(sides)) for sides in zip(variance.shape, spread[0].shape, strict=True))
-    floor = 400 if pair.palette else 100
-    share = variance[shape] / np.maximum(np.maximum(*(each[shape] for each in spread)), floor)
-    limit = 0.5 if pair.palette else 0.35 + max(0, step - 16) / 100
-    yield Finding(float(share.max()) / limit, "differs all over")
-
-
-def variance_of(plane: np.ndarray) -> np.ndarray:
-    small = halved(plane)
-    return windows(halved(plane * plane)) - windows(small) ** 2
+def unlike(pair: Pair) -> Iterator[Finding]:
+    """Other things everywhere: the details of the two do not correlate, or differ by as much as there is."""
+    coarse = max(0, pair.steps[0] / 2 - 8)
+    layer = pair.planes[0][2]
+    one, other = (basis_of(layer.mean + sign * layer.difference / 2)[4] for sign in (-1, 1))
+    correlation = float((one * other).sum() / math.sqrt(float((one * one).sum() * (other * other).sum()) + 1e-9))
+    yield Finding((1 - correlation) / (UNLIKE_DETAIL + coarse / 150), "differs all over")
 
 
 def toned(pair: Pair) -> Iterator[Finding]:
     """Another brightness or contrast: the difference where it is smooth, by brightness."""
-    layer = pair.luma[-1]
-    yield Finding(tone_change(layer, layer.mean) / (1.2 + pair.luma_step / 16), "another tone")
-    for plane in pair.chroma:
-        limit = 1.5 + pair.chroma_step / 16
-        yield Finding(tone_change(plane[-1], layer.mean) / limit, "other colours")
+    luma, *chroma = pair.planes
+    more = 2.0 if pair.palette else 0.0
+    limit = TONE_LEVELS[0] + pair.steps[0] / 16 + more
+    changes = tone_changes(luma[3], luma[3], pair.clipped)
+    contrary = min(changes, default=0.0) < -limit / 2 and max(changes, default=0.0) > limit / 2
+    largest = max(map(abs, changes), default=0.0)
+    yield Finding(largest / limit, "less or more contrast" if contrary else "brighter or darker")
+    for plane in chroma:
+        largest = max(map(abs, tone_changes(plane[2], luma[3], pair.clipped)), default=0.0)
+        yield Finding(largest / (TONE_LEVELS[1] + pair.steps[1] / 16 + more), "other colours")
 
 
-def tone_change(layer: Layer, brightness: np.ndarray) -> float:
-    rows, columns = (min(sides) for sides in zip(layer.mean.shape, brightness.shape, strict=True))
-    difference = layer.difference[:rows, :columns].ravel()
-    activity = layer.activity[:rows, :columns].ravel()
-    smooth = activity <= np.median(activity)
-    bins = np.minimum(11, brightness[:rows, :columns].ravel() * (12 / 256)).astype(int)
-    found = [difference[smooth & (bins == each)] for each in range(12)]
-    return max((abs(float(np.median(each))) for each in found if len(each) >= max(4, 0.01 * len(bins))), default=0.0)
+def tone_changes(layer: Layer, luma: Layer, clipped: np.ndarray) -> list[float]:
+    """The median difference for each of 12 levels of brightness that are frequent, in the smoother half of it.
+
+    Edges next to white or black do not count: what resampling overshoots there is cut off.
+    """
+    bins = (
+        np.where((clipped > 0.02) & (luma.activity > 100), -1, np.minimum(11, luma.mean * (12 / 256)))
+        .astype(int)
+        .ravel()
+    )
+    difference, activity = layer.difference.ravel(), layer.activity.ravel()
+    changes = []
+    for level in range(12):
+        found = np.flatnonzero(bins == level)
+        if len(found) >= max(1, 0.02 * len(bins)):
+            smooth = found[np.argsort(activity[found])[: (len(found) + 1) // 2]]
+            changes.append(float(np.median(difference[smooth])))
+    return changes
 
 
 def coloured(pair: Pair) -> Iterator[Finding]:
-    """More or less saturation, or another hue."""
-    blue, red = (plane[min(1, len(plane) - 1)] for plane in pair.chroma)
-    means = [each.mean.ravel() - 128 for each in (blue, red)]
-    change = np.concatenate([each.difference.ravel() for each in (blue, red)])
-    saturation, hue = np.concatenate(means), np.concatenate([-means[1], means[0]])
-    weights = np.concatenate([1 / (each.activity.ravel() + 4) for each in (blue, red)])
-    factors = fitted(np.stack([saturation, hue]), change, weights)
-    spread = math.sqrt(float((saturation**2).mean()))
-    for factor, limit in zip(np.abs(factors).tolist(), (0.06, 0.05), strict=True):
-        levels = spread * factor / (0.8 + pair.chroma_step / 32)
-        yield Finding(min(factor / limit, levels), "other colours")
+    """More or less saturation, or another hue, where there is most colour and it is even."""
+    blue, red = (plane[1] for plane in pair.planes[1:])
+    cb, cr = blue.mean.ravel() - 128, red.mean.ravel() - 128
+    radius = np.hypot(cb, cr)
+    strong = np.flatnonzero(
+        radius >= COLOURFUL * np.partition(radius, int(0.995 * len(radius)))[int(0.995 * len(radius))]
+    )
+    activity = (blue.activity + red.activity).ravel()[strong]
+    even = strong[np.argsort(activity)[: (len(strong) + 1) // 2]]
+    cb, cr, radius = cb[even], cr[even], radius[even] + 1e-3
+    blues, reds = blue.difference.ravel()[even], red.difference.ravel()[even]
+    usual = float(np.median(radius))
+    for change, limit in (((blues * cb + reds * cr) / radius, 0.06), ((reds * cb - blues * cr) / radius, 0.05)):
+        levels = abs(float(np.median(change)))
+        yield Finding(min(levels / usual / limit, levels / (1.0 + pair.steps[1] / 16 + pair.palette)), "other colours")
 
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
-    for layers, limits in ((pair.luma, OUTLIERS), *((each, CHROMA_OUTLIERS) for each in pair.chroma)):
-        for layer, limit in zip(layers, limits, strict=False):
-            yield outlier(windows(layer.residual**2), windows(layer.activity), limit)
+    for plane, step, share, limits in zip(pair.planes, pair.steps, SPOT_SHARE, SPOT_LIMITS, strict=True):
+        floor = (1 + step / 16 + (6 if pair.palette else 0)) ** 2
+        for layer, limit in zip(plane, limits, strict=False):
+            error, activity = windows(layer.residual**2), windows(layer.activity)
+            usual = usual_error(error, activity)
+            excess = np.minimum(
+                np.sqrt(error / (usual + ROUNDING)) / limit, np.sqrt(error / (share * activity + floor))
+            )
+            yield spot_in(excess)
 
 
-def outlier(error: np.ndarray, activity: np.ndarray, limit: float) -> Finding:
-    """The window that differs most from those like it."""
-    usual = usual_error(error.ravel(), activity.ravel()).reshape(error.shape)
-    ratio = np.sqrt(error / (usual + ROUNDING))
-    row, column = np.unravel_index(int(ratio.argmax()), ratio.shape)
-    rows, columns = ratio.shape
-    box = column / (columns + 1), row / (rows + 1), (column + 2) / (columns + 1), (row + 2) / (rows + 1)
-    box = cast(Any, tuple(map(float, box)))
-    return Finding(float(ratio[row, column]) / limit, "differs in a spot " + where_in_picture(box), box)
+def differing(pair: Pair) -> Iterator[Finding]:
+    """Differences as large as what is there: where they are everywhere they are not unusual."""
+    step = pair.steps[0] / 2
+    layers = pair.planes[0]
+    error, activity = (windows(halved(each)) for each in (layers[0].residual ** 2, layers[0].activity))
+    yield spot_in(np.sqrt(error / (activity + NOISE)) / (1.3 + step / 28 + (3 if pair.palette else 0)))
+    layer = layers[1]
+    variance = variance_of(layer.residual)
+    spread = np.maximum(*(variance_of(layer.mean + sign * layer.difference / 2) for sign in (-1, 1)))
+    limit = 0.5 if pair.palette else 0.35 + max(0, step - 16) / 100
+    yield spot_in(variance / np.maximum(spread, (400 if pair.palette else 100) + step**2) / limit)
+
+
+def variance_of(plane: np.ndarray) -> np.ndarray:
+    """The variance in windows, see `windows`."""
+    return windows(plane * plane) - windows(plane) ** 2
 
 
 def usual_error(error: np.ndarray, activity: np.ndarray) -> np.ndarray:
-    """For each window the median error of those with as much activity, (n,)."""
-    order = np.argsort(activity)
-    parts = np.array_split(order, max(1, min(24, len(order) // 16)))
-    return np.interp(
-        activity,
-        [float(np.median(activity[part])) for part in parts],
-        [float(np.median(error[part])) for part in parts],
+    """For each window the median error of those with about as much activity."""
+    count = max(1, min(24, error.size // 16))
+    order = np.argsort(activity, axis=None)
+    parts = order[: order.size // count * count].reshape(count, -1)
+    medians = np.median(error.ravel()[parts], axis=1)
+    return np.interp(activity, activity.ravel()[parts[:, parts.shape[1] // 2]], medians)
+
+
+MOST_OF_IT = 0.2  # of the windows: what differs in so many differs all over
+
+
+def spot_in(excess: np.ndarray) -> Finding:
+    """The finding of a map of windows: the largest, and the box around those above 1 nearby."""
+    rows, columns = excess.shape
+    row, column = np.unravel_index(int(excess.argmax()), excess.shape)
+    largest = float(excess[row, column])
+    if (excess > 1).mean() > MOST_OF_IT:
+        return Finding(largest, "differs all over")
+    reach = max(2, max(rows, columns) // 8)
+    top, left = max(0, row - reach), max(0, column - reach)
+    near = excess[top : row + reach + 1, left : column + reach + 1] >= min(1.0, largest)
+    down, across = (np.flatnonzero(near.any(axis=axis)) for axis in (1, 0))
+    box = (
+        float(left + across[0]) / (columns + 1),
+        float(top + down[0]) / (rows + 1),
+        float(left + across[-1] + 2) / (columns + 1),
+        float(top + down[-1] + 2) / (rows + 1),
     )
+    return Finding(largest, f"differs in a spot {where_in_picture(box)}", box)
 
 
 def where_in_picture(box: tuple[float, float, float, float]) -> str:
-    """Where in the picture: at the upper left."""
-    across, down = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    row = ("upper", "", "lower")[min(2, int(3 * down))]
-    column = ("left", "", "right")[min(2, int(3 * across))]
-    if not row and not column:
-        return "in the middle"
-    return "at the " + (f"{row} {column}" if row and column else {"upper": "top", "lower": "bottom"}.get(row, column))
+    """The place of a box in words: "at the upper left"."""
+    row = ("upper", "", "lower")[min(2, int(1.5 * (box[1] + box[3])))]
+    column = ("left", "", "right")[min(2, int(1.5 * (box[0] + box[2])))]
+    if row and column:
+        return f"at the {row} {column}"
+    return (
+        {"": "in the middle", "upper": "at the top", "lower": "at the bottom"}[row]
+        if not column
+        else f"at the {column}"
+    )
 
 
-CHECKS: tuple[Callable[[Pair], Iterator[Finding]], ...] = (moved, differing_all_over, toned, coloured, spotted)
+CHECKS: tuple[Callable[[Pair], Iterator[Finding]], ...] = (displaced, unlike, toned, coloured, spotted, differing)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
