@@ -4543,9 +4543,9 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 # ── two pictures side by side ──
 
 VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
-ENOUGH_SIDE = 900  # px of the longer side of a JPEG's reduced picture: next to VIEW_SIDE, and often a quarter the work
-GRID_SIDE = 512  # px; what is at least half as large again is compared in means of two by two pixels
-ROUNDING = 0.6  # levels squared, of differences that come of rounding in conversions
+ENOUGH_SIDE = 900  # px of the longer side of a JPEG decoded at a reduced scale: often half of what VIEW_SIDE takes
+HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
+LAYERS = 4  # of a picture, each of half the size of the one before
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -4558,12 +4558,12 @@ class View:
     stored: Image.Image | None  # of the numbers as stored, where a colour profile changes them
     luma_step: int  # quantisers, see `ImageFingerprint`
     chroma_step: int
-    palette: Image.Image | None  # a picture with its colours if they are few
+    palette: Image.Image | None  # of a picture with few colours, one that has these
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether two views show the same picture, why, and where they differ if it is in one spot."""
+    """Whether two views show the same picture, why, and where they differ if it is in one place."""
 
     copy: bool
     reason: str  # in plain words, for people
@@ -4575,49 +4575,71 @@ def view_of(file: MediaFile) -> View | Problem:
     """The picture of a file, decoded once, or why there is none. Runs in a worker process."""
     with content_of(file) as stream:
         jpeg = jpeg_in(stream)
+        picture: Image.Image
         if jpeg:
-            picture: Image.Image = Image.open(io.BytesIO(jpeg.data), formats=usable_formats())
+            picture = Image.open(io.BytesIO(jpeg.data), formats=usable_formats())
             check_claim(picture.width * picture.height, len(jpeg.data))
             size = picture.size
-            share = min(1.0, ENOUGH_SIDE / max(size))
-            decode_as_stored(picture, jpeg, (max(1, int(size[0] * share)), max(1, int(size[1] * share))))
+            width, height = (max(1, side * ENOUGH_SIDE // max(ENOUGH_SIDE, *size)) for side in size)
+            decode_as_stored(picture, jpeg, (width, height))
         else:
             picture = opened_picture(stream)
             decode(picture, file.size)
             size = picture.size
         steps = quantisers(picture, stream, is_lossless(picture, stream))
     orientation = orientation_of(picture)
-    stored, seen = (turned(each, orientation) if each else None for each in stored_and_seen(picture, size))
-    assert seen
+    stored, seen = (upright(each, orientation) for each in stored_and_seen(picture, size))
     width, height = reversed(size) if TURNS[orientation][0] else size
-    return View(width, height, seen, stored, *steps, palette_of(picture))
+    return View(width, height, seen, None if stored is seen else stored, *steps, palette_of(picture))
 
 
 def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
-    """The view of a picture of R, G, B, shape (height, width, 3), uint8, in sRGB."""
+    """The view of a picture in sRGB: R, G, B, shape (height, width, 3), uint8."""
     picture = Image.fromarray(rgb)
     _, seen = stored_and_seen(picture, picture.size)
     return View(picture.width, picture.height, seen, None, luma_step, chroma_step, None)
 
 
-def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image | None, Image.Image]:
-    """A decoded picture as Y, Cb and Cr, VIEW_SIDE px at most: see View. Its true size is given.
+def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+    """A decoded picture of this true size as Y, Cb and Cr: of the numbers as stored, and as seen; see View.
 
-    libjpeg rounds the sides of a reduced picture up: its last row and column may be filled in part only.
+    One and the same unless an embedded colour profile changes the numbers. libjpeg rounds the sides of a reduced
+    picture up, so that its last row and column may stand for less than a pixel.
     """
     source = picture if picture.mode in ("L", "CMYK") else in_plain_mode(picture)
-    extent = [side / round(side / decoded) for side, decoded in zip(size, picture.size, strict=True)]
+    scale = round(max(size) / max(picture.size))
+    extent = size[0] / scale, size[1] / scale
     share = min(1.0, VIEW_SIDE / max(extent))
     reduced = resized(source, (max(1, round(extent[0] * share)), max(1, round(extent[1] * share))), extent)
-    transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(reduced.mode, ""))
     stored = in_ycbcr(reduced)
-    if not transform:
-        return None, stored
+    transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(reduced.mode, ""))
+    if transform is None:
+        return stored, stored
     return stored, in_ycbcr(transform(reduced.convert(PROFILE_MODES[reduced.mode])))
 
 
+def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
+    """The part of a picture from its upper left corner to that extent, in px, at another size."""
+    box = 0, 0, min(extent[0], picture.width), min(extent[1], picture.height)
+    if size == box[2:]:
+        return picture if picture.size == size else picture.crop((0, 0, *size))
+    return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
+
+
+def in_ycbcr(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "YCbCr" else picture.convert("RGB").convert("YCbCr")
+
+
+def upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """The picture turned as it is to be seen, if it is stored in this orientation."""
+    turns = Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT
+    for wanted, turn in zip(TURNS[orientation], turns, strict=True):
+        picture = picture.transpose(turn) if wanted else picture
+    return picture
+
+
 def palette_of(picture: Image.Image) -> Image.Image | None:
-    """A picture that `Image.quantize` takes the colours of this one from; None if it has no palette."""
+    """A picture from which `Image.quantize` takes the colours of this one; None if it has no palette."""
     colours = picture.getpalette("RGB") if picture.mode in ("P", "PA") else None
     if not colours:
         return None
@@ -4626,40 +4648,39 @@ def palette_of(picture: Image.Image) -> Image.Image | None:
     return palette
 
 
-def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
-    """The part of a picture from its upper left corner to that extent in px, at another size."""
-    box = 0, 0, min(extent[0], picture.width), min(extent[1], picture.height)
-    if size == box[2:]:
-        return picture if picture.size == size else picture.crop(box)
-    return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
+def verdict(one: View, other: View) -> Verdict:
+    """Whether two views show the same picture. It does not matter which comes first; proportions are not compared.
+
+    Where one has a colour profile only, the other may have had it, too, and lost it.
+    """
+    pictures = [(one.seen, other.seen)]
+    if one.stored and not other.stored:
+        pictures.append((one.stored, other.seen))
+    if other.stored and not one.stored:
+        pictures.append((one.seen, other.stored))
+    found = [first_finding(pair_of(one, other, *pair)) for pair in pictures[:1]]
+    found += [first_finding(pair_of(one, other, *pair)) for pair in pictures[1:] if found[0]]
+    if None in found:
+        return Verdict(True, "the same but for size and compression", None)
+    assert found[0]
+    return Verdict(False, found[0].reason, found[0].box)
 
 
-def in_ycbcr(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "YCbCr" else picture.convert("RGB").convert("YCbCr")
+# ── two pictures on one grid ──
 
-
-def turned(picture: Image.Image, orientation: int) -> Image.Image:
-    """The picture upright, if it is stored in this orientation."""
-    turns = Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT
-    for wanted, turn in zip(TURNS[orientation], turns, strict=True):
-        picture = picture.transpose(turn) if wanted else picture
-    return picture
-
-
-# What follows compares planes: arrays of float32, rows and columns last.
-
-LAYERS = 4  # of a picture, each of half the size of the one before
 FIT_PIXELS = 10_000  # that are enough to fit few factors
 FIT_ROUNDS = 4
 RIDGE = 100.0  # holds factors near 0 where there is too little to tell them
+ROUNDING = 0.6  # levels squared, of differences that come of rounding
 NOISE = 4.0  # levels squared, of activity that says nothing
+CLIPPED = 124.0  # levels from the middle grey; what is further from it may have been cut off
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A plane of two pictures at one scale: what they share, in what they differ, and how much is in it."""
+    """A plane of two pictures at one scale: float32, rows and columns."""
 
-    mean: np.ndarray
+    mean: np.ndarray  # of the two
     difference: np.ndarray  # the other less the one
     residual: np.ndarray  # of the difference, what resampling and sharpening do not explain
     activity: np.ndarray  # how much detail there is, levels squared
@@ -4667,109 +4688,76 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Two pictures on one grid: the layers of luma, Cb and Cr, and the quantisers of both together for each."""
+    """Two pictures on one grid: layers of Y, and of Cb and Cr, the first of which is as large as the second of Y."""
 
     planes: tuple[tuple[Layer, ...], ...]
-    clipped: np.ndarray  # the share of luma that is black or white, in the last layer
-    steps: tuple[int, int, int]
-    palette: bool
+    clipped: np.ndarray  # the share of black and white, for each pixel of the last layer of Y
+    steps: tuple[int, int, int]  # quantisers of the planes, of both pictures together
+    palette: bool  # of one of the two
     scale: float  # px of the smaller picture in one of the grid
 
 
-class Finding(NamedTuple):
-    """How much two pictures differ in one respect: above 1 they are no copies."""
-
-    excess: float
-    reason: str
-    box: tuple[float, float, float, float] | None = None
-
-
-def verdict(one: View, other: View) -> Verdict:
-    """Whether two views show the same picture. It does not matter which comes first; proportions are not compared."""
-    pictures = [(one.seen, other.seen)]
-    if one.stored and not other.stored:
-        pictures.append((one.stored, other.seen))
-    if other.stored and not one.stored:
-        pictures.append((one.seen, other.stored))
-    findings = []
-    for pair in pictures:
-        found = first_finding(pair_of(one, other, *pair))
-        if not found:
-            return Verdict(True, "the same but for size and compression", None)
-        findings.append(found)
-    return Verdict(False, findings[0].reason, findings[0].box)
-
-
-def first_finding(pair: Pair) -> Finding | None:
-    """The first of CHECKS by which the pictures are no copies; None if there is none."""
-    return next((found for check in CHECKS for found in check(pair) if found.excess > 1), None)
-
-
 def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
-    """Two views on a grid of the smaller one's pixels, or of two by two of these if it is not too small for that."""
+    """Two views on a grid of the smaller one's pixels, or of two by two of these if it is large enough."""
     size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
-    times = 2 if max(size) >= GRID_SIDE // 2 else 1
-    grid = [max(1, side // times) for side in size]
-    target = times * grid[0], times * grid[1]
+    times = 2 if max(size) >= HALVED_SIDE else 1
+    target = times * max(1, size[0] // times), times * max(1, size[1] // times)
     pictures = []
     for each in (picture, other_picture):
         extent = [own * to / side for own, to, side in zip(each.size, target, size, strict=True)]
         pictures.append(resized(each, target, extent))
-    lost = palette_errors(one, other, *pictures)
     bands = [bands_of(each) for each in pictures]
-    fine = np.zeros((), np.float32)  # variance within what is one on the grid
+    lost = palette_errors(one, other, *pictures)
+    clipped = np.maximum(*((np.abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, _, _ in bands))
+    fine = np.zeros((1, 1), np.float32)  # variance within a pixel of the grid
     if times == 2:
-        small = [[halved(band) for band in channels] for channels in bands]
-        for (luma, *_), (mean, *_) in zip(bands, small, strict=True):
-            fine = fine + (halved(luma * luma) - mean * mean) / 2
-        bands, lost = small, [halved(error) for error in lost]
-    (luma, *chroma), (other_luma, *other_chroma) = bands
-    planes = [layers_of(luma, other_luma, fine, lost[:1])]
-    detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
-    lost = [halved(error) for error in lost[1:]]
-    for number, (cb_or_cr, of_other) in enumerate(zip(chroma, other_chroma, strict=True)):
-        planes.append(layers_of(halved(cb_or_cr), halved(of_other), detail, lost[number : number + 1]))
-    steps = one.luma_step + other.luma_step, one.chroma_step + other.chroma_step
-    clipped = ((planes[0][0].mean < 5) | (planes[0][0].mean > 250)).astype(np.float32)
+        fine = np.mean([halved(luma * luma) - halved(luma) ** 2 for luma, _, _ in bands], axis=0)
+        bands, lost, clipped = (
+            [[halved(band) for band in each] for each in bands],
+            [*map(halved, lost)],
+            halved(clipped),
+        )
     for _ in range(LAYERS - 1):
         clipped = halved(clipped)
-    return Pair(tuple(planes), clipped, (*steps, steps[1]), bool(lost), size[0] / grid[0])
+    luma, *chroma = zip(*bands, lost, strict=True)
+    planes = [layers_of(luma, fine)]
+    detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
+    planes += [layers_of([halved(plane) for plane in each], detail) for each in chroma]
+    steps = one.luma_step + other.luma_step, *2 * (one.chroma_step + other.chroma_step,)
+    return Pair(tuple(planes), clipped, steps, bool(one.palette or other.palette), size[0] / target[0] * times)
 
 
 def bands_of(picture: Image.Image) -> list[np.ndarray]:
-    """The planes of a picture, as float32."""
+    """The planes of a picture, float32."""
     return [np.asarray(band).astype(np.float32) for band in picture.split()]
 
 
 def palette_errors(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> list[np.ndarray]:
-    """By how much Y, Cb and Cr may differ because a picture had no colours nearer to those of the other."""
-    errors: list[np.ndarray] = []
+    """By how much Y, Cb and Cr may differ because a palette holds no colours nearer to those of the other picture."""
+    errors = [np.zeros(picture.size[::-1], np.float32)] * 3
     for view, of_other in ((one, other_picture), (other, picture)):
         if view.palette:
-            rgb = of_other.convert("RGB")
-            nearest = in_ycbcr(rgb.quantize(palette=view.palette, dither=Image.Dither.NONE))
-            found = [np.abs(a - b) for a, b in zip(bands_of(nearest), bands_of(of_other), strict=True)]
-            errors = [a + b for a, b in zip(errors, found, strict=True)] if errors else found
+            nearest = of_other.convert("RGB").quantize(palette=view.palette, dither=Image.Dither.NONE)
+            found = zip(errors, bands_of(in_ycbcr(nearest)), bands_of(of_other), strict=True)
+            errors = [error + np.abs(band - of_palette) for error, of_palette, band in found]
     return errors
 
 
-def layers_of(one: np.ndarray, other: np.ndarray, fine: np.ndarray, lost: Sequence[np.ndarray]) -> tuple[Layer, ...]:
-    """A plane of two pictures in layers; `fine` is activity of what the plane is too coarse for."""
+def layers_of(planes: Sequence[np.ndarray], fine: np.ndarray) -> tuple[Layer, ...]:
+    """A plane of two pictures in LAYERS; the third says what is due to a palette. `fine` is activity that they hide."""
+    one, other, lost = planes
     mean, difference = (one + other) / 2, other - one
     basis = basis_of(mean)
     activity = activity_of(basis) + fine
+    residual = difference - np.clip(difference, -lost, lost)
     stride = max(1, round(math.sqrt(mean.size / FIT_PIXELS)))
-    residual = difference.copy()
-    for error in lost:
-        residual -= np.clip(residual, -error, error)
-    weights, target, *sampled = (
-        each[::stride, ::stride].ravel() for each in (1 / (activity + NOISE), residual, *basis)
-    )
+    every = (1 / (activity + NOISE), residual, *basis)
+    weights, target, *sampled = (plane[::stride, ::stride].ravel() for plane in every)
     factors, _ = fitted(np.stack(sampled), target, weights)
-    for factor, each in zip(factors, basis, strict=True):
-        residual -= np.float32(factor) * each
+    for factor, plane in zip(factors, basis, strict=True):
+        residual -= np.float32(factor) * plane
     layers = [Layer(mean, difference, residual, activity)]
-    while len(layers) < LAYERS:
+    for _ in range(LAYERS - 1):
         mean, difference, residual = halved(mean), halved(difference), halved(residual)
         activity = activity_of(basis_of(mean)) + halved(activity) / 4
         layers.append(Layer(mean, difference, residual, activity))
@@ -4827,128 +4815,121 @@ def windows(plane: np.ndarray) -> np.ndarray:
 
 # ── what may tell them apart ──
 
-DISPLACED = 0.0018  # of the longer side: copies are displaced by half of that, a crop by half a percent by 0.005
-DISPLACED_PIXELS = 0.6  # of the smaller picture: resampling displaces by half a pixel
+# All limits stand between what copies reach and what edits do: JPEG from quality 10 to 95, resampling, formats and
+# colour spaces on the one side, what photographers do to a picture on the other.
+DISPLACED = 0.0015  # of the longer side, by which a corner may be displaced, or
+DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a pixel
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
-UNLIKE_DETAIL = 0.12  # one less the correlation of detail, see `unlike`
-COLOURFUL = 0.6  # of the strongest colour
+UNLIKE_DETAIL = 0.12  # one less the correlation of detail
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
-SPOT_SHARE = 0.1, 0.25, 0.25  # of the activity: what differs by less comes of resampling
-SPOT_LIMITS = (5.5, 5.0, 4.0, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
+STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
+COLOURFUL = 0.6  # of the strongest colour
+SATURATION, HUE = 0.06, 0.05  # shares by which strong colours differ
+# Of the activity, by layer: what differs by less comes of resampling.
+SPOT_SHARES = (0.1, 0.06, 0.04, 0.02), (0.25, 0.15, 0.1, 0.06), (0.25, 0.15, 0.1, 0.06)
+SPOT_LIMITS = (5.0, 4.5, 3.5, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
+WIDESPREAD = 0.2  # of the windows: what differs in so many does so all over
+
+
+class Finding(NamedTuple):
+    """How much two pictures differ in one respect: above 1 they are no copies."""
+
+    excess: float
+    reason: str
+    box: tuple[float, float, float, float] | None = None
+
+
+def first_finding(pair: Pair) -> Finding | None:
+    """The first by which the pictures are no copies; None if they are."""
+    return next((found for check in CHECKS for found in check(pair) if found.excess > 1), None)
 
 
 def displaced(pair: Pair) -> Iterator[Finding]:
     """Turned, shifted, cropped: how far the corners moved, by fitting slopes to the difference (Lucas and Kanade)."""
-    layer, step = pair.planes[0][2], pair.scale * 4
+    layer, step = pair.planes[0][2], 4 * pair.scale
     rows, columns = layer.mean.shape
     flat, contrast, across, down, _, _ = basis_of(layer.mean)
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)
-    basis = np.stack([each.ravel() for each in (flat, contrast, *(s * k for s in (across, down) for k in (1, x, y)))])
+    planes = (flat, contrast, *(slope * by for slope in (across, down) for by in (flat, x, y)))
+    basis = np.stack([plane.ravel() for plane in planes])
     target, weights = layer.difference.ravel(), 1 / (layer.activity + NOISE).ravel()
-    factors, covariance = fitted(basis, target, weights)
+    (factors, covariance), (others, _) = fitted(basis, target, weights), fitted(basis[:2], target, weights)
     pixels = 0.0
-    for at in (slice(2, 5), slice(5, 8)):
-        for corner in product((1,), (-1, 1), (-1, 1)):
-            error = math.sqrt(max(0.0, float(corner @ covariance[at, at] @ corner)))
-            pixels = max(pixels, step * (abs(float(factors[at] @ corner)) - 4 * error))
-    without, _ = fitted(basis[:2], target, weights)
+    for axis, corner in product((slice(2, 5), slice(5, 8)), np.array([(1, 1, 1), (1, 1, -1), (1, -1, 1), (1, -1, -1)])):
+        uncertain = 4 * math.sqrt(max(0.0, float(corner @ covariance[axis, axis] @ corner)))
+        pixels = max(pixels, step * (abs(float(factors[axis] @ corner)) - uncertain))
     robust = weights / (1 + weights * (target - factors @ basis) ** 2)
-    left, all_of_it = ((robust * (target - each @ basis[: len(each)]) ** 2).sum() for each in (factors, without))
+    left, whole = ((robust * (target - each @ basis[: len(each)]) ** 2).sum() for each in (factors, others))
+    explained = 1 - float(left / (whole + 1e-9))
+    levels = math.sqrt(float((target * target).mean()))  # below 1 colours converted may look displaced
     limit = max(DISPLACED_PIXELS, DISPLACED * step * max(rows, columns))
-    explained = 1 - float(left / (all_of_it + 1e-9))
-    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE), "turned, shifted or cropped a little")
+    yield Finding(min(pixels / limit, explained / DISPLACED_SHARE, levels), "turned, shifted or cropped a little")
 
 
 def unlike(pair: Pair) -> Iterator[Finding]:
-    """Other things everywhere: the details of the two do not correlate, or differ by as much as there is."""
-    coarse = max(0, pair.steps[0] / 2 - 8)
+    """Other things everywhere, be it only the noise of a wall: the details of the two do not correlate."""
     layer = pair.planes[0][2]
     one, other = (basis_of(layer.mean + sign * layer.difference / 2)[4] for sign in (-1, 1))
     correlation = float((one * other).sum() / math.sqrt(float((one * one).sum() * (other * other).sum()) + 1e-9))
-    yield Finding((1 - correlation) / (UNLIKE_DETAIL + coarse / 150), "differs all over")
+    yield Finding((1 - correlation) / (UNLIKE_DETAIL + max(0, pair.steps[0] - 16) / 300), "differs all over")
 
 
 def toned(pair: Pair) -> Iterator[Finding]:
-    """Another brightness or contrast: the difference where it is smooth, by brightness."""
-    luma, *chroma = pair.planes
-    more = 2.0 if pair.palette else 0.0
-    limit = TONE_LEVELS[0] + pair.steps[0] / 16 + more
-    changes = tone_changes(luma[3], luma[3], pair.clipped)
-    contrary = min(changes, default=0.0) < -limit / 2 and max(changes, default=0.0) > limit / 2
-    largest = max(map(abs, changes), default=0.0)
-    yield Finding(largest / limit, "less or more contrast" if contrary else "brighter or darker")
-    for plane in chroma:
-        largest = max(map(abs, tone_changes(plane[2], luma[3], pair.clipped)), default=0.0)
-        yield Finding(largest / (TONE_LEVELS[1] + pair.steps[1] / 16 + more), "other colours")
+    """Another brightness or contrast."""
+    changes = tone_changes(pair.planes[0][3], pair)
+    limit = TONE_LEVELS[0] + STEP_LEVELS * pair.steps[0] + 2 * pair.palette
+    contrary = min(changes) < -limit / 2 and max(changes) > limit / 2
+    yield Finding(max(map(abs, changes)) / limit, "less or more contrast" if contrary else "brighter or darker")
 
 
-def tone_changes(layer: Layer, luma: Layer, clipped: np.ndarray) -> list[float]:
-    """The median difference for each of 12 levels of brightness that are frequent, in the smoother half of it.
+def tone_changes(layer: Layer, pair: Pair) -> list[float]:
+    """The median difference of a layer as large as the last of Y, for each of 12 tones that are frequent, where smooth.
 
-    Edges next to white or black do not count: what resampling overshoots there is cut off.
+    Edges next to black or white do not count: what resampling overshoots there is cut off.
     """
-    bins = (
-        np.where((clipped > 0.02) & (luma.activity > 100), -1, np.minimum(11, luma.mean * (12 / 256)))
-        .astype(int)
-        .ravel()
-    )
+    luma = pair.planes[0][3]
+    cut = (pair.clipped > 0.02) & (luma.activity > 16)
+    tones = np.where(cut, -1, np.minimum(11, luma.mean * (12 / 256)).astype(int)).ravel()
     difference, activity = layer.difference.ravel(), layer.activity.ravel()
-    changes = []
-    for level in range(12):
-        found = np.flatnonzero(bins == level)
-        if len(found) >= max(1, 0.02 * len(bins)):
-            smooth = found[np.argsort(activity[found])[: (len(found) + 1) // 2]]
-            changes.append(float(np.median(difference[smooth])))
+    changes = [0.0]
+    for tone in range(12):
+        found = np.flatnonzero(tones == tone)
+        if len(found) >= max(1, 0.02 * len(tones)):
+            changes.append(float(np.median(difference[smoother_half(found, activity)])))
     return changes
 
 
+def smoother_half(places: np.ndarray, activity: np.ndarray) -> np.ndarray:
+    return places[np.argsort(activity[places])[: (len(places) + 1) // 2]]
+
+
 def coloured(pair: Pair) -> Iterator[Finding]:
-    """More or less saturation, or another hue, where there is most colour and it is even."""
+    """Another saturation or hue where there is most colour, or another tint."""
     blue, red = (plane[1] for plane in pair.planes[1:])
-    cb, cr = blue.mean.ravel() - 128, red.mean.ravel() - 128
-    radius = np.hypot(cb, cr)
-    strong = np.flatnonzero(
-        radius >= COLOURFUL * np.partition(radius, int(0.995 * len(radius)))[int(0.995 * len(radius))]
-    )
-    activity = (blue.activity + red.activity).ravel()[strong]
-    even = strong[np.argsort(activity)[: (len(strong) + 1) // 2]]
-    cb, cr, radius = cb[even], cr[even], radius[even] + 1e-3
-    blues, reds = blue.difference.ravel()[even], red.difference.ravel()[even]
-    usual = float(np.median(radius))
-    for change, limit in (((blues * cb + reds * cr) / radius, 0.06), ((reds * cb - blues * cr) / radius, 0.05)):
+    radius = np.hypot(blue.mean - 128, red.mean - 128).ravel()
+    strong = np.flatnonzero(radius >= COLOURFUL * np.quantile(radius, 0.995))
+    even = smoother_half(strong, (blue.activity + red.activity).ravel())
+    radius = radius[even] + 1e-3
+    cb, cr = ((each.mean.ravel()[even] - 128) / radius for each in (blue, red))
+    cb_change, cr_change = (each.difference.ravel()[even] for each in (blue, red))
+    usual, step = float(np.median(radius)), STEP_LEVELS * pair.steps[1]
+    for change, limit in ((cb_change * cb + cr_change * cr, SATURATION), (cr_change * cb - cb_change * cr, HUE)):
         levels = abs(float(np.median(change)))
-        yield Finding(min(levels / usual / limit, levels / (1.0 + pair.steps[1] / 16 + pair.palette)), "other colours")
+        excess = min(levels / usual / limit, levels / (1 + step + pair.palette))
+        yield Finding(excess, "only one of them has colours" if levels > 1.8 * usual else "other colours")
+    for plane in pair.planes[1:]:
+        largest = max(map(abs, tone_changes(plane[2], pair)))
+        yield Finding(largest / (TONE_LEVELS[1] + step + 2 * pair.palette), "other colours")
 
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
-    for plane, step, share, limits in zip(pair.planes, pair.steps, SPOT_SHARE, SPOT_LIMITS, strict=True):
-        floor = (1 + step / 16 + (6 if pair.palette else 0)) ** 2
-        for layer, limit in zip(plane, limits, strict=False):
+    for plane, step, shares, limits in zip(pair.planes, pair.steps, SPOT_SHARES, SPOT_LIMITS, strict=True):
+        floor = (1 + STEP_LEVELS * step * 2 / pair.scale + 6 * pair.palette) ** 2
+        for layer, share, limit in zip(plane, shares, limits, strict=True):
             error, activity = windows(layer.residual**2), windows(layer.activity)
-            usual = usual_error(error, activity)
-            excess = np.minimum(
-                np.sqrt(error / (usual + ROUNDING)) / limit, np.sqrt(error / (share * activity + floor))
-            )
-            yield spot_in(excess)
-
-
-def differing(pair: Pair) -> Iterator[Finding]:
-    """Differences as large as what is there: where they are everywhere they are not unusual."""
-    step = pair.steps[0] / 2
-    layers = pair.planes[0]
-    error, activity = (windows(halved(each)) for each in (layers[0].residual ** 2, layers[0].activity))
-    yield spot_in(np.sqrt(error / (activity + NOISE)) / (1.3 + step / 28 + (3 if pair.palette else 0)))
-    layer = layers[1]
-    variance = variance_of(layer.residual)
-    spread = np.maximum(*(variance_of(layer.mean + sign * layer.difference / 2) for sign in (-1, 1)))
-    limit = 0.5 if pair.palette else 0.35 + max(0, step - 16) / 100
-    yield spot_in(variance / np.maximum(spread, (400 if pair.palette else 100) + step**2) / limit)
-
-
-def variance_of(plane: np.ndarray) -> np.ndarray:
-    """The variance in windows, see `windows`."""
-    return windows(plane * plane) - windows(plane) ** 2
+            unusual = np.sqrt(error / (usual_error(error, activity) + ROUNDING)) / limit
+            yield most_in(np.minimum(unusual, np.sqrt(error / (share * activity + floor))))
 
 
 def usual_error(error: np.ndarray, activity: np.ndarray) -> np.ndarray:
@@ -4960,25 +4941,31 @@ def usual_error(error: np.ndarray, activity: np.ndarray) -> np.ndarray:
     return np.interp(activity, activity.ravel()[parts[:, parts.shape[1] // 2]], medians)
 
 
-MOST_OF_IT = 0.2  # of the windows: what differs in so many differs all over
+def differing(pair: Pair) -> Iterator[Finding]:
+    """Something else in many places, where none is unusual: it varies by as much as what is there."""
+    layer, step = pair.planes[0][1], pair.steps[0] / 2
+    one, other, residual = (
+        windows(plane * plane) - windows(plane) ** 2
+        for plane in (layer.mean - layer.difference / 2, layer.mean + layer.difference / 2, layer.residual)
+    )
+    floor, limit = (400, 0.5) if pair.palette else (100, 0.45 + max(0, step - 16) / 100)
+    yield most_in(residual / np.maximum(np.maximum(one, other), floor + step**2) / limit)
 
 
-def spot_in(excess: np.ndarray) -> Finding:
-    """The finding of a map of windows: the largest, and the box around those above 1 nearby."""
+def most_in(excess: np.ndarray) -> Finding:
+    """The finding of a map of windows: the largest excess, and the box around all above 1 nearby."""
     rows, columns = excess.shape
-    row, column = np.unravel_index(int(excess.argmax()), excess.shape)
+    row, column = divmod(int(excess.argmax()), columns)
     largest = float(excess[row, column])
-    if (excess > 1).mean() > MOST_OF_IT:
+    if (excess > 1).mean() > WIDESPREAD:
         return Finding(largest, "differs all over")
     reach = max(2, max(rows, columns) // 8)
     top, left = max(0, row - reach), max(0, column - reach)
     near = excess[top : row + reach + 1, left : column + reach + 1] >= min(1.0, largest)
-    down, across = (np.flatnonzero(near.any(axis=axis)) for axis in (1, 0))
+    (first_row, *_, last_row), (first, *_, last) = (np.flatnonzero(near.any(axis=axis)).tolist() * 2 for axis in (1, 0))
     box = (
-        float(left + across[0]) / (columns + 1),
-        float(top + down[0]) / (rows + 1),
-        float(left + across[-1] + 2) / (columns + 1),
-        float(top + down[-1] + 2) / (rows + 1),
+        *((left + first) / (columns + 1), (top + first_row) / (rows + 1)),
+        *((left + last + 2) / (columns + 1), (top + last_row + 2) / (rows + 1)),
     )
     return Finding(largest, f"differs in a spot {where_in_picture(box)}", box)
 
@@ -4989,11 +4976,7 @@ def where_in_picture(box: tuple[float, float, float, float]) -> str:
     column = ("left", "", "right")[min(2, int(1.5 * (box[0] + box[2])))]
     if row and column:
         return f"at the {row} {column}"
-    return (
-        {"": "in the middle", "upper": "at the top", "lower": "at the bottom"}[row]
-        if not column
-        else f"at the {column}"
-    )
+    return {"upper": "at the top", "lower": "at the bottom"}.get(row, f"at the {column}" if column else "in the middle")
 
 
 CHECKS: tuple[Callable[[Pair], Iterator[Finding]], ...] = (displaced, unlike, toned, coloured, spotted, differing)
@@ -5211,11 +5194,11 @@ def persisting(pairs: Sequence[Pair]) -> Iterator[Finding]:
 
     Or in the mean of all frames, in which what compression does to each of them is less.
     """
-    for plane, (step, share) in enumerate(zip(pairs[0].steps, SPOT_SHARE, strict=True)):
-        for number, limit in enumerate(PERSISTING_OUTLIERS):
+    for plane, (step, shares) in enumerate(zip(pairs[0].steps, SPOT_SHARES, strict=True)):
+        floor = (1 + STEP_LEVELS * step) ** 2
+        for number, (share, limit) in enumerate(zip(shares, PERSISTING_OUTLIERS, strict=True)):
             layers = [pair.planes[plane][number] for pair in pairs]
             activity = [windows(each.activity) for each in layers]
-            floor = (1 + step / 16) ** 2
             by_frame = [
                 outliers(windows(each.residual**2), active, limit, share * active + floor)
                 for each, active in zip(layers, activity, strict=True)
@@ -5233,10 +5216,10 @@ def outliers(error: np.ndarray, activity: np.ndarray, limit: float, tolerance: n
 
 def in_one_only(excess: np.ndarray) -> Finding:
     """The finding of a map of windows."""
-    found = spot_in(excess)
-    return (
-        found._replace(reason=f"a logo or text is in one only, {where_in_picture(found.box)}") if found.box else found
-    )
+    found = most_in(excess)
+    if found.box is None:
+        return found
+    return found._replace(reason=f"a logo or text is in one only, {where_in_picture(found.box)}")
 
 
 VIDEO_CHECKS: tuple[Callable[[Sequence[Pair]], Iterator[Finding]], ...] = (
