@@ -5065,12 +5065,12 @@ def alike_frames(one: VideoView, other: VideoView) -> list[Alike]:
     found = []
     for frame, other_frame in zip(one.frames, other.frames, strict=True):
         small, other_small = small_luma(frame), small_luma(other_frame)
-        if max(float(np.ptp(each)) for each in (small, other_small)) < FLAT_RANGE:
-            continue
         difference = small[:, None] - other_small
         difference -= difference.mean(axis=(2, 3), keepdims=True)
         apart = np.abs(difference).mean(axis=(2, 3))
         i, j = np.unravel_index(int(apart.argmin()), apart.shape)
+        if max(np.ptp(small[i]), np.ptp(other_small[j])) < FLAT_RANGE:
+            continue
         quarter = np.sort(apart, axis=None)[apart.size // 4]
         later = other_frame.times[j] - frame.times[i]
         lasts = max(duration_of(frame), duration_of(other_frame))
