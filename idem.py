@@ -3307,7 +3307,12 @@ def check_end(found: float, said: float) -> None:
 
 def is_too_short(found: float, said: float) -> bool:
     """Whether so many seconds are fewer than a file says, by more than containers round."""
-    return found < said - max(SAME_DURATION[0], SAME_DURATION[1] * said)
+    return found < said - most_apart(said)
+
+
+def most_apart(seconds: float) -> float:
+    """By how many seconds two lengths or times may differ that are the same for copies."""
+    return max(SAME_DURATION[0], SAME_DURATION[1] * seconds)
 
 
 PACKETS = "-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"  # ffmpeg's arguments to list them
@@ -5055,7 +5060,7 @@ class Alike(NamedTuple):
     seconds: float  # when that of the first video is shown
     later: float  # s, by how much that of the other is
     lasts: float  # s, either of the two at most
-    is_telling: bool  # most others around this moment are less alike
+    is_telling: bool  # most others around this moment are less alike, and none is shown for seconds
     picture: np.ndarray  # Y, Cb, Cr: (3, height, width), uint8, full range
     other_picture: np.ndarray
 
@@ -5074,7 +5079,8 @@ def alike_frames(one: VideoView, other: VideoView) -> list[Alike]:
         quarter = np.sort(apart, axis=None)[apart.size // 4]
         later = other_frame.times[j] - frame.times[i]
         lasts = max(duration_of(frame), duration_of(other_frame))
-        is_telling = bool(quarter > TELLING_MATCH * apart[i, j])
+        is_held = abs(other_frame.seconds - frame.seconds) > FRAMES_AROUND * lasts + most_apart(frame.seconds)
+        is_telling = bool(quarter > TELLING_MATCH * apart[i, j]) and not is_held
         found.append(Alike(frame.times[i], later, lasts, is_telling, frame.pictures[i], other_frame.pictures[j]))
     return found
 
@@ -5158,7 +5164,7 @@ PERSISTING = 3  # frames that something must be in
 VIDEO_DISPLACED = 2.0
 VIDEO_UNLIKE = 2.0
 VIDEO_COLOURS = 0.8
-PERSISTING_OUTLIERS = 6.0, 5.0, 4.5, 4.0  # times the usual difference, by layer
+PERSISTING_OUTLIERS = 7.0, 5.8, 5.2, 4.6  # times the usual difference, by layer
 
 
 def differing_in_colours(pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -5195,7 +5201,7 @@ def persisting(pairs: Sequence[Pair]) -> Iterator[Finding]:
     Or in the mean of all frames, in which what compression does to each of them is less.
     """
     for plane, (step, shares) in enumerate(zip(pairs[0].steps, SPOT_SHARES, strict=True)):
-        floor = (1 + STEP_LEVELS * step) ** 2
+        floor = (1 + STEP_LEVELS * step * 2 / pairs[0].scale) ** 2
         for number, (share, limit) in enumerate(zip(shares, PERSISTING_OUTLIERS, strict=True)):
             layers = [pair.planes[plane][number] for pair in pairs]
             activity = [windows(each.activity) for each in layers]
