@@ -4548,7 +4548,9 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 # ── two pictures side by side ──
 
 VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
-ENOUGH_SIDE = 900  # px of the longer side of a JPEG decoded at a reduced scale: often half of what VIEW_SIDE takes
+ENOUGH_SIDE = (
+    1200  # px of the longer side of a JPEG decoded at a reduced scale: more, for its scales are coarse filters
+)
 HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
 LAYERS = 4  # of a picture, each of half the size of the one before
 
@@ -4678,6 +4680,8 @@ FIT_ROUNDS = 4
 RIDGE = 100.0  # holds factors near 0 where there is too little to tell them
 ROUNDING = 0.6  # levels squared, of differences that come of rounding
 NOISE = 4.0  # levels squared, of activity that says nothing
+INEXACT = 3.0  # levels by which `Image.quantize` misses the nearest colour
+POOR_PALETTE = 0.3  # levels that are lost on average
 CLIPPED = 124.0  # levels from the middle grey; what is further from it may have been cut off
 
 
@@ -4689,6 +4693,7 @@ class Layer:
     difference: np.ndarray  # the other less the one
     residual: np.ndarray  # of the difference, what resampling and sharpening do not explain
     activity: np.ndarray  # how much detail there is, levels squared
+    lost: np.ndarray  # of the difference, what may be due to a palette, at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -4698,7 +4703,8 @@ class Pair:
     planes: tuple[tuple[Layer, ...], ...]
     clipped: np.ndarray  # the share of black and white, for each pixel of the last layer of Y
     steps: tuple[int, int, int]  # quantisers of the planes, of both pictures together
-    palette: bool  # of one of the two
+    converted: bool  # from another colour profile, of one of the two
+    palette: float  # 0 for none or one with all colours, to 1 for one that shows
     scale: float  # px of the smaller picture in one of the grid
 
 
@@ -4729,7 +4735,9 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
     detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
     planes += [layers_of([halved(plane) for plane in each], detail) for each in chroma]
     steps = one.luma_step + other.luma_step, *2 * (one.chroma_step + other.chroma_step,)
-    return Pair(tuple(planes), clipped, steps, bool(one.palette or other.palette), size[0] / target[0] * times)
+    palette = min(1.0, float(planes[0][0].lost.mean()) / POOR_PALETTE)
+    converted = bool(one.stored) or bool(other.stored)
+    return Pair(tuple(planes), clipped, steps, converted, palette, size[0] / target[0] * times)
 
 
 def bands_of(picture: Image.Image) -> list[np.ndarray]:
@@ -4744,7 +4752,7 @@ def palette_errors(one: View, other: View, picture: Image.Image, other_picture: 
         if view.palette:
             nearest = of_other.convert("RGB").quantize(palette=view.palette, dither=Image.Dither.NONE)
             found = zip(errors, bands_of(in_ycbcr(nearest)), bands_of(of_other), strict=True)
-            errors = [error + np.abs(band - of_palette) for error, of_palette, band in found]
+            errors = [error + np.maximum(0, np.abs(band - of_palette) - INEXACT) for error, of_palette, band in found]
     return errors
 
 
@@ -4761,11 +4769,11 @@ def layers_of(planes: Sequence[np.ndarray], fine: np.ndarray) -> tuple[Layer, ..
     factors, _ = fitted(np.stack(sampled), target, weights)
     for factor, plane in zip(factors, basis, strict=True):
         residual -= np.float32(factor) * plane
-    layers = [Layer(mean, difference, residual, activity)]
+    layers = [Layer(mean, difference, residual, activity, lost)]
     for _ in range(LAYERS - 1):
-        mean, difference, residual = halved(mean), halved(difference), halved(residual)
+        mean, difference, residual, lost = (halved(each) for each in (mean, difference, residual, lost))
         activity = activity_of(basis_of(mean)) + halved(activity) / 4
-        layers.append(Layer(mean, difference, residual, activity))
+        layers.append(Layer(mean, difference, residual, activity, lost))
     return tuple(layers)
 
 
@@ -4827,12 +4835,15 @@ DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
+CONVERTED = 0.5  # levels more where colours were converted from another profile
 STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
 COLOURFUL = 0.6  # of the strongest colour
-SATURATION, HUE = 0.06, 0.05  # shares by which strong colours differ
+SATURATION, HUE = 0.07, 0.07  # shares by which strong colours differ
 # Of the activity, by layer: what differs by less comes of resampling.
-SPOT_SHARES = (0.1, 0.06, 0.04, 0.02), (0.25, 0.15, 0.1, 0.06), (0.25, 0.15, 0.1, 0.06)
+SPOT_SHARES = (0.2, 0.08, 0.04, 0.02), (0.25, 0.15, 0.1, 0.06), (0.25, 0.15, 0.1, 0.06)
 SPOT_LIMITS = (5.0, 4.5, 3.5, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
+DITHERED = 2.0  # times of the error of a palette squared: dithering hands errors on to pixels nearby
+DITHERED_LEVELS = 9.0, 7.0, 5.0, 4.0  # and by as much in any case, by layer
 WIDESPREAD = 0.2  # of the windows: what differs in so many does so all over
 
 
@@ -4882,7 +4893,7 @@ def unlike(pair: Pair) -> Iterator[Finding]:
 def toned(pair: Pair) -> Iterator[Finding]:
     """Another brightness or contrast."""
     changes = tone_changes(pair.planes[0][3], pair)
-    limit = TONE_LEVELS[0] + STEP_LEVELS * pair.steps[0] + 2 * pair.palette
+    limit = TONE_LEVELS[0] + STEP_LEVELS * pair.steps[0] + CONVERTED * pair.converted + 2 * pair.palette
     contrary = min(changes) < -limit / 2 and max(changes) > limit / 2
     yield Finding(max(map(abs, changes)) / limit, "less or more contrast" if contrary else "brighter or darker")
 
@@ -4924,17 +4935,21 @@ def coloured(pair: Pair) -> Iterator[Finding]:
         yield Finding(excess, "only one of them has colours" if levels > 1.8 * usual else "other colours")
     for plane in pair.planes[1:]:
         largest = max(map(abs, tone_changes(plane[2], pair)))
-        yield Finding(largest / (TONE_LEVELS[1] + step + 2 * pair.palette), "other colours")
+        limit = TONE_LEVELS[1] + step + CONVERTED * pair.converted + 2 * pair.palette
+        yield Finding(largest / limit, "other colours")
 
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
     for plane, step, shares, limits in zip(pair.planes, pair.steps, SPOT_SHARES, SPOT_LIMITS, strict=True):
-        floor = (1 + STEP_LEVELS * step * 2 / pair.scale + 6 * pair.palette) ** 2
-        for layer, share, limit in zip(plane, shares, limits, strict=True):
+        floor = 1 + STEP_LEVELS * step * 2 / pair.scale
+        for layer, share, limit, dithered in zip(plane, shares, limits, DITHERED_LEVELS, strict=True):
             error, activity = windows(layer.residual**2), windows(layer.activity)
             unusual = np.sqrt(error / (usual_error(error, activity) + ROUNDING)) / limit
-            yield most_in(np.minimum(unusual, np.sqrt(error / (share * activity + floor))))
+            allowed = share * activity + (floor + dithered * pair.palette) ** 2
+            if pair.palette:
+                allowed += DITHERED * windows(layer.lost**2)
+            yield most_in(np.minimum(unusual, np.sqrt(error / allowed)))
 
 
 def usual_error(error: np.ndarray, activity: np.ndarray) -> np.ndarray:
@@ -4953,8 +4968,8 @@ def differing(pair: Pair) -> Iterator[Finding]:
         windows(plane * plane) - windows(plane) ** 2
         for plane in (layer.mean - layer.difference / 2, layer.mean + layer.difference / 2, layer.residual)
     )
-    floor, limit = (400, 0.5) if pair.palette else (100, 0.45 + max(0, step - 16) / 100)
-    yield most_in(residual / np.maximum(np.maximum(one, other), floor + step**2) / limit)
+    floor, limit = 100 + 300 * pair.palette + step**2, 0.45 + 0.05 * pair.palette + max(0, step - 16) / 100
+    yield most_in(residual / np.maximum(np.maximum(one, other), floor) / limit)
 
 
 def most_in(excess: np.ndarray) -> Finding:
