@@ -4834,14 +4834,15 @@ DISPLACED = 0.0015  # of the longer side, by which a corner may be displaced, or
 DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a pixel
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail
+FLAT_DETAIL = 0.5  # levels squared, that need not correlate
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
 CONVERTED = 0.5  # levels more where colours were converted from another profile
 STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
 COLOURFUL = 0.6  # of the strongest colour
 SATURATION, HUE = 0.07, 0.07  # shares by which strong colours differ
 # Of the activity, by layer: what differs by less comes of resampling.
-SPOT_SHARES = (0.2, 0.08, 0.04, 0.02), (0.25, 0.15, 0.1, 0.06), (0.25, 0.15, 0.1, 0.06)
-SPOT_LIMITS = (5.0, 4.5, 3.5, 3.5), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
+SPOT_SHARES = (0.2, 0.08, 0.04, 0.02), (0.4, 0.15, 0.1, 0.06), (0.4, 0.15, 0.1, 0.06)
+SPOT_LIMITS = (5.0, 4.5, 4.0, 4.0), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
 DITHERED = 2.0  # times of the error of a palette squared: dithering hands errors on to pixels nearby
 DITHERED_LEVELS = 9.0, 7.0, 5.0, 4.0  # and by as much in any case, by layer
 WIDESPREAD = 0.2  # of the windows: what differs in so many does so all over
@@ -4886,8 +4887,11 @@ def unlike(pair: Pair) -> Iterator[Finding]:
     """Other things everywhere, be it only the noise of a wall: the details of the two do not correlate."""
     layer = pair.planes[0][2]
     one, other = (basis_of(layer.mean + sign * layer.difference / 2)[4] for sign in (-1, 1))
-    correlation = float((one * other).sum() / math.sqrt(float((one * one).sum() * (other * other).sum()) + 1e-9))
-    yield Finding((1 - correlation) / (UNLIKE_DETAIL + max(0, pair.steps[0] - 16) / 300), "differs all over")
+    both, own = float((one * other).mean()), math.sqrt(float((one * one).mean() * (other * other).mean()))
+    correlation = (both + FLAT_DETAIL) / (own + FLAT_DETAIL)
+    yield Finding(
+        (1 - correlation) / (UNLIKE_DETAIL + 0.2 * pair.palette + max(0, pair.steps[0] - 16) / 300), "differs all over"
+    )
 
 
 def toned(pair: Pair) -> Iterator[Finding]:

@@ -67,6 +67,8 @@ from PIL import (
     ImageCms,
     ImageDraw,
     ImageEnhance,
+    ImageFilter,
+    ImageFont,
     ImageOps,
     PngImagePlugin,
     TiffImagePlugin,
@@ -4214,6 +4216,249 @@ def test_sides_are_in_proportion_within_rounding_of_the_smaller(
     base = random_fingerprint(np.random.default_rng(1))
     pair = [replace(base, width=width, height=height) for width, height in (one, other)]
     assert (distance(*pair) == 0) == same
+
+
+# ── two pictures side by side ──
+
+SAME = idem.Verdict(True, "the same but for size and compression", None)
+
+
+@functools.cache
+def scene(seed: int = 1, size: tuple[int, int] = (960, 720)) -> Image.Image:
+    """A picture with detail at all scales, as photos have it."""
+    rng, made = np.random.default_rng(seed), photo(seed, size)
+    for side, share in ((24, 0.3), (96, 0.25), (size[0] // 4, 0.2), (size[0] // 2, 0.1)):
+        grain = rng.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8)
+        made = Image.blend(made, Image.fromarray(grain).resize(size, Image.Resampling.BICUBIC), share)
+    return made
+
+
+def numbers_page(number: int = 4711, size: int = 24) -> Image.Image:
+    """A white page with lines of numbers, one of which is given."""
+    made, rng = Image.new("RGB", (1000, 800), "white"), random.Random(1)
+    pen, font = ImageDraw.Draw(made), ImageFont.load_default(size)
+    for line in range(24):
+        words = [number if (line, word) == (9, 4) else rng.randrange(1000, 10000) for word in range(11)]
+        pen.text((40, 30 + 31 * line), " ".join(map(str, words)), font=font, fill=(20, 20, 20))
+    return made
+
+
+def view(path: Path) -> idem.View:
+    found = idem.view_of(media_file(path))
+    assert isinstance(found, idem.View), found
+    return found
+
+
+def verdict(one: Path, other: Path) -> idem.Verdict:
+    """What idem says of two files, whichever comes first."""
+    views = view(one), view(other)
+    forth, back = idem.verdict(*views), idem.verdict(*reversed(views))
+    assert forth == back
+    return forth
+
+
+def verdict_of(edited: Image.Image, tmp_path: Path, original: Image.Image | None = None) -> idem.Verdict:
+    """What idem says of a picture and an edited one, both as JPEG."""
+    one = save(original or scene(), tmp_path / "original.jpg", quality=92)
+    return verdict(one, save(edited, tmp_path / "edited.jpg", quality=85))
+
+
+def with_disc(picture: Image.Image, box: tuple[int, int, int, int], fill: tuple[int, int, int]) -> Image.Image:
+    made = picture.copy()
+    ImageDraw.Draw(made).ellipse(box, fill=fill)
+    return made
+
+
+@pytest.mark.parametrize("quality", [20, 50, 75, 95])
+def test_a_picture_saved_again_is_the_same_at_any_quality(tmp_path: Path, quality: int) -> None:
+    one = save(scene(), tmp_path / "original.jpg", quality=95)
+    assert verdict(one, save(scene(), tmp_path / "again.jpg", quality=quality)) == SAME
+
+
+@pytest.mark.parametrize("filtering", [Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+@pytest.mark.parametrize("width", [160, 321, 500, 1400])
+def test_a_resized_picture_is_the_same(tmp_path: Path, width: int, filtering: Image.Resampling) -> None:
+    resized = scene().resize((width, width * 3 // 4), filtering)
+    assert verdict_of(resized, tmp_path) == SAME
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".heic", ".tif", ".bmp"])
+def test_another_format_is_the_same(tmp_path: Path, suffix: str) -> None:
+    assert verdict(save(scene(), tmp_path / "a.jpg", quality=90), save(scene(), tmp_path / f"b{suffix}")) == SAME
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_picture_stored_turned_is_the_same_as_one_that_stands_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[idem.EXIF_ORIENTATION] = orientation
+    sensor = save(scene(), tmp_path / "sensor.jpg", quality=92, exif=exif)
+    assert verdict(sensor, save(ImageOps.exif_transpose(Image.open(sensor)), tmp_path / "upright.png")) == SAME
+
+
+def test_a_jpeg_decoded_at_a_reduced_scale_keeps_its_true_extent(tmp_path: Path) -> None:
+    large = scene(1, (2661, 2001))  # a quarter is 665.25 x 500.25 px
+    one = save(large, tmp_path / "large.jpg", quality=92)
+    assert verdict(one, save(large.resize((640, 481), Image.Resampling.LANCZOS), tmp_path / "small.png")) == SAME
+    assert (view(one).width, view(one).height) == large.size
+
+
+def test_a_picture_with_a_profile_is_the_same_as_one_in_srgb_and_as_one_that_lost_it(tmp_path: Path) -> None:
+    profile = display_p3()
+    converted = ImageCms.profileToProfile(
+        scene(), ImageCms.createProfile("sRGB"), ImageCms.ImageCmsProfile(io.BytesIO(profile)), outputMode="RGB"
+    )
+    assert converted
+    tagged = save(converted, tmp_path / "tagged.jpg", quality=92, icc_profile=profile)
+    assert verdict(tagged, save(scene(), tmp_path / "srgb.jpg", quality=92)) == SAME
+    assert verdict(tagged, save(converted, tmp_path / "lost.jpg", quality=92, icc_profile=None)) == SAME
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_picture_in_grey_or_cmyk_is_the_same_as_its_copy(tmp_path: Path, mode: str) -> None:
+    one = save(scene().convert(mode), tmp_path / "one.tif")
+    assert verdict(one, save(scene().convert(mode).convert("RGB").resize((480, 360)), tmp_path / "two.jpg")) == SAME
+
+
+def test_a_picture_with_a_palette_is_the_same_and_an_edit_of_it_is_not(tmp_path: Path) -> None:
+    original = ImageEnhance.Color(photo(1, (960, 720))).enhance(0.2)  # 256 colours are enough for it
+    one = save(original, tmp_path / "one.jpg", quality=92)
+    few = original.quantize(palette=original.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    assert verdict(one, save(few, tmp_path / "two.png")) == SAME
+    edited = with_disc(original, (700, 500, 740, 540), (255, 255, 255)).quantize(256)
+    assert not verdict(one, save(edited, tmp_path / "edited.png")).copy
+
+
+def test_a_changed_spot_is_found_and_its_place_told(tmp_path: Path) -> None:
+    found = verdict_of(with_disc(scene(), (760, 560, 790, 590), (200, 180, 60)), tmp_path)
+    assert (found.copy, found.reason) == (False, "differs in a spot at the lower right")
+    assert found.box
+    left, top, right, bottom = found.box
+    assert 0.75 < left < 0.80 < right < 0.86 and 0.74 < top < 0.80 < bottom < 0.86
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [((60, 60), "at the upper left"), ((470, 350), "in the middle"), ((470, 660), "at the bottom")],
+)
+def test_the_place_of_a_spot_is_told_in_words(tmp_path: Path, at: tuple[int, int], words: str) -> None:
+    x, y = at
+    found = verdict_of(with_disc(scene(), (x, y, x + 24, y + 24), (250, 250, 250)), tmp_path)
+    assert (found.copy, found.reason) == (False, f"differs in a spot {words}")
+
+
+def test_a_spot_of_another_colour_and_the_same_brightness_is_found(tmp_path: Path) -> None:
+    y, cb, cr = scene().convert("YCbCr").split()
+    cr.paste(230, (480, 360, 510, 390))
+    assert not verdict_of(Image.merge("YCbCr", (y, cb, cr)).convert("RGB"), tmp_path).copy
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.32])
+def test_a_page_with_another_digit_is_no_copy(tmp_path: Path, scale: float) -> None:
+    size = round(1000 * scale), round(800 * scale)
+    copied, changed = (numbers_page(number).resize(size, Image.Resampling.LANCZOS) for number in (4711, 4771))
+    assert verdict_of(copied, tmp_path, numbers_page()) == SAME
+    assert not verdict_of(changed, tmp_path, numbers_page()).copy
+
+
+def test_a_drawing_with_a_line_less_is_no_copy(tmp_path: Path) -> None:
+    rng, full, less = random.Random(3), Image.new("L", (1200, 900), 255), Image.new("L", (1200, 900), 255)
+    for number in range(20):
+        line = [(rng.randrange(1200), rng.randrange(900)) for _ in range(2)]
+        for drawing in (full, less)[: 1 if number == 7 else 2]:
+            ImageDraw.Draw(drawing).line(line, fill=40)
+    assert verdict_of(full.resize((800, 600), Image.Resampling.LANCZOS), tmp_path, full) == SAME
+    assert not verdict_of(less.resize((800, 600), Image.Resampling.LANCZOS), tmp_path, full).copy
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda made: made.point(lambda level: level * 1.05), "brighter or darker"),
+        (lambda made: ImageEnhance.Contrast(made).enhance(1.12), "less or more contrast"),
+        (lambda made: ImageEnhance.Color(made).enhance(1.2), "other colours"),
+        (lambda made: ImageOps.grayscale(made).convert("RGB"), "only one of them has colours"),
+        (
+            lambda made: Image.merge(
+                "RGB", [b.point(lambda x, f=f: x * f) for b, f in zip(made.split(), (1.05, 1, 0.94), strict=True)]
+            ),
+            "other colours",
+        ),
+        (lambda made: made.crop((6, 4, 954, 716)), "turned, shifted or cropped a little"),
+        (
+            lambda made: made.rotate(0.3, Image.Resampling.BICUBIC).crop((8, 6, 952, 714)),
+            "turned, shifted or cropped a little",
+        ),
+        (ImageOps.mirror, "differs all over"),
+    ],
+)
+def test_an_edit_of_the_whole_picture_is_no_copy(
+    tmp_path: Path, edit: Callable[[Image.Image], Image.Image], reason: str
+) -> None:
+    found = verdict_of(edit(scene()), tmp_path)
+    assert (found.copy, found.reason) == (False, reason)
+
+
+def test_a_part_out_of_focus_is_no_copy(tmp_path: Path) -> None:
+    mask = Image.new("L", (960, 720))
+    ImageDraw.Draw(mask).ellipse((300, 200, 640, 500), fill=255)
+    blurred = Image.composite(scene().filter(ImageFilter.GaussianBlur(3)), scene(), mask)
+    assert not verdict_of(blurred, tmp_path).copy
+
+
+def test_a_faint_watermark_makes_another_picture(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (960, 720))
+    ImageDraw.Draw(layer).text((150, 250), "SAMPLE", font=ImageFont.load_default(160), fill=(255, 255, 255, 30))
+    assert not verdict_of(Image.alpha_composite(scene().convert("RGBA"), layer).convert("RGB"), tmp_path).copy
+
+
+def test_other_pages_of_the_same_layout_are_no_copies(tmp_path: Path) -> None:
+    pages = []
+    for seed in (1, 2):
+        made, rng = Image.new("RGB", (900, 1200), "white"), random.Random(seed)
+        for line in range(34):
+            text = " ".join(rng.choice(("the", "house", "of", "paper", "never", "seen")) for _ in range(14))
+            ImageDraw.Draw(made).text((60, 60 + 32 * line), text, font=ImageFont.load_default(20), fill=(0, 0, 0))
+        pages.append(made)
+    assert not verdict_of(pages[1], tmp_path, pages[0]).copy
+
+
+def test_two_walls_with_nothing_but_noise_are_no_copies(tmp_path: Path) -> None:
+    walls = [
+        Image.fromarray(np.random.default_rng(seed).normal(180, 4, (600, 800)).clip(0, 255).astype(np.uint8))
+        for seed in (1, 2)
+    ]
+    assert verdict_of(walls[1], tmp_path, walls[0]) == idem.Verdict(False, "differs all over", None)
+    assert verdict_of(walls[0], tmp_path, walls[0]) == SAME
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (16, 10), (33, 50), (100, 75)])
+def test_small_pictures_are_compared_too(tmp_path: Path, size: tuple[int, int]) -> None:
+    small = scene(2, (960, 720)).resize(size, Image.Resampling.BOX)
+    one = save(small, tmp_path / "one.png")
+    assert verdict(one, save(small, tmp_path / "two.jpg", quality=95, subsampling=0)) == SAME
+    changed = small.copy()
+    changed.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
+    assert not verdict(one, save(changed, tmp_path / "three.png")).copy
+
+
+def test_a_picture_of_one_colour_is_like_itself_and_unlike_one_of_another_colour(tmp_path: Path) -> None:
+    grey, same, other = (Image.new("RGB", (300, 200), colour) for colour in ("#808080", "#808080", "#888888"))
+    one = save(grey, tmp_path / "one.png")
+    assert verdict(one, save(same, tmp_path / "two.jpg")).copy
+    assert verdict(one, save(other, tmp_path / "three.png")) == idem.Verdict(False, "brighter or darker", None)
+
+
+def test_frames_are_compared_as_pictures_are() -> None:
+    frame, later = scene(), with_disc(scene(), (40, 40, 120, 80), (255, 255, 255))
+    views = [idem.view_of_pixels(np.asarray(each.resize((320, 240))), 8, 8) for each in (frame, frame, later)]
+    assert idem.verdict(views[0], views[1]) == SAME
+    assert idem.verdict(views[0], views[2]).reason == "differs in a spot at the upper left"
+
+
+def test_a_file_that_is_no_picture_makes_no_view(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"no picture")
+    assert isinstance(idem.view_of(media_file(path)), idem.Problem)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
