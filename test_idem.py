@@ -3722,6 +3722,154 @@ def test_a_stopped_run_keeps_what_is_done_and_leaves_no_worker(
     assert counts(library, "--cache", str(tmp_path / "cache"), capsys=capsys) == (300, 300 - kept, kept)
 
 
+# ── two videos side by side ──
+
+SAME_VIDEO = idem.Verdict(True, "the same but for size and compression", None)
+
+
+def video_view(path: Path) -> idem.VideoView:
+    found = idem.frames_of(media_file(path), video_fingerprint(path))
+    assert isinstance(found, idem.VideoView), found
+    return found
+
+
+@functools.cache
+def view_of_clip(content: bytes) -> idem.VideoView:
+    """That of an MP4 video with this content, made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        path.write_bytes(content)
+        return video_view(path)
+
+
+def verdict_on(original: Path, edited: Path) -> idem.Verdict:
+    """What a look at two videos side by side says, whichever comes first."""
+    one, other = view_of_clip(original.read_bytes()), video_view(edited)
+    found = idem.video_verdict(one, other)
+    assert idem.video_verdict(other, one) == found
+    return found
+
+
+def test_a_view_of_a_video_has_the_frames_at_the_moments_of_its_fingerprint(tmp_path: Path) -> None:
+    view = video_view(clip(tmp_path / "a.mp4", size=(640, 480)))
+    assert (view.width, view.height, view.quicktime_rgb) == (640, 480, False)
+    assert {frame.pictures.shape[1:] for frame in view.frames} == {(3, 384, 512)}
+    assert [frame.seconds for frame in view.frames] == pytest.approx([(2 * n + 1) / 4 for n in range(8)])
+    assert all(list(frame.times) == sorted(frame.times) for frame in view.frames)
+
+
+def test_a_view_of_what_is_no_video_is_a_problem(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4")
+    known = video_fingerprint(path)
+    path.write_bytes(b"no video")
+    assert isinstance(idem.frames_of(media_file(path), known), idem.Problem)
+
+
+@pytest.mark.parametrize("name", COPIES_OF_A_VIDEO)
+def test_copies_of_a_video_are_the_same_side_by_side(tmp_path: Path, name: str) -> None:
+    original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12", "-g", "24")
+    ffmpeg("-i", original, *COPIES_OF_A_VIDEO[name], tmp_path / name)
+    assert verdict_on(original, tmp_path / name) == SAME_VIDEO
+
+
+@pytest.mark.parametrize("rate", ["15", "24", "25", "30", "50"])
+def test_another_frame_rate_is_not_another_speed(tmp_path: Path, rate: str) -> None:
+    original = clip(tmp_path / "original.mp4", rate=25, seconds=8, size=(160, 120))
+    ffmpeg("-i", original, "-r", rate, "-c:v", "libx264", "-crf", "23", tmp_path / "other.mp4")
+    assert verdict_on(original, tmp_path / "other.mp4") == SAME_VIDEO
+
+
+@pytest.mark.parametrize("times", [1 / 1.02, 1.02])
+def test_a_video_of_another_speed_is_no_copy(tmp_path: Path, times: float) -> None:
+    original = clip(tmp_path / "original.mp4", rate=25, seconds=8, size=(160, 120))
+    filters = f"setpts=PTS*{times},fps=25"
+    ffmpeg("-i", original, "-vf", filters, "-c:v", "libx264", "-crf", "20", tmp_path / "other.mp4")
+    one, other = video_fingerprint(original), video_fingerprint(tmp_path / "other.mp4")
+    assert distance(one, other) == 0, "by its cells it is a copy"
+    assert verdict_on(original, tmp_path / "other.mp4") == idem.Verdict(False, "another speed", None)
+
+
+GRADES_OF_A_VIDEO = ["eq=saturation=1.25", "eq=brightness=0.04", "eq=contrast=1.08", "hue=h=12", "hue=s=0"]
+
+
+@pytest.mark.parametrize("grade", GRADES_OF_A_VIDEO)
+def test_a_video_that_is_graded_is_no_copy(tmp_path: Path, grade: str) -> None:
+    original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12", "-g", "24")
+    ffmpeg("-i", original, "-vf", grade, "-c:v", "libx264", "-crf", "18", tmp_path / "graded.mp4")
+    expected = idem.Verdict(False, "another tone or colours", None)
+    assert verdict_on(original, tmp_path / "graded.mp4") == expected
+
+
+def test_colours_by_another_standard_are_the_same_video(tmp_path: Path) -> None:
+    original = clip(tmp_path / "original.mp4", "-c:v", "libx264", "-crf", "12", "-g", "24")
+    matrix = "scale=in_color_matrix=bt601:out_color_matrix=bt709"
+    ffmpeg("-i", original, "-vf", matrix, "-c:v", "libx264", "-crf", "18", tmp_path / "bt709.mp4")
+    assert verdict_on(original, tmp_path / "bt709.mp4") == SAME_VIDEO
+
+
+def test_luma_as_quicktime_converts_it_is_the_same_video_where_one_is_stored_as_rgb(tmp_path: Path) -> None:
+    stored_as_rgb = video_view(clip(tmp_path / "original.mp4"))
+    raised = tuple(
+        replace(frame, pictures=np.array([idem.as_quicktime_does(each) for each in frame.pictures]))
+        for frame in stored_as_rgb.frames
+    )
+    converted = replace(stored_as_rgb, frames=raised)
+    assert not idem.video_verdict(stored_as_rgb, converted).copy
+    assert idem.video_verdict(replace(stored_as_rgb, quicktime_rgb=True), converted) == SAME_VIDEO
+
+
+def lettered(path: Path, text: str, place: tuple[int, int], frames: range = range(48)) -> Path:
+    """The made clip of 48 frames with a text in some of them, as a video of another codec."""
+    pictures = [picture.copy() for picture in moving_frames(1, 4, 12, (192, 144))]
+    for number in frames:
+        ImageDraw.Draw(pictures[number]).text(place, text, "white", stroke_width=1, stroke_fill="black")
+    return clip(path, "-c:v", "mpeg4", "-q:v", "4", frames=pictures)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "frames", "where"),
+    [
+        ("TV5", (165, 6), range(48), "at the upper right"),
+        ("he said", (75, 124), range(48), "at the bottom"),
+        ("only at first", (60, 124), range(26), "at the bottom"),
+        ("12:30", (8, 66), range(48), "at the left"),
+    ],
+)
+def test_a_logo_or_text_is_in_one_video_only(
+    tmp_path: Path, text: str, place: tuple[int, int], frames: range, where: str
+) -> None:
+    found = verdict_on(clip(tmp_path / "a.mp4"), lettered(tmp_path / "b.avi", text, place, frames))
+    assert (found.copy, found.reason) == (False, f"a logo or text is in one only, {where}")
+    assert found.box
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (192, 144))).textbbox(place, text, stroke_width=1)
+    assert 192 * found.box[0] < right
+    assert 192 * found.box[2] > left
+    assert 144 * found.box[1] < bottom
+    assert 144 * found.box[3] > top
+
+
+def test_another_text_in_the_same_place_is_another_video(tmp_path: Path) -> None:
+    one, other = (lettered(tmp_path / f"{text}.avi", text, (8, 120)) for text in ("monday", "sunday"))
+    assert verdict_on(one, other).reason == "a logo or text is in one only, at the lower left"
+
+
+def test_what_is_in_a_single_frame_does_not_tell_videos_apart(tmp_path: Path) -> None:
+    flawed = lettered(tmp_path / "b.avi", "a flaw of compression", (20, 60), range(20, 22))
+    assert verdict_on(clip(tmp_path / "a.mp4"), flawed) == SAME_VIDEO
+
+
+def test_black_frames_tell_nothing_side_by_side(tmp_path: Path) -> None:
+    black = [Image.new("RGB", (192, 144))]
+    view, other = (
+        video_view(clip(tmp_path / f"{number}.mp4", frames=black * 18 + moving_frames(1, 3, 12, (192, 144)), rate=12))
+        for number in range(2)
+    )
+    assert len(idem.alike_frames(view, other)) == 5
+    assert idem.video_verdict(view, other) == SAME_VIDEO
+    dark = replace(view, frames=view.frames[:3] + view.frames[:3] + view.frames[-2:])
+    assert idem.video_verdict(dark, dark) == idem.Verdict(False, "too few frames show anything", None)
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 #  Match
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
