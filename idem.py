@@ -4300,32 +4300,35 @@ def pairs_of_nearest(table: Table[F], rows: np.ndarray) -> np.ndarray:
 
 
 def candidates_before(replicas: Sequence[Replica[F]]) -> list[list[int]]:
-    """For each replica of a component the numbers of those before it that are at distance 0, likeliest first.
+    """For each of some related replicas the numbers of those before it that are at distance 0, likeliest first.
 
-    That is the first of them; in a crowd the first one of the nearest, then these, nearest first.
+    That is the first of them; in a crowd the first one of the nearest, then these, nearest first. No two are equal.
     """
+    if len(replicas) <= CROWD:
+        pairs = [(number, other) for number in range(len(replicas)) for other in range(number)]
+        return copies_among(replicas, pairs)
     table = table_of(replicas)
-    numbers = {each.file: number for number, each in enumerate(replicas)}
-    first = np.array([min(numbers[each.file] for each in members) for members in table.members])  # number of each row
-    rows = np.arange(len(first))
-    if len(rows) <= CROWD:
-        one, other = (each.ravel() for each in np.meshgrid(rows, np.argsort(first, kind="stable"), indexing="ij"))
-        pairs = np.stack([one, other], axis=1)
-    else:
-        pairs = pairs_of_nearest(table, rows)
-    pairs = pairs[first[pairs[:, 1]] < first[pairs[:, 0]]]
-    distances = table.without_ambiguous(pairs, table.distances(pairs), lambda _row: rows)
+    number_of = {each.file: number for number, each in enumerate(replicas)}
+    numbers = np.array([number_of[members[0].file] for members in table.members])  # of the rows
+    near = numbers[pairs_of_nearest(table, np.arange(len(numbers)))]
+    found = copies_among(replicas, near[near[:, 1] < near[:, 0]].tolist())
+    return [sorted(each, key=min(each).__ne__) if each else each for each in found]
+
+
+def copies_among(replicas: Sequence[Replica[F]], pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    """For each of some related replicas those numbers with which a pair puts it, at distance 0 of it, in their order.
+
+    No two replicas are equal.
+    """
     found: list[list[int]] = [[] for _ in replicas]
-    for row, other_row in pairs[distances == 0].tolist():
-        found[first[row]].append(int(first[other_row]))
-    if len(rows) > CROWD:
-        found = [sorted(near, key=min(near).__ne__) if near else near for near in found]
-    for members in table.members:  # they share a row: they are equal
-        for each in members:
-            number = numbers[each.file]
-            own = min(numbers[one.file] for one in members)
-            if number != own:
-                found[number] = [own]
+    table = table_of(replicas)
+    row_of = {members[0].file: row for row, members in enumerate(table.members)}
+    rows = np.array([row_of[each.file] for each in replicas])
+    asked = rows[np.array(pairs, int).reshape(-1, 2)]
+    distances = table.without_ambiguous(asked, table.distances(asked), lambda _row: np.arange(len(rows)))
+    for (number, other), distance in zip(pairs, distances.tolist(), strict=True):
+        if distance == 0:
+            found[number].append(other)
     return found
 
 
@@ -7080,7 +7083,7 @@ def find(run: Run) -> Findings:
     )
 
 
-MOST_LOOKS = 6  # at a replica and others that it may be a copy of, before it is taken for no copy of any
+MOST_LOOKS = 4  # at a replica and others that it may be a copy of, then at it and the first ones of families
 MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
 
 
@@ -7120,10 +7123,14 @@ def proposed(star: AnyGroup) -> list[tuple[Replica[Any], Replica[Any]]]:
 def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: Looks) -> list[list[Replica[Any]]]:
     """The replicas of pictures that look alike, those together that looks link, each with one before it.
 
-    In order of ORIGINAL. Each is looked at with MOST_LOOKS others, until one is a copy of it.
+    In order of ORIGINAL. Each is looked at with those it is most likely a copy of; when some have been found to be
+    copies, each of the others with the first ones of the families that these make, too.
     """
     lines = [Line(ranked(crowd, scoring)) for crowd in crowds]
-    for _ in range(MOST_LOOKS):
+    for step in range(2 * MOST_LOOKS):
+        if step == MOST_LOOKS:
+            for line in lines:
+                line.turn_to_families()
         pairs = [(line, number, other) for line in lines for number, other in line.proposed()]
         looks.look((line.replicas[other], line.replicas[number]) for line, number, other in pairs)
         for line, number, other in pairs:
@@ -7134,11 +7141,14 @@ def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: 
 class Line:
     """Pictures that look alike, in order of ORIGINAL, while looks link each with one before it."""
 
-    def __init__(self, replicas: Sequence[Replica[Any]]) -> None:
-        self.replicas = replicas
-        self.candidates = candidates_before(replicas)
-        self.linked = list(range(len(replicas)))  # each with the one that it is a copy of, or itself
-        self.refused: list[set[int]] = [set() for _ in replicas]  # those that each is no copy of
+    def __init__(self, replicas: Iterable[Replica[Any]]) -> None:
+        self.equal: dict[object, list[Replica[Any]]] = defaultdict(list)  # they need no look
+        for each in replicas:
+            self.equal[match_key(each)].append(each)
+        self.replicas = [each[0] for each in self.equal.values()]
+        self.candidates = candidates_before(self.replicas)
+        self.linked = list(range(len(self.replicas)))  # each with the one that it is a copy of, or itself
+        self.refused: list[set[int]] = [set() for _ in self.replicas]  # those that each is no copy of
 
     def proposed(self) -> Iterator[tuple[int, int]]:
         """Each number that is a copy of none so far, with the next one that it may be a copy of.
@@ -7166,11 +7176,19 @@ class Line:
             number = self.linked[number]
         return number
 
+    def turn_to_families(self) -> None:
+        """From now on propose the first ones of families, the largest first: the original has most copies."""
+        size = Counter(map(self.first_of, range(len(self.replicas))))
+        firsts = [number for number, count in size.most_common() if count > 1]
+        alone = [number for number, other in enumerate(self.linked) if number == other]
+        pairs = [(number, first) for number in alone for first in firsts if first < number]
+        self.candidates = copies_among(self.replicas, pairs)
+
     def families(self) -> list[list[Replica[Any]]]:
-        """The families of at least two."""
+        """The families of at least two files."""
         members: dict[int, list[Replica[Any]]] = defaultdict(list)
-        for number, each in enumerate(self.replicas):
-            members[self.first_of(number)].append(each)
+        for number, equal in enumerate(self.equal.values()):
+            members[self.first_of(number)] += equal
         return [each for each in members.values() if len(each) > 1]
 
 
