@@ -3569,6 +3569,7 @@ class Verdict:
     reason: str  # in a few words
     # Left, top, right and bottom of the spot in which they differ, if that is one; as shares of the upright picture.
     box: tuple[float, float, float, float] | None = None
+    excess: float = field(default=0.0, compare=False)  # times the limit that is exceeded; 0 for copies
 
     version: ClassVar[int] = LOOK_VERSION
 
@@ -4820,7 +4821,7 @@ def verdict(one: View, other: View) -> Verdict:
     if None in found:
         return Verdict(True, "the same but for size and compression", None)
     assert found[0]
-    return Verdict(False, found[0].reason, found[0].box)
+    return Verdict(False, found[0].reason, found[0].box, found[0].excess)
 
 
 # ── two pictures on one grid ──
@@ -5209,7 +5210,7 @@ def video_verdict(one: VideoView, other: VideoView) -> Verdict:
                 break
     finding = next((found for check in VIDEO_CHECKS for found in check(pairs) if found.excess > 1), None)
     if finding:
-        return Verdict(False, finding.reason, finding.box)
+        return Verdict(False, finding.reason, finding.box, finding.excess)
     return Verdict(True, "the same but for size and compression", None)
 
 
@@ -5429,6 +5430,7 @@ def content_key(replica: Replica[Any]) -> str:
 
 
 BOX_DECIMALS = 4
+MAX_EXCESS = 1e6
 
 
 def read_box(text: bytes) -> tuple[float, float, float, float] | None:
@@ -5450,6 +5452,7 @@ LOOK_CACHE: CacheFormat[Verdict] = CacheFormat(
         flag_column("copy"),
         Column("reason", r"[\w .%()-]{1,200}"),
         Column("box", r"(?:[01]\.[0-9]{4}(?::[01]\.[0-9]{4}){3})?", read_box, written_box),
+        Column("excess", r"[0-9]{1,9}\.[0-9]{2}", float, lambda excess: f"{min(excess, MAX_EXCESS):.2f}"),
     ),
     Verdict,
     start=re.compile(rb"\n[0-9a-f]"),
@@ -7100,7 +7103,7 @@ def verified_groups(groups: Iterable[AnyGroup], threshold: int, scoring: Scoring
             stars = [star for group in alike for star in original_first(group, threshold, scoring)]
         else:
             stars = [star_of(family) for family in families(waiting, scoring, looks)]
-        looks.look(chain.from_iterable(map(proposed, stars)))
+        look_over(stars, looks)
         waiting = []
         for star in stars:
             near, far = looked_over(star, threshold, looks)
@@ -7114,10 +7117,62 @@ def star_of(replicas: Sequence[Replica[Any]]) -> AnyGroup:
     return Group(kind_of(replicas[0].file), tuple(replicas), tuple(distances_from(replicas[0], replicas)))
 
 
-def proposed(star: AnyGroup) -> list[tuple[Replica[Any], Replica[Any]]]:
-    """The pairs of a group's first replica and another that are to be looked at."""
+MOST_OPINIONS = 2  # on what is narrowly no copy of the first replica, beside fine copies of that
+NARROW = 1.25  # times the limit
+FINE_STEP = 4  # quantiser; in a coarser JPEG a small edit could hide
+
+
+def look_over(stars: Sequence[AnyGroup], looks: Looks) -> None:
+    """Look at all that `verdict_in` asks about these groups."""
+    looks.look(
+        (star.replicas[0], each)
+        for star in stars
+        for each, bits in zip(star.replicas[1:], star.distances[1:], strict=True)
+        if bits == 0
+    )
+    for opinion in range(MOST_OPINIONS):
+        asked = []
+        for star in stars:
+            for number in range(1, len(star.replicas)):
+                fine = fine_copies(star, number, looks) if is_narrow(verdict_in(star, number, looks)) else []
+                asked += [(fine[opinion], star.replicas[number])] if len(fine) > opinion else []
+        looks.look(asked)
+
+
+def verdict_in(star: AnyGroup, number: int, looks: Looks) -> Verdict | None:
+    """What looks have found of a replica of a group: beside the first, or else beside a fine copy of that.
+
+    One that was derived in another way, such as by another profile, may be closer to it than the first is.
+    """
+    each = star.replicas[number]
+    seen = looks.verdict(star.replicas[0], each)
+    others = fine_copies(star, number, looks)[:MOST_OPINIONS] if is_narrow(seen) else []
+    opinions = (looks.verdict(other, each) for other in others)
+    return next((other for other in opinions if other and other.copy), seen)
+
+
+def is_narrow(seen: Verdict | None) -> bool:
+    """Whether it is no copy, but nearly one."""
+    return seen is not None and not seen.copy and seen.excess <= NARROW
+
+
+def fine_copies(star: AnyGroup, number: int, looks: Looks) -> list[Replica[Any]]:
+    """Copies of a group's first replica that hide nothing of what a look at them beside the one of this number sees."""
     first, *others = star.replicas
-    return [(first, each) for each, bits in zip(others, star.distances[1:], strict=True) if bits == 0]
+    near = [each for each, bits in zip(others, star.distances[1:], strict=True) if bits == 0]
+    return [
+        each
+        for each in near
+        if is_fine(each) and looks.are_copies(first, each) and not is_larger(star.replicas[number], each)
+    ]
+
+
+def is_fine(replica: Replica[Any]) -> bool:
+    """Whether no small edit could hide in how the picture is stored."""
+    each = replica.fingerprint
+    return (
+        isinstance(each, ImageFingerprint) and not each.palette and max(each.luma_step, each.chroma_step) <= FINE_STEP
+    )
 
 
 def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: Looks) -> list[list[Replica[Any]]]:
@@ -7134,7 +7189,7 @@ def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: 
         pairs = [(line, number, other) for line in lines for number, other in line.proposed()]
         looks.look((line.replicas[other], line.replicas[number]) for line, number, other in pairs)
         for line, number, other in pairs:
-            line.note(number, other, looks.are_copies(line.replicas[other], line.replicas[number]))
+            line.note(number, other, looks.verdict(line.replicas[other], line.replicas[number]))
     return [family for line in lines for family in line.families()]
 
 
@@ -7148,27 +7203,35 @@ class Line:
         self.replicas = [each[0] for each in self.equal.values()]
         self.candidates = candidates_before(self.replicas)
         self.linked = list(range(len(self.replicas)))  # each with the one that it is a copy of, or itself
-        self.refused: list[set[int]] = [set() for _ in self.replicas]  # those that each is no copy of
+        self.refused: list[dict[int, bool]] = [
+            {} for _ in self.replicas
+        ]  # what each is no copy of; whether it nearly is
 
     def proposed(self) -> Iterator[tuple[int, int]]:
         """Each number that is a copy of none so far, with the next one that it may be a copy of.
 
-        Of what is a copy of something itself that is taken instead, if it is a candidate, too.
+        Of what is a copy of something itself that is taken instead, if it is a candidate, too. What is nearly a copy of
+        that may be one of a fine copy of it: see `verdict_in`.
         """
         for number, candidates in enumerate(self.candidates):
+            refused = self.refused[number]
             for other in candidates if self.linked[number] == number else ():
                 first = self.first_of(other)
-                chosen = first if first in candidates else other
-                if self.refused[number].isdisjoint((first, chosen)):
-                    yield number, chosen
+                if first in candidates and first not in refused:
+                    yield number, first
+                    break
+                if other not in refused and (
+                    first not in refused or (refused[first] and is_fine(self.replicas[other]))
+                ):
+                    yield number, other
                     break
 
-    def note(self, number: int, other: int, is_copy: bool) -> None:
+    def note(self, number: int, other: int, seen: Verdict | None) -> None:
         """Take what a look at two has found."""
-        if is_copy:
+        if seen is None or seen.copy:
             self.linked[number] = other
         else:
-            self.refused[number].add(other)
+            self.refused[number][other] = is_narrow(seen)
 
     def first_of(self, number: int) -> int:
         """The first of the family of a number."""
@@ -7198,10 +7261,10 @@ def looked_over(star: AnyGroup, threshold: int, looks: Looks) -> tuple[AnyGroup 
     is_lost = first.file.path in looks.problems
     near: list[tuple[Replica[Any], int, Verdict | None]] = []
     far = []
-    for each, known in zip(star.replicas, star.distances, strict=True):
+    for number, (each, known) in enumerate(zip(star.replicas, star.distances, strict=True)):
         if each.file.path in looks.problems:
             continue
-        verdict = looks.verdict(first, each) if known == 0 and each is not first else None
+        verdict = verdict_in(star, number, looks) if number and known == 0 else None
         distance = known if verdict is None or verdict.copy else hash_distance(first, each)
         if is_lost or distance > threshold:
             far.append(each)
@@ -7480,21 +7543,22 @@ def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, st
     group = decision.keeper, *decision.trash, *decision.stays
     groups, problems = groups_anew(group, grouping(threshold), pool, unless_changed)
     doubts = {problem.path: problem.reason for problem in problems}
-    anew = {each.file.path: each for found in groups for each in found.replicas}
-    keeper = anew.get(decision.keeper.file.path)
-    near = zip(anew, distances_from(keeper, [*anew.values()]), strict=True) if keeper else ()
-    alike = {path: bits for path, bits in near if bits <= threshold}
-    chosen = {each.file.path for each in decision.alike}  # by a person, who has seen that they are no copies
+    anew = [each for found in groups for each in found.replicas]
+    anew.sort(key=lambda each: each.file != decision.keeper.file)  # it comes first
+    numbers = {each.file: number for number, each in enumerate(anew)}
+    star = star_of(anew) if decision.keeper.file in numbers else None
     looks = Looks(pool)
-    copies = [anew[each.file.path] for each in decision.trash if alike.get(each.file.path) == 0]
-    copies = [each for each in copies if each.file.path not in chosen]
-    looks.look((keeper, each) for each in copies if keeper)
+    if star:
+        look_over([star], looks)
     doubts |= {path: problem.reason for path, problem in looks.problems.items()}
-    for path in (each.file.path for each in decision.trash):
-        seen = looks.verdict(keeper, anew[path]) if keeper and path in alike and path not in chosen else None
-        if path not in alike or (seen and not seen.copy):
-            why = f": {seen.reason}" if seen else ""
-            doubts.setdefault(path, f"read once more, it is no copy of the file that would be kept{why}")
+    for each in decision.trash:
+        number = numbers.get(each.file) if star else None
+        alike = star is not None and number is not None and star.distances[number] <= threshold
+        # A look-alike is in the trash because a person has seen it.
+        seen = verdict_in(star, number, looks) if star and number and each not in decision.alike else None
+        if not alike or (seen and not seen.copy):
+            why = f": {seen.reason}" if seen and not seen.copy else ""
+            doubts.setdefault(each.file.path, f"read once more, it is no copy of the file that would be kept{why}")
     return doubts
 
 
