@@ -7628,13 +7628,20 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
 
 def refutations(pairs: Iterable[AnyGroup], trash: str, looks: Looks) -> dict[tuple[str, str], Verdict]:
     """By the paths of a live and a trashed file, why pairs that `matches_in_trash` has found are no copies."""
+    gone: dict[Replica[Any], list[Replica[Any]]] = defaultdict(list)  # by the live one
+    for pair in pairs:
+        if pair.distances[1] == 0:
+            live, other = sorted(pair.replicas, key=lambda each: is_inside(each.file.path, trash))
+            gone[live].append(other)
+    stars = [Group(kind_of(live.file), (live, *each), (0,) * (len(each) + 1)) for live, each in gone.items()]
+    look_over(stars, looks)
     found = {}
-    sided = [sorted(pair.replicas, key=lambda each: is_inside(each.file.path, trash)) for pair in pairs]
-    looks.look((live, gone) for pair, (live, gone) in zip(pairs, sided, strict=True) if pair.distances[1] == 0)
-    for pair, (live, gone) in zip(pairs, sided, strict=True):
-        verdict = looks.verdict(live, gone) if pair.distances[1] == 0 else None
-        if verdict and not verdict.copy:
-            found[live.file.path, gone.file.path] = verdict
+    for star in stars:
+        live, *others = star.replicas
+        for number, other in enumerate(others, 1):
+            verdict = verdict_in(star, number, looks)
+            if verdict and not verdict.copy:
+                found[live.file.path, other.file.path] = verdict
     return found
 
 

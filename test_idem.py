@@ -5041,6 +5041,38 @@ def test_what_is_in_the_trash_may_be_a_copy_of_the_second_nearest(
     assert "small.jpg" not in capsys.readouterr().out
 
 
+def test_what_is_nearly_a_copy_of_the_first_may_be_one_of_a_fine_copy_of_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    named = {}
+    for name, step, width in (
+        ("first", 0, 800),
+        ("fine", 3, 800),
+        ("coarse", 12, 800),
+        ("tiny", 2, 100),
+        ("other", 9, 400),
+    ):
+        known = replace(random_fingerprint(rng), palette=False, luma_step=step, chroma_step=step, width=width)
+        named[name] = Replica(media_file(save(photo(), tmp_path / f"{name}.png")), known)
+    same, nearly = idem.Verdict(True, "the same"), idem.Verdict(False, "other colours", excess=1.1)
+    far = replace(nearly, excess=1.3)
+
+    def seen(refused: idem.Verdict, by: str) -> bool:
+        star = idem.Group("image", (named["first"], named[by], named["other"]), (0, 0, 0))
+        with closing(idem.Pool(1)) as pool:
+            looks = idem.Looks(pool)
+            for one, other, known in (("first", by, same), ("first", "other", refused), (by, "other", same)):
+                looks.known[idem.FilePair.of(named[one], named[other])] = known
+            idem.look_over([star], looks)
+            verdict = idem.verdict_in(star, 2, looks)
+        assert verdict
+        return verdict.copy
+
+    assert seen(nearly, by="fine")
+    assert not seen(far, by="fine")
+    assert not seen(nearly, by="coarse")  # a small edit could hide in it
+    assert not seen(nearly, by="tiny")
+
+
 def test_a_picture_that_cannot_be_read_for_a_look_is_named_and_left_out(tmp_path: Path) -> None:
     for name, picture in (
         ("lake.png", photo()),
