@@ -3666,15 +3666,15 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
     masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
     for number, mask in enumerate(masks):
         for pairs in pairs_with_equal(hashes & mask):
-            difference = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
-            near = np.bitwise_count(difference) <= radius
+            difference = hashes[pairs[0]] ^ hashes[pairs[1]]
+            near = np.flatnonzero(np.bitwise_count(difference) <= radius)
             for earlier in masks[:number]:  # found before, by an earlier part
-                near &= difference & earlier != 0
-            yield pairs[near]
+                near = near[difference[near] & earlier != 0]
+            yield np.sort(pairs[:, near].T, axis=1)
 
 
 def pairs_with_equal(values: np.ndarray) -> Iterator[np.ndarray]:
-    """All pairs of positions whose values are equal, as blocks of shape (n, 2), smaller first."""
+    """All pairs of positions whose values are equal, as blocks of shape (2, n)."""
     order = np.argsort(values, kind="stable")
     ends = np.searchsorted(values[order], values[order], side="right")  # of the runs of equal ones
     totals = np.concatenate([[0], np.cumsum(ends - np.arange(len(order)) - 1)])  # pairs with a later one of the run
@@ -3683,7 +3683,7 @@ def pairs_with_equal(values: np.ndarray) -> Iterator[np.ndarray]:
         stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
         ones = np.repeat(np.arange(start, stop), np.diff(totals[start : stop + 1]))
         others = ones + 1 + np.arange(len(ones)) - (totals[ones] - totals[start])
-        yield np.sort(np.stack([order[ones], order[others]], axis=1), axis=1)
+        yield np.stack([order[ones], order[others]])
         start = stop
 
 
@@ -4270,7 +4270,7 @@ def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     sizes = np.bincount(rough, minlength=len(rough))[rough]
     component = np.arange(len(rough))
     few = np.flatnonzero((sizes > 1) & (sizes <= CROWD))
-    pairs: Iterable[np.ndarray] = (few[block] for block in pairs_with_equal(rough[few]))
+    pairs: Iterable[np.ndarray] = (few[block.T] for block in pairs_with_equal(rough[few]))
     crowds = (run for run in runs.values() if len(run) > CROWD)
     for block in chain(pairs, (pairs_of_nearest(table, run) for run in crowds)):
         distances = table.without_ambiguous(block, table.distances(block), lambda row: runs[int(rough[row])])
@@ -5418,10 +5418,6 @@ class FilePair:
     one: str
     other: str
 
-    @classmethod
-    def of(cls, one: Replica[Any], other: Replica[Any]) -> FilePair:
-        return cls(*sorted(map(content_key, (one, other))))
-
 
 def content_key(replica: Replica[Any]) -> str:
     """128 bits in hex: others for a file that looks otherwise, or has other bytes of picture data or metadata."""
@@ -5492,11 +5488,19 @@ class Looks:
         self.pool = pool
         self.cache = cache
         self.known: dict[FilePair, Verdict] = cache.known if cache else {}
+        self.keys: dict[MediaFile, str] = {}
         self.problems: dict[str, Problem] = {}
 
     def verdict(self, one: Replica[Any], other: Replica[Any]) -> Verdict | None:
         """What is known of a pair; None where nobody has looked, or there is no need to."""
-        return self.known.get(FilePair.of(one, other)) if wants_look(one, other) else None
+        return self.known.get(self.pair(one, other)) if wants_look(one, other) else None
+
+    def pair(self, *replicas: Replica[Any]) -> FilePair:
+        """Two replicas by what they hold."""
+        for each in replicas:
+            if each.file not in self.keys:
+                self.keys[each.file] = content_key(each)
+        return FilePair(*sorted(self.keys[each.file] for each in replicas))
 
     def are_copies(self, one: Replica[Any], other: Replica[Any]) -> bool:
         """Whether two replicas at distance 0 are known to be copies."""
@@ -5517,9 +5521,9 @@ class Looks:
             if isinstance(result, Problem):
                 self.problems[result.path] = result
             elif self.cache:
-                self.cache.store(FilePair.of(*wanted[file]), result)
+                self.cache.store(self.pair(*wanted[file]), result)
             else:
-                self.known[FilePair.of(*wanted[file])] = result
+                self.known[self.pair(*wanted[file])] = result
 
         compute(self.pool, replace(LOOK_WORK, more=lambda file: wanted[file]), list(wanted), take)
 

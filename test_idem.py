@@ -5061,7 +5061,7 @@ def test_what_is_nearly_a_copy_of_the_first_may_be_one_of_a_fine_copy_of_it(tmp_
         with closing(idem.Pool(1)) as pool:
             looks = idem.Looks(pool)
             for one, other, known in (("first", by, same), ("first", "other", refused), (by, "other", same)):
-                looks.known[idem.FilePair.of(named[one], named[other])] = known
+                looks.known[looks.pair(named[one], named[other])] = known
             idem.look_over([star], looks)
             verdict = idem.verdict_in(star, 2, looks)
         assert verdict
