@@ -11672,6 +11672,38 @@ def test_benchmark_of_scanning_and_fingerprinting(tmp_path: Path) -> None:
 
 
 @pytest.mark.bench
+@pytest.mark.parametrize("side", [256, 512, 1024])
+def test_benchmark_of_looks_at_pairs(side: int, tmp_path: Path) -> None:
+    large = save(photo(1, (4000, 3000)), tmp_path / "large.jpg", quality=90)
+    one, other = media_file(large), media_file(save(fitted(photo(1, (4000, 3000)), side), tmp_path / "small.jpg"))
+    began = time.perf_counter()
+    views = idem.view_of(one), idem.view_of(other)
+    decoded = time.perf_counter() - began
+    assert isinstance(views[0], idem.View) and isinstance(views[1], idem.View)
+    began = time.perf_counter()
+    for _ in range(20):
+        idem.verdict(views[0], views[1])
+    each = (time.perf_counter() - began) / 20
+    print(
+        f"\na photo of 12 MP and one of {side} px: decoding {decoded * 1000:.0f} ms, look {each * 1000:.1f} ms", end=""
+    )
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("percent", [5, 50])
+def test_benchmark_of_a_library_with_copies(percent: int, tmp_path: Path) -> None:
+    library = tmp_path / "lib"
+    count = 200 * (100 - percent) // 100
+    for number in range(count):
+        save(photo(number, (4000, 3000)), library / f"{number}.jpg", quality=90)
+    for number in range(200 - count):
+        save(fitted(photo(number, (4000, 3000)), 1600), library / "sent" / f"{number}.jpg", quality=75)
+    command = [sys.executable, str(HERE / "idem.py"), str(library), "--cache", str(tmp_path / "cache")]
+    cold, warm = timed(command), timed(command)
+    print(f"\n200 photos of 12 MP, {percent} % of them copies: cold {cold:.2f} s, warm {warm:.2f} s", end="")
+
+
+@pytest.mark.bench
 @pytest.mark.parametrize("threshold", [0, 5, 10])
 def test_benchmark_of_matching(threshold: int) -> None:
     rng = np.random.default_rng(1)
@@ -11679,7 +11711,7 @@ def test_benchmark_of_matching(threshold: int) -> None:
     hashes = rng.integers(0, 2**63, (100_000, 2)).tolist()
     replicas = as_replicas([replace(base, phash=phash, dhash=dhash) for phash, dhash in hashes])
     began = time.perf_counter()
-    found = idem.groups_of(replicas, threshold)
+    found = idem.grouping(threshold)(replicas)
     print(
         f"\n100,000 fingerprints at threshold {threshold:2}: {time.perf_counter() - began:.2f} s, {len(found)} groups"
     )
@@ -11747,7 +11779,7 @@ def test_benchmark_of_videos(tmp_path: Path) -> None:
 def test_benchmark_of_matching_videos(threshold: int) -> None:
     replicas = as_replicas(fingerprints_of_video_kin(20_000))
     began = time.perf_counter()
-    found = idem.groups_of(replicas, threshold)
+    found = idem.grouping(threshold)(replicas)
     took = time.perf_counter() - began
     print(f"\n20,000 videos, threshold {threshold}: {len(found)} groups in {took:.2f} s", end="")
 
