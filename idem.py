@@ -7621,7 +7621,7 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
                 equal = [replica for group in groups for replica in group.replicas]
             pairs += matches_in_trash(equal, trash, 0)
     reasons = {
-        path: f"{NO_MATCH}: the nearest, {printable(relative(live, run.root))}, is none: {verdict.reason}"
+        path: f"{NO_MATCH}; most like it is {printable(relative(live, run.root))}: {verdict.reason}"
         for (live, path), verdict in reversed(refuted.items())  # the nearest was the first
     }
     reasons |= {problem.path: problem.reason for problem in (*problems, *looks.problems.values())}
@@ -10664,7 +10664,7 @@ def run_verify_trash(run: Run) -> int:
     verified = len(trashed.files) - len({item.path for item in unmatched} & {file.path for file in trashed.files})
     counts = [f"{plural(verified, 'file')} in the trash verified", f"{len(unmatched):,} not"]
     counts += [f"{len(left_out):,} of other kinds not checked"] if left_out else []
-    counts += ["by the cache alone: nothing was read anew"] if run.fast else []
+    counts += ["by the cache: no fingerprint was made anew"] if run.fast else []
     show(", ".join(counts))
     return 1 if unmatched or left_out else 0
 

@@ -5025,7 +5025,7 @@ def test_an_edit_in_the_trash_has_no_copy_in_the_library(tmp_path: Path, capsys:
     for options in ([], ["--fast"]):
         assert main([str(tmp_path), "--verify-trash", *options]) == 1
         told = capsys.readouterr().out
-        assert "changed.png: there is no copy of it in the library: the nearest, bill.png, is none: differs in" in told
+        assert "changed.png: there is no copy of it in the library; most like it is bill.png: differs in" in told
         assert "small.jpg" not in told
 
 
@@ -5782,7 +5782,7 @@ def test_a_rotten_live_match_verifies_nothing_but_by_the_cache(
     )
     assert verified(library, "--fast", *options, capsys=capsys) == (
         0,
-        ["1 file in the trash verified, 0 not, by the cache alone: nothing was read anew"],
+        ["1 file in the trash verified, 0 not, by the cache: no fingerprint was made anew"],
     )
 
 
@@ -10728,6 +10728,17 @@ def test_the_viewer_flips_in_place_at_the_same_zoom(shared: Reviewed) -> None:
     page.keyboard.press(" ")
     page.wait_for_selector("#viewer:not([open])", state="attached")
     assert page.evaluate("document.activeElement.matches('.card:first-child .well')")  # where it was before
+
+
+def test_the_reason_of_a_look_alike_opens_the_difference(chromium: Browser, tmp_path: Path) -> None:
+    save(invoice("250.00"), tmp_path / "bill.png")
+    save(invoice("290.00"), tmp_path / "changed.png", compress_level=1)
+    with reviewed(chromium, tmp_path, "--threshold", "6") as review:
+        page = review.open()
+        page.locator(".alike", has_text="differs in a spot at the right").click()
+        page.wait_for_selector("#viewer[open]")
+        until(page, "document.querySelector('#viewer-message').innerText.includes('differs in a spot at the right')")
+        assert page.locator("#stage .over").count() == 1
 
 
 def test_an_answer_that_comes_late_is_shown_for_no_other_picture(shared: Reviewed) -> None:

@@ -179,11 +179,21 @@ class GroupCard {
       h("div", { class: "keep-row" }, h("label", { class: "switch" }, keep, h("span", {}, "Keep")), state, digit),
       h("p", { class: "name" }, replica.name),
       h("p", { class: "folder" }, replica.folder || "top folder"),
-      replica.alike ? h("p", { class: "alike" }, replica.alike) : "",
+      replica.alike ? this.makeAlike(replica, place) : "",
       table,
       h("div", { class: "uses" }, name, folder),
     );
     return { node, keep, state, table, name: name.control, folder: folder.control };
+  }
+
+  /** Why it is no copy, which opens the viewer where they differ. */
+  makeAlike(replica, place) {
+    if (this.view.kind === "video") return h("p", { class: "alike" }, replica.alike);
+    const open = () => {
+      viewer.open(this, place);
+      viewer.toggleDifference();
+    };
+    return h("button", { type: "button", class: "alike", title: "See where they differ", onclick: open }, replica.alike);
   }
 
   /** The thumbnail, which opens the viewer. */
