@@ -7091,6 +7091,7 @@ def find(run: Run) -> Findings:
 
 
 MOST_LOOKS = 4  # at a replica and others that it may be a copy of, then at it and the first ones of families
+MOST_FAMILIES = 64  # of a crowd, with whose first ones the others are compared
 MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
 
 
@@ -7207,9 +7208,8 @@ class Line:
         self.replicas = [each[0] for each in self.equal.values()]
         self.candidates = candidates_before(self.replicas)
         self.linked = list(range(len(self.replicas)))  # each with the one that it is a copy of, or itself
-        self.refused: list[dict[int, bool]] = [
-            {} for _ in self.replicas
-        ]  # what each is no copy of; whether it nearly is
+        # What each is no copy of, and whether it nearly is.
+        self.refused: list[dict[int, bool]] = [{} for _ in self.replicas]
 
     def proposed(self) -> Iterator[tuple[int, int]]:
         """Each number that is a copy of none so far, with the next one that it may be a copy of.
@@ -7246,7 +7246,7 @@ class Line:
     def turn_to_families(self) -> None:
         """From now on propose the first ones of families, the largest first: the original has most copies."""
         size = Counter(map(self.first_of, range(len(self.replicas))))
-        firsts = [number for number, count in size.most_common() if count > 1]
+        firsts = [number for number, count in size.most_common(MOST_FAMILIES) if count > 1]
         alone = [number for number, other in enumerate(self.linked) if number == other]
         pairs = [(number, first) for number in alone for first in firsts if first < number]
         self.candidates = copies_among(self.replicas, pairs)
@@ -7269,7 +7269,8 @@ def looked_over(star: AnyGroup, threshold: int, looks: Looks) -> tuple[AnyGroup 
         if each.file.path in looks.problems:
             continue
         verdict = verdict_in(star, number, looks) if number and known == 0 else None
-        distance = known if verdict is None or verdict.copy else hash_distance(first, each)
+        is_seen = number == 0 or known > 0 or not wants_look(first, each) or (verdict and verdict.copy)
+        distance = known if is_seen else hash_distance(first, each)
         if is_lost or distance > threshold:
             far.append(each)
         else:
@@ -7558,9 +7559,9 @@ def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, st
     for each in decision.trash:
         number = numbers.get(each.file) if star else None
         alike = star is not None and number is not None and star.distances[number] <= threshold
-        # A look-alike is in the trash because a person has seen it.
-        seen = verdict_in(star, number, looks) if star and number and each not in decision.alike else None
-        if not alike or (seen and not seen.copy):
+        seen = verdict_in(star, number, looks) if star and number else None
+        is_copy = (seen is not None and seen.copy) or not wants_look(decision.keeper, each)
+        if not alike or not (is_copy or each in decision.alike):  # a look-alike goes because a person has seen it
             why = f": {seen.reason}" if seen and not seen.copy else ""
             doubts.setdefault(each.file.path, f"read once more, it is no copy of the file that would be kept{why}")
     return doubts
