@@ -3553,7 +3553,7 @@ class Replica(Generic[F]):
     fingerprint: F
 
 
-LOOK_VERSION = 1  # raised when verdicts change; those of another version do not count
+LOOK_VERSION = 2  # raised when verdicts change; those of another version do not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -4716,6 +4716,7 @@ class View:
     stored: Image.Image | None  # of the numbers as stored, where a colour profile changes them
     luma_step: int  # quantisers, see `ImageFingerprint`
     chroma_step: int
+    space: bytes  # of colour: the profile, if it changes the numbers; empty for sRGB
     palette: Image.Image | None  # of a picture with few colours, one that has these
 
 
@@ -4739,14 +4740,16 @@ def view_of(file: MediaFile) -> View | Problem:
     orientation = orientation_of(picture)
     stored, seen = (upright(each, orientation) for each in stored_and_seen(picture, size))
     width, height = reversed(size) if TURNS[orientation][0] else size
-    return View(width, height, seen, None if stored is seen else stored, *steps, palette_of(picture))
+    changed = None if stored is seen else stored
+    space = picture.info.get("icc_profile", b"") if changed else b"Lab" if picture.mode == "LAB" else b""
+    return View(width, height, seen, changed, *steps, space, palette_of(picture))
 
 
 def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
     """The view of a picture in sRGB: R, G, B, shape (height, width, 3), uint8."""
     picture = Image.fromarray(rgb)
     _, seen = stored_and_seen(picture, picture.size)
-    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, None)
+    return View(picture.width, picture.height, seen, None, luma_step, chroma_step, b"", None)
 
 
 def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
@@ -4819,11 +4822,15 @@ def verdict(one: View, other: View) -> Verdict:
 
 FIT_PIXELS = 10_000  # that are enough to fit few factors
 FIT_ROUNDS = 4
+LARGEST_FACTORS = 8.0, 0.1, 1.0, 1.0, 0.5, 0.5  # of the basis
 RIDGE = 100.0  # holds factors near 0 where there is too little to tell them
 ROUNDING = 0.6  # levels squared, of differences that come of rounding
 NOISE = 4.0  # levels squared, of activity that says nothing
 INEXACT = 3.0  # levels by which `Image.quantize` misses the nearest colour
 POOR_PALETTE = 0.3  # levels that are lost on average
+GAMUT_SHARE = 0.08  # of the strength of pure colours, by which they differ after eight bits of another colour space
+PURE = 0.7  # share of a colour that is not grey
+PAPER_TONES, PAPER_SHARE = 9, 0.55  # so many levels of luma hold so much of a drawing
 CLIPPED = 124.0  # levels from the middle grey; what is further from it may have been cut off
 
 
@@ -4835,7 +4842,7 @@ class Layer:
     difference: np.ndarray  # the other less the one
     residual: np.ndarray  # of the difference, what resampling and sharpening do not explain
     activity: np.ndarray  # how much detail there is, levels squared
-    lost: np.ndarray  # of the difference, what may be due to a palette, at most
+    dithered: np.ndarray  # by how much dithering would make them differ
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -4845,41 +4852,58 @@ class Pair:
     planes: tuple[tuple[Layer, ...], ...]
     clipped: np.ndarray  # the share of black and white, for each pixel of the last layer of Y
     steps: tuple[int, int, int]  # quantisers of the planes, of both pictures together
-    converted: bool  # from another colour profile, of one of the two
+    converted: bool  # from another colour space than the other
     palette: float  # 0 for none or one with all colours, to 1 for one that shows
-    scale: float  # px of the smaller picture in one of the grid
+    scale: int  # px of the smaller picture in one of the layer that is LAYERS from the last
 
 
 def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
-    """Two views on a grid of the smaller one's pixels, or of two by two of these if it is large enough."""
+    """Two views on a grid of the smaller one's pixels; without the finest layer if it is large and no drawing."""
     size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
-    times = 2 if max(size) >= HALVED_SIDE else 1
-    target = times * max(1, size[0] // times), times * max(1, size[1] // times)
-    pictures = []
-    for each in (picture, other_picture):
-        extent = [own * to / side for own, to, side in zip(each.size, target, size, strict=True)]
-        pictures.append(resized(each, target, extent))
+    large, drawing = max(size) >= HALVED_SIDE, is_drawing(picture) or is_drawing(other_picture)
+    times = 2 if large and not drawing else 1
+    pictures = on_one_grid((picture, other_picture), [times * max(1, side // times) for side in size])
     bands = [bands_of(each) for each in pictures]
-    lost = palette_errors(one, other, *pictures)
+    lost, dithered = palette_errors(one, other, *pictures)
+    palette = min(1.0, float(lost[0].mean()) / POOR_PALETTE)
+    converted = one.space != other.space
+    if converted:
+        gamut = np.maximum(*map(gamut_errors, pictures))
+        bands[1] = [second + np.clip(first - second, -gamut, gamut) for first, second in zip(*bands, strict=True)]
     clipped = np.maximum(*((np.abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, _, _ in bands))
     fine = np.zeros((1, 1), np.float32)  # variance within a pixel of the grid
     if times == 2:
         fine = np.mean([halved(luma * luma) - halved(luma) ** 2 for luma, _, _ in bands], axis=0)
-        bands, lost, clipped = (
-            [[halved(band) for band in each] for each in bands],
-            [*map(halved, lost)],
-            halved(clipped),
+        bands, (lost, dithered) = (
+            [[halved(band) for band in each] for each in two] for two in (bands, (lost, dithered))
         )
-    for _ in range(LAYERS - 1):
         clipped = halved(clipped)
-    luma, *chroma = zip(*bands, lost, strict=True)
-    planes = [layers_of(luma, fine)]
+    layers = LAYERS + (large and drawing)
+    for _ in range(layers - 1):
+        clipped = halved(clipped)
+    luma, *chroma = zip(*bands, lost, dithered, strict=True)
+    planes = [layers_of(luma, fine, layers)]
     detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
-    planes += [layers_of([halved(plane) for plane in each], detail) for each in chroma]
+    planes += [layers_of([halved(plane) for plane in each], detail, layers) for each in chroma]
     steps = one.luma_step + other.luma_step, *2 * (one.chroma_step + other.chroma_step,)
-    palette = min(1.0, float(planes[0][0].lost.mean()) / POOR_PALETTE)
-    converted = bool(one.stored) or bool(other.stored)
-    return Pair(tuple(planes), clipped, steps, converted, palette, size[0] / target[0] * times)
+    return Pair(tuple(planes), clipped, steps, converted, palette, 2 if large else 1)
+
+
+def on_one_grid(pictures: Sequence[Image.Image], grid: Sequence[int]) -> list[Image.Image]:
+    """Pictures of like size, the first rows and columns of the smaller of each at its size."""
+    size = [min(sides) for sides in zip(*(each.size for each in pictures), strict=True)]
+    return [
+        resized(
+            each, (grid[0], grid[1]), [own * to / side for own, to, side in zip(each.size, grid, size, strict=True)]
+        )
+        for each in pictures
+    ]
+
+
+def is_drawing(picture: Image.Image) -> bool:
+    """Whether most of a picture has one tone: a page, a screenshot."""
+    counts = np.bincount(np.asarray(picture.getchannel(0)).ravel(), minlength=256)
+    return float(np.convolve(counts, np.ones(PAPER_TONES)).max()) > PAPER_SHARE * picture.width * picture.height
 
 
 def bands_of(picture: Image.Image) -> list[np.ndarray]:
@@ -4887,20 +4911,40 @@ def bands_of(picture: Image.Image) -> list[np.ndarray]:
     return [np.asarray(band).astype(np.float32) for band in picture.split()]
 
 
-def palette_errors(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> list[np.ndarray]:
-    """By how much Y, Cb and Cr may differ because a palette holds no colours nearer to those of the other picture."""
-    errors = [np.zeros(picture.size[::-1], np.float32)] * 3
+def gamut_errors(picture: Image.Image) -> np.ndarray:
+    """By how much Y, Cb and Cr may differ where the numbers of another colour space are coarse: in pure colours."""
+    rgb = np.asarray(picture.convert("RGB")).astype(np.float32)
+    largest, smallest = rgb.max(axis=2), rgb.min(axis=2)
+    purity = 1 - smallest / np.maximum(largest, 1)
+    return GAMUT_SHARE * (largest - smallest) * np.clip((purity - PURE) / (1 - PURE), 0, 1)
+
+
+def palette_errors(
+    one: View, other: View, picture: Image.Image, other_picture: Image.Image
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """By how much Y, Cb and Cr may differ because a palette lacks colours of the other picture; and by dithering.
+
+    The first at most, as its nearest colour is no nearer. The second for example: it depends on every pixel before.
+    """
+    lost, dithered = ([np.zeros(picture.size[::-1], np.float32)] * 3 for _ in range(2))
     for view, of_other in ((one, other_picture), (other, picture)):
         if view.palette:
-            nearest = of_other.convert("RGB").quantize(palette=view.palette, dither=Image.Dither.NONE)
-            found = zip(errors, bands_of(in_ycbcr(nearest)), bands_of(of_other), strict=True)
-            errors = [error + np.maximum(0, np.abs(band - of_palette) - INEXACT) for error, of_palette, band in found]
-    return errors
+            rgb, bands = of_other.convert("RGB"), bands_of(of_other)
+            nearest, spread = (
+                bands_of(in_ycbcr(rgb.quantize(palette=view.palette, dither=how)))
+                for how in (Image.Dither.NONE, Image.Dither.FLOYDSTEINBERG)
+            )
+            lost = [
+                so_far + np.maximum(0, np.abs(a - b) - INEXACT)
+                for so_far, a, b in zip(lost, nearest, bands, strict=True)
+            ]
+            dithered = [so_far + a - b for so_far, a, b in zip(dithered, spread, bands, strict=True)]
+    return lost, dithered
 
 
-def layers_of(planes: Sequence[np.ndarray], fine: np.ndarray) -> tuple[Layer, ...]:
-    """A plane of two pictures in LAYERS; the third says what is due to a palette. `fine` is activity that they hide."""
-    one, other, lost = planes
+def layers_of(planes: Sequence[np.ndarray], fine: np.ndarray, count: int) -> tuple[Layer, ...]:
+    """A plane of two pictures in so many layers, by what is lost and dithered. `fine` is activity that they hide."""
+    one, other, lost, dithered = planes
     mean, difference = (one + other) / 2, other - one
     basis = basis_of(mean)
     activity = activity_of(basis) + fine
@@ -4909,13 +4953,13 @@ def layers_of(planes: Sequence[np.ndarray], fine: np.ndarray) -> tuple[Layer, ..
     every = (1 / (activity + NOISE), residual, *basis)
     weights, target, *sampled = (plane[::stride, ::stride].ravel() for plane in every)
     factors, _ = fitted(np.stack(sampled), target, weights)
-    for factor, plane in zip(factors, basis, strict=True):
-        residual -= np.float32(factor) * plane
-    layers = [Layer(mean, difference, residual, activity, lost)]
-    for _ in range(LAYERS - 1):
-        mean, difference, residual, lost = (halved(each) for each in (mean, difference, residual, lost))
+    for factor, largest, plane in zip(factors, LARGEST_FACTORS, basis, strict=True):
+        residual -= np.float32(np.clip(factor, -largest, largest)) * plane
+    layers = [Layer(mean, difference, residual, activity, dithered)]
+    for _ in range(count - 1):
+        mean, difference, residual, dithered = map(halved, (mean, difference, residual, dithered))
         activity = activity_of(basis_of(mean)) + halved(activity) / 4
-        layers.append(Layer(mean, difference, residual, activity, lost))
+        layers.append(Layer(mean, difference, residual, activity, dithered))
     return tuple(layers)
 
 
@@ -4976,17 +5020,22 @@ DISPLACED = 0.0015  # of the longer side, by which a corner may be displaced, or
 DISPLACED_PIXELS = 0.5  # of the smaller picture: resampling displaces by half a pixel
 DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail
+STEP_DETAIL = 0.03  # of the quantiser squared, which is noise
 FLAT_DETAIL = 0.5  # levels squared, that need not correlate
 TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
 CONVERTED = 0.5  # levels more where colours were converted from another profile
 STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
 COLOURFUL = 0.6  # of the strongest colour
 SATURATION, HUE = 0.07, 0.07  # shares by which strong colours differ
-# Of the activity, by layer: what differs by less comes of resampling.
-SPOT_SHARES = (0.2, 0.08, 0.04, 0.02), (0.4, 0.15, 0.1, 0.06), (0.4, 0.15, 0.1, 0.06)
-SPOT_LIMITS = (5.0, 4.5, 4.0, 4.0), (6.0, 4.5, 3.5, 3.0), (6.0, 4.5, 3.5, 3.0)  # times the usual difference, by layer
-DITHERED = 2.0  # times of the error of a palette squared: dithering hands errors on to pixels nearby
-DITHERED_LEVELS = 9.0, 7.0, 5.0, 4.0  # and by as much in any case, by layer
+# Of the activity, by layer, the coarsest first: what differs by less comes of resampling. Drawings have a layer more.
+SPOT_SHARES = (0.02, 0.04, 0.08, 0.2), *2 * ((0.06, 0.1, 0.15, 0.4),)
+DRAWN_SHARES = (0.02, 0.04, 0.08, 0.1, 0.2), *2 * ((0.06, 0.1, 0.15, 0.4, 0.4),)
+# Times the usual difference, by layer.
+SPOT_LIMITS = (4.0, 4.0, 4.5, 5.0), *2 * ((3.0, 3.5, 4.5, 6.0),)
+DRAWN_LIMITS = (4.0, 4.0, 4.5, 5.5, 7.0), *2 * ((3.0, 3.5, 4.5, 6.0, 8.0),)
+SPOT_STEPS = 1 / 8, 1 / 4, 1 / 4  # of the quantisers, by which single pixels differ: blocks of chroma are larger
+DITHERED = 3.0  # times of what dithering makes differ, squared
+DITHERED_LEVELS = 3.0, 4.0, 5.0, 6.0, 6.0  # more where there is a poor palette, by layer
 WIDESPREAD = 0.2  # of the windows: what differs in so many does so all over
 
 
@@ -5005,7 +5054,7 @@ def first_finding(pair: Pair) -> Finding | None:
 
 def displaced(pair: Pair) -> Iterator[Finding]:
     """Turned, shifted, cropped: how far the corners moved, by fitting slopes to the difference (Lucas and Kanade)."""
-    layer, step = pair.planes[0][2], 4 * pair.scale
+    layer, step = pair.planes[0][-2], 4 * pair.scale
     rows, columns = layer.mean.shape
     flat, contrast, across, down, _, _ = basis_of(layer.mean)
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)
@@ -5027,10 +5076,11 @@ def displaced(pair: Pair) -> Iterator[Finding]:
 
 def unlike(pair: Pair) -> Iterator[Finding]:
     """Other things everywhere, be it only the noise of a wall: the details of the two do not correlate."""
-    layer = pair.planes[0][2]
+    layer = pair.planes[0][-2]
     one, other = (basis_of(layer.mean + sign * layer.difference / 2)[4] for sign in (-1, 1))
-    both, own = float((one * other).mean()), math.sqrt(float((one * one).mean() * (other * other).mean()))
-    correlation = (both + FLAT_DETAIL) / (own + FLAT_DETAIL)
+    both, (less, more) = float((one * other).mean()), sorted(float((each * each).mean()) for each in (one, other))
+    more = max(less, more - STEP_DETAIL * pair.steps[0] ** 2)
+    correlation = (both + FLAT_DETAIL) / (math.sqrt(less * more) + FLAT_DETAIL)
     yield Finding(
         (1 - correlation) / (UNLIKE_DETAIL + 0.2 * pair.palette + max(0, pair.steps[0] - 16) / 300), "differs all over"
     )
@@ -5038,7 +5088,7 @@ def unlike(pair: Pair) -> Iterator[Finding]:
 
 def toned(pair: Pair) -> Iterator[Finding]:
     """Another brightness or contrast."""
-    changes = tone_changes(pair.planes[0][3], pair)
+    changes = tone_changes(pair.planes[0][-1], pair)
     limit = TONE_LEVELS[0] + STEP_LEVELS * pair.steps[0] + CONVERTED * pair.converted + 2 * pair.palette
     contrary = min(changes) < -limit / 2 and max(changes) > limit / 2
     yield Finding(max(map(abs, changes)) / limit, "less or more contrast" if contrary else "brighter or darker")
@@ -5049,7 +5099,7 @@ def tone_changes(layer: Layer, pair: Pair) -> list[float]:
 
     Edges next to black or white do not count: what resampling overshoots there is cut off.
     """
-    luma = pair.planes[0][3]
+    luma = pair.planes[0][-1]
     cut = (pair.clipped > 0.02) & (luma.activity > 16)
     tones = np.where(cut, -1, np.minimum(11, luma.mean * (12 / 256)).astype(int)).ravel()
     difference, activity = layer.difference.ravel(), layer.activity.ravel()
@@ -5067,7 +5117,7 @@ def smoother_half(places: np.ndarray, activity: np.ndarray) -> np.ndarray:
 
 def coloured(pair: Pair) -> Iterator[Finding]:
     """Another saturation or hue where there is most colour, or another tint."""
-    blue, red = (plane[1] for plane in pair.planes[1:])
+    blue, red = (plane[-3] for plane in pair.planes[1:])
     radius = np.hypot(blue.mean - 128, red.mean - 128).ravel()
     strong = np.flatnonzero(radius >= COLOURFUL * np.quantile(radius, 0.995))
     even = smoother_half(strong, (blue.activity + red.activity).ravel())
@@ -5080,21 +5130,23 @@ def coloured(pair: Pair) -> Iterator[Finding]:
         excess = min(levels / usual / limit, levels / (1 + step + pair.palette))
         yield Finding(excess, "only one of them has colours" if levels > 1.8 * usual else "other colours")
     for plane in pair.planes[1:]:
-        largest = max(map(abs, tone_changes(plane[2], pair)))
+        largest = max(map(abs, tone_changes(plane[-2], pair)))
         limit = TONE_LEVELS[1] + step + CONVERTED * pair.converted + 2 * pair.palette
         yield Finding(largest / limit, "other colours")
 
 
 def spotted(pair: Pair) -> Iterator[Finding]:
     """Something else in one place: a window that differs by far more than others with as much detail."""
-    for plane, step, shares, limits in zip(pair.planes, pair.steps, SPOT_SHARES, SPOT_LIMITS, strict=True):
-        floor = 1 + STEP_LEVELS * step * 2 / pair.scale
-        for layer, share, limit, dithered in zip(plane, shares, limits, DITHERED_LEVELS, strict=True):
+    drawing = len(pair.planes[0]) > LAYERS
+    tables = (DRAWN_SHARES, DRAWN_LIMITS) if drawing else (SPOT_SHARES, SPOT_LIMITS)
+    for plane, step, pixels, shares, limits in zip(pair.planes, pair.steps, SPOT_STEPS, *tables, strict=True):
+        floor = 1 + step * pixels / pair.scale
+        for layer, share, limit, dithered in zip(reversed(plane), shares, limits, DITHERED_LEVELS, strict=False):
             error, activity = windows(layer.residual**2), windows(layer.activity)
             unusual = np.sqrt(error / (usual_error(error, activity) + ROUNDING)) / limit
             allowed = share * activity + (floor + dithered * pair.palette) ** 2
             if pair.palette:
-                allowed += DITHERED * windows(layer.lost**2)
+                allowed += DITHERED * windows(layer.dithered**2)
             yield most_in(np.minimum(unusual, np.sqrt(error / allowed)))
 
 
@@ -5109,7 +5161,7 @@ def usual_error(error: np.ndarray, activity: np.ndarray) -> np.ndarray:
 
 def differing(pair: Pair) -> Iterator[Finding]:
     """Something else in many places, where none is unusual: it varies by as much as what is there."""
-    layer, step = pair.planes[0][1], pair.steps[0] / 2
+    layer, step = pair.planes[0][-3], pair.steps[0] / 2
     one, other, residual = (
         windows(plane * plane) - windows(plane) ** 2
         for plane in (layer.mean - layer.difference / 2, layer.mean + layer.difference / 2, layer.residual)

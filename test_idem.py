@@ -4149,6 +4149,18 @@ def numbers_page(number: int = 4711, size: int = 24) -> Image.Image:
     return made
 
 
+def screenshot(clock: str) -> Image.Image:
+    """A window full of text, and a bar with the time."""
+    made, rng = Image.new("RGB", (1920, 1080), (245, 246, 248)), random.Random(1)
+    pen, font = ImageDraw.Draw(made), ImageFont.load_default(22)
+    for line in range(28):
+        words = " ".join(rng.choice(("the", "house", "of", "paper", "never", "seen")) for _ in range(24))
+        pen.text((330, 90 + 33 * line), words, font=font, fill=(34, 34, 34))
+    pen.rectangle((0, 1040, 1920, 1080), fill=(28, 32, 40))
+    pen.text((1800, 1048), clock, font=font, fill="white")
+    return made
+
+
 def view(path: Path) -> idem.View:
     found = idem.view_of(media_file(path))
     assert isinstance(found, idem.View), found
@@ -4234,6 +4246,40 @@ def test_a_picture_with_a_palette_is_the_same_and_an_edit_of_it_is_not(tmp_path:
     assert not verdict(one, save(edited, tmp_path / "edited.png")).copy
 
 
+def test_a_palette_without_the_tone_of_a_small_part_is_the_same(tmp_path: Path) -> None:
+    """Dithering hands the error on to the pixels beside it, far beyond that part."""
+    original = ImageEnhance.Color(photo(1, (960, 720))).enhance(0.2).point(lambda level: level * 0.6)
+    lamp = with_disc(original, (700, 500, 740, 540), (210, 210, 210))
+    few = lamp.quantize(palette=original.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    one = save(lamp, tmp_path / "one.jpg", quality=92)
+    assert verdict(one, save(few, tmp_path / "two.png")) == SAME
+
+
+def test_strong_colours_kept_in_coarse_steps_are_the_same(tmp_path: Path) -> None:
+    """Eight bits of Lab tell hardly any red from none beside much green and blue."""
+    strong = Image.merge(
+        "RGB", [band.point(lambda x, f=f: x * f) for band, f in zip(scene().split(), (0.02, 0.8, 1), strict=True)]
+    )
+    lab = ImageCms.profileToProfile(
+        strong, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab
+    assert verdict(save(strong, tmp_path / "one.jpg", quality=92), save(lab, tmp_path / "two.tif")) == SAME
+
+
+@pytest.mark.parametrize("quality", [10, 15, 20])
+def test_a_plain_picture_saved_coarsely_is_the_same(tmp_path: Path, quality: int) -> None:
+    """Most of it has one colour: what JPEG adds there says nothing of the rest."""
+    plain = Image.new("RGB", (960, 720), (40, 90, 170))
+    for at in range(0, 720, 8):
+        plain.paste((40 + at // 40, 90 + at // 30, 170 + at // 60), (0, at, 960, at + 8))
+    plain = with_disc(plain, (300, 200, 420, 320), (150, 80, 140))
+    one = save(plain, tmp_path / "one.jpg", quality=92)
+    assert verdict(one, save(plain, tmp_path / "two.jpg", quality=quality)) == SAME
+    edited = with_disc(plain, (600, 500, 624, 524), (255, 255, 255))
+    assert not verdict(one, save(edited, tmp_path / "edited.jpg", quality=quality)).copy
+
+
 def test_a_changed_spot_is_found_and_its_place_told(tmp_path: Path) -> None:
     found = verdict_of(with_disc(scene(), (760, 560, 790, 590), (200, 180, 60)), tmp_path)
     assert (found.copy, found.reason) == (False, "differs in a spot at the lower right")
@@ -4264,6 +4310,17 @@ def test_a_page_with_another_digit_is_no_copy(tmp_path: Path, scale: float) -> N
     copied, changed = (numbers_page(number).resize(size, Image.Resampling.LANCZOS) for number in (4711, 4771))
     assert verdict_of(copied, tmp_path, numbers_page()) == SAME
     assert not verdict_of(changed, tmp_path, numbers_page()).copy
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.67])
+def test_a_screenshot_a_minute_later_is_no_copy(tmp_path: Path, scale: float) -> None:
+    """Whichever is the JPEG: the clock has a font of 22 px on 1920 px."""
+    now, later = screenshot("14:38"), screenshot("14:39")
+    size = round(1920 * scale), round(1080 * scale)
+    one, other = save(now, tmp_path / "now.png"), save(later, tmp_path / "later.png")
+    saved = save(now.resize(size, Image.Resampling.LANCZOS), tmp_path / "now.jpg", quality=80)
+    assert verdict(one, saved) == SAME
+    assert not verdict(other, saved).copy
 
 
 def test_a_drawing_with_a_line_less_is_no_copy(tmp_path: Path) -> None:
