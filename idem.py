@@ -4703,6 +4703,7 @@ ENOUGH_SIDE = (
     1200  # px of the longer side of a JPEG decoded at a reduced scale: more, for its scales are coarse filters
 )
 HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
+LAB = b"Lab"  # stands for the profile of pictures in Lab, which have none
 LAYERS = 4  # of a picture, each of half the size of the one before
 
 
@@ -4741,7 +4742,7 @@ def view_of(file: MediaFile) -> View | Problem:
     stored, seen = (upright(each, orientation) for each in stored_and_seen(picture, size))
     width, height = reversed(size) if TURNS[orientation][0] else size
     changed = None if stored is seen else stored
-    space = picture.info.get("icc_profile", b"") if changed else b"Lab" if picture.mode == "LAB" else b""
+    space = picture.info.get("icc_profile", b"") if changed else LAB if picture.mode == "LAB" else b""
     return View(width, height, seen, changed, *steps, space, palette_of(picture))
 
 
@@ -4868,7 +4869,8 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
     palette = min(1.0, float(lost[0].mean()) / POOR_PALETTE)
     converted = one.space != other.space
     if converted:
-        gamut = np.maximum(*map(gamut_errors, pictures))
+        coarse = max(coarseness(one.space), coarseness(other.space))
+        gamut = coarse * np.maximum(*map(gamut_errors, pictures))
         bands[1] = [second + np.clip(first - second, -gamut, gamut) for first, second in zip(*bands, strict=True)]
     clipped = np.maximum(*((np.abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, _, _ in bands))
     fine = np.zeros((1, 1), np.float32)  # variance within a pixel of the grid
@@ -4911,6 +4913,19 @@ def is_drawing(picture: Image.Image) -> bool:
 def bands_of(picture: Image.Image) -> list[np.ndarray]:
     """The planes of a picture, float32."""
     return [np.asarray(band).astype(np.float32) for band in picture.split()]
+
+
+def coarseness(space: bytes) -> np.float32:
+    """By how much a level of another colour space is more than one of sRGB: about 0.2 for Display P3, 1 for ProPhoto.
+
+    1 for Lab, too; 0 for what is not red, green and blue.
+    """
+    transform = profile_transform(space, "RGB") if space and space != LAB else None
+    if transform is None:
+        return np.float32(space == LAB)
+    levels = 140 - 20 * np.eye(4, 3, dtype=np.uint8)  # a little less of one each, and grey
+    seen = np.asarray(transform(Image.fromarray(levels[np.newaxis]))).astype(np.float32)[0]
+    return np.float32(np.clip((seen[3] - np.diag(seen)) / 20 - 1, 0, 1).max())
 
 
 def gamut_errors(picture: Image.Image) -> np.ndarray:
