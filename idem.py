@@ -5158,7 +5158,8 @@ def spotted(pair: Pair) -> Iterator[Finding]:
     tables = (DRAWN_SHARES, DRAWN_LIMITS) if drawing else (SPOT_SHARES, SPOT_LIMITS)
     for plane, step, pixels, shares, limits in zip(pair.planes, pair.steps, SPOT_STEPS, *tables, strict=True):
         floor = 1 + step * pixels / pair.scale
-        for layer, share, limit, dithered in zip(reversed(plane), shares, limits, DITHERED_LEVELS, strict=False):
+        by_layer = zip(reversed(plane), shares, limits, DITHERED_LEVELS, strict=False)
+        for layer, share, limit, dithered in reversed([*by_layer]):  # the finest first: it tells the place best
             error, activity = windows(layer.residual**2), windows(layer.activity)
             unusual = np.sqrt(error / (usual_error(error, activity) + ROUNDING)) / limit
             allowed = share * activity + (floor + dithered * pair.palette) ** 2
