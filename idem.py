@@ -4712,6 +4712,7 @@ ENOUGH_SIDE = (
     1200  # px of the longer side of a JPEG decoded at a reduced scale: more, for its scales are coarse filters
 )
 HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
+LAB = b"Lab"  # stands for the profile of pictures in Lab, which have none
 LAYERS = 4  # of a picture, each of half the size of the one before
 
 
@@ -4750,7 +4751,7 @@ def view_of(file: MediaFile) -> View | Problem:
     stored, seen = (upright(each, orientation) for each in stored_and_seen(picture, size))
     width, height = reversed(size) if TURNS[orientation][0] else size
     changed = None if stored is seen else stored
-    space = picture.info.get("icc_profile", b"") if changed else b"Lab" if picture.mode == "LAB" else b""
+    space = picture.info.get("icc_profile", b"") if changed else LAB if picture.mode == "LAB" else b""
     return View(width, height, seen, changed, *steps, space, palette_of(picture))
 
 
@@ -4856,7 +4857,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Two pictures on one grid: layers of Y, and of Cb and Cr, the first of which is as large as the second of Y."""
+    """Two pictures on one grid: layers of Y, and of Cb and Cr, the last of which are half as large as that of Y."""
 
     planes: tuple[tuple[Layer, ...], ...]
     clipped: np.ndarray  # the share of black and white, for each pixel of the last layer of Y
@@ -4877,7 +4878,8 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
     palette = min(1.0, float(lost[0].mean()) / POOR_PALETTE)
     converted = one.space != other.space
     if converted:
-        gamut = np.maximum(*map(gamut_errors, pictures))
+        coarse = max(coarseness(one.space), coarseness(other.space))
+        gamut = coarse * np.maximum(*map(gamut_errors, pictures))
         bands[1] = [second + np.clip(first - second, -gamut, gamut) for first, second in zip(*bands, strict=True)]
     clipped = np.maximum(*((np.abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, _, _ in bands))
     fine = np.zeros((1, 1), np.float32)  # variance within a pixel of the grid
@@ -4892,8 +4894,10 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
         clipped = halved(clipped)
     luma, *chroma = zip(*bands, lost, dithered, strict=True)
     planes = [layers_of(luma, fine, layers)]
-    detail = halved(planes[0][0].activity) / 4  # where luma is detailed, subsampled chroma is coarse
-    planes += [layers_of([halved(plane) for plane in each], detail, layers) for each in chroma]
+    detail = halved(planes[0][-LAYERS].activity) / 4  # where luma is detailed, subsampled chroma is coarse
+    for _ in range(layers - LAYERS + 1):
+        chroma = [tuple(map(halved, each)) for each in chroma]
+    planes += [layers_of(each, detail, LAYERS) for each in chroma]
     steps = one.luma_step + other.luma_step, *2 * (one.chroma_step + other.chroma_step,)
     return Pair(tuple(planes), clipped, steps, converted, palette, 2 if large else 1)
 
@@ -4911,7 +4915,7 @@ def on_one_grid(pictures: Sequence[Image.Image], grid: Sequence[int]) -> list[Im
 
 def is_drawing(picture: Image.Image) -> bool:
     """Whether most of a picture has one tone: a page, a screenshot."""
-    counts = np.bincount(np.asarray(picture.getchannel(0)).ravel(), minlength=256)
+    counts = picture.getchannel(0).histogram()
     return float(np.convolve(counts, np.ones(PAPER_TONES)).max()) > PAPER_SHARE * picture.width * picture.height
 
 
@@ -4920,10 +4924,23 @@ def bands_of(picture: Image.Image) -> list[np.ndarray]:
     return [np.asarray(band).astype(np.float32) for band in picture.split()]
 
 
+def coarseness(space: bytes) -> np.float32:
+    """By how much a level of another colour space is more than one of sRGB: about 0.2 for Display P3, 1 for ProPhoto.
+
+    1 for Lab, too; 0 for what is not red, green and blue.
+    """
+    transform = profile_transform(space, "RGB") if space and space != LAB else None
+    if transform is None:
+        return np.float32(space == LAB)
+    levels = 140 - 20 * np.eye(4, 3, dtype=np.uint8)  # a little less of one each, and grey
+    seen = np.asarray(transform(Image.fromarray(levels[np.newaxis]))).astype(np.float32)[0]
+    return np.float32(np.clip((seen[3] - np.diag(seen)) / 20 - 1, 0, 1).max())
+
+
 def gamut_errors(picture: Image.Image) -> np.ndarray:
     """By how much Y, Cb and Cr may differ where the numbers of another colour space are coarse: in pure colours."""
-    rgb = np.asarray(picture.convert("RGB")).astype(np.float32)
-    largest, smallest = rgb.max(axis=2), rgb.min(axis=2)
+    red, green, blue = bands_of(picture.convert("RGB"))
+    largest, smallest = (extreme(extreme(red, green), blue) for extreme in (np.maximum, np.minimum))
     purity = 1 - smallest / np.maximum(largest, 1)
     return GAMUT_SHARE * (largest - smallest) * np.clip((purity - PURE) / (1 - PURE), 0, 1)
 
@@ -4935,7 +4952,7 @@ def palette_errors(
 
     The first at most, as its nearest colour is no nearer. The second for example: it depends on every pixel before.
     """
-    lost, dithered = ([np.zeros(picture.size[::-1], np.float32)] * 3 for _ in range(2))
+    lost, dithered = ([np.zeros((1, 1), np.float32)] * 3 for _ in range(2))
     for view, of_other in ((one, other_picture), (other, picture)):
         if view.palette:
             rgb, bands = of_other.convert("RGB"), bands_of(of_other)
@@ -5036,12 +5053,12 @@ CONVERTED = 0.5  # levels more where colours were converted from another profile
 STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
 COLOURFUL = 0.6  # of the strongest colour
 SATURATION, HUE = 0.07, 0.07  # shares by which strong colours differ
-# Of the activity, by layer, the coarsest first: what differs by less comes of resampling. Drawings have a layer more.
+# Of the activity, by layer, the coarsest first: what differs by less comes of resampling. Drawings have one more of Y.
 SPOT_SHARES = (0.02, 0.04, 0.08, 0.2), *2 * ((0.06, 0.1, 0.15, 0.4),)
-DRAWN_SHARES = (0.02, 0.04, 0.08, 0.1, 0.2), *2 * ((0.06, 0.1, 0.15, 0.4, 0.4),)
+DRAWN_SHARES = (0.02, 0.04, 0.08, 0.1, 0.2), *SPOT_SHARES[1:]
 # Times the usual difference, by layer.
 SPOT_LIMITS = (4.0, 4.0, 4.5, 5.0), *2 * ((3.0, 3.5, 4.5, 6.0),)
-DRAWN_LIMITS = (4.0, 4.0, 4.5, 5.5, 7.0), *2 * ((3.0, 3.5, 4.5, 6.0, 8.0),)
+DRAWN_LIMITS = (4.0, 4.0, 4.5, 5.5, 7.0), *SPOT_LIMITS[1:]
 SPOT_STEPS = 1 / 8, 1 / 4, 1 / 4  # of the quantisers, by which single pixels differ: blocks of chroma are larger
 DITHERED = 3.0  # times of what dithering makes differ, squared
 DITHERED_LEVELS = 3.0, 4.0, 5.0, 6.0, 6.0  # more where there is a poor palette, by layer
@@ -5150,7 +5167,8 @@ def spotted(pair: Pair) -> Iterator[Finding]:
     tables = (DRAWN_SHARES, DRAWN_LIMITS) if drawing else (SPOT_SHARES, SPOT_LIMITS)
     for plane, step, pixels, shares, limits in zip(pair.planes, pair.steps, SPOT_STEPS, *tables, strict=True):
         floor = 1 + step * pixels / pair.scale
-        for layer, share, limit, dithered in zip(reversed(plane), shares, limits, DITHERED_LEVELS, strict=False):
+        by_layer = zip(reversed(plane), shares, limits, DITHERED_LEVELS, strict=False)
+        for layer, share, limit, dithered in reversed([*by_layer]):  # the finest first: it tells the place best
             error, activity = windows(layer.residual**2), windows(layer.activity)
             unusual = np.sqrt(error / (usual_error(error, activity) + ROUNDING)) / limit
             allowed = share * activity + (floor + dithered * pair.palette) ** 2
