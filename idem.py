@@ -5394,7 +5394,7 @@ def pair_of_frames(alike: Alike, convert: Convert, other_convert: Convert) -> Pa
 def view_of_frame(picture: np.ndarray) -> View:
     """The view of Y, Cb, Cr, shape (3, height, width), uint8, full range."""
     seen = Image.merge("YCbCr", [Image.fromarray(np.ascontiguousarray(each)) for each in picture])
-    return View(seen.width, seen.height, seen, None, FRAME_STEPS[0] // 2, FRAME_STEPS[1] // 2, None)
+    return View(seen.width, seen.height, seen, None, FRAME_STEPS[0] // 2, FRAME_STEPS[1] // 2, b"", None)
 
 
 # ── two videos side by side: what may tell them apart ──
