@@ -5516,7 +5516,7 @@ LOOK_CACHE: CacheFormat[Verdict] = CacheFormat(
         Column("other", "[0-9a-f]{32}", None, of_file=True),
         Column("version", str(LOOK_VERSION), None),
         flag_column("copy"),
-        Column("reason", r"[\w .%()-]{1,200}"),
+        Column("reason", r'"[\w .,%()-]{1,200}"', lambda text: text[1:-1].decode(), lambda reason: f'"{reason}"'),
         Column("box", r"(?:[01]\.[0-9]{4}(?::[01]\.[0-9]{4}){3})?", read_box, written_box),
         Column("excess", r"[0-9]{1,9}\.[0-9]{2}", float, lambda excess: f"{min(excess, MAX_EXCESS):.2f}"),
     ),

@@ -4982,6 +4982,19 @@ def test_a_library_that_has_not_changed_is_looked_at_once(tmp_path: Path, capsys
     assert (cache.read_bytes(), cache.stat().st_mtime_ns) == before
 
 
+def test_a_reason_with_a_comma_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = fitted(photo(), 400)
+    width, height = picture.size
+    save(picture.crop((0, 0, width - 2, height - 2)), tmp_path / "lake.png")
+    save(picture.crop((1, 1, width - 1, height - 1)), tmp_path / "shifted.png", compress_level=1)
+    groups(tmp_path, capsys=capsys)
+    cache = tmp_path / "__databases" / "closer_looks_db.csv"
+    assert looks_of(tmp_path) == [["0", "turned, shifted or cropped a little"]]
+    before = cache.read_bytes(), cache.stat().st_mtime_ns
+    groups(tmp_path, capsys=capsys)
+    assert (cache.read_bytes(), cache.stat().st_mtime_ns) == before
+
+
 def test_a_look_outlasts_a_move_of_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(photo(), tmp_path / "lake.png")
     save(fitted(photo(), 320), tmp_path / "lake.jpg")
