@@ -7702,7 +7702,7 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
 
 
 def refutations(pairs: Iterable[AnyGroup], trash: str, looks: Looks) -> dict[tuple[str, str], Verdict]:
-    """By the paths of a live and a trashed file, why pairs that `matches_in_trash` has found are no copies."""
+    """By the paths of a live and a trashed file, why pairs that `matches_in_trash` has found do not count as copies."""
     gone: dict[Replica[Any], list[Replica[Any]]] = defaultdict(list)  # by the live one
     for pair in pairs:
         if pair.distances[1] == 0:
@@ -7715,8 +7715,8 @@ def refutations(pairs: Iterable[AnyGroup], trash: str, looks: Looks) -> dict[tup
         live, *others = star.replicas
         for number, other in enumerate(others, 1):
             verdict = verdict_in(star, number, looks)
-            if verdict and not verdict.copy:
-                found[live.file.path, other.file.path] = verdict
+            if wants_look(live, other) and not (verdict and verdict.copy):
+                found[live.file.path, other.file.path] = verdict or Verdict(False, "they could not be compared")
     return found
 
 

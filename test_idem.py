@@ -5143,6 +5143,23 @@ def test_what_is_nearly_a_copy_of_the_first_may_be_one_of_a_fine_copy_of_it(tmp_
     assert not seen(nearly, by="tiny")
 
 
+def test_what_cannot_be_looked_at_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library, copied, cache = tmp_path / "library", tmp_path / "copied", ["--cache", str(tmp_path / "cache")]
+    trashed = Path("__duplicate_files_trash", "lake.jpg")
+    save(photo(), library / "lake.png")
+    save(fitted(photo(), 400), library / trashed)
+    assert main([str(library), "--verify-trash", "--fast", *cache]) == 0
+    shutil.copytree(library, copied)  # with the times of its files, so that the cache knows them
+    known = (copied / trashed).stat()
+    (copied / trashed).write_bytes(b"x" * known.st_size)
+    os.utime(copied / trashed, ns=(known.st_atime_ns, known.st_mtime_ns))
+    (tmp_path / "cache" / "closer_looks_db.csv").unlink()
+    shutil.rmtree(library)
+    capsys.readouterr()
+    assert main([str(copied), "--verify-trash", "--fast", *cache]) == 1
+    assert f"{trashed}: not a picture in a format idem reads" in capsys.readouterr().out
+
+
 def test_a_picture_that_cannot_be_read_for_a_look_is_named_and_left_out(tmp_path: Path) -> None:
     for name, picture in (
         ("lake.png", photo()),
