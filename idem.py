@@ -5495,7 +5495,7 @@ def content_key(replica: Replica[Any]) -> str:
     return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
 
 
-BOX_DECIMALS = 4
+BOX_DECIMALS, EXCESS_DECIMALS = 4, 2
 MAX_EXCESS = 1e6
 
 
@@ -5518,7 +5518,7 @@ LOOK_CACHE: CacheFormat[Verdict] = CacheFormat(
         flag_column("copy"),
         Column("reason", r'"[\w .,%()-]{1,200}"', lambda text: text[1:-1].decode(), lambda reason: f'"{reason}"'),
         Column("box", r"(?:[01]\.[0-9]{4}(?::[01]\.[0-9]{4}){3})?", read_box, written_box),
-        Column("excess", r"[0-9]{1,9}\.[0-9]{2}", float, lambda excess: f"{min(excess, MAX_EXCESS):.2f}"),
+        Column("excess", r"[0-9]{1,9}\.[0-9]{%d}" % EXCESS_DECIMALS, float, lambda each: f"{each:.{EXCESS_DECIMALS}f}"),
     ),
     Verdict,
     start=re.compile(rb"\n[0-9a-f]"),
@@ -5590,10 +5590,13 @@ class Looks:
         def take(file: MediaFile, result: Verdict | Problem) -> None:
             if isinstance(result, Problem):
                 self.problems[result.path] = result
-            elif self.cache:
-                self.cache.store(self.pair(*wanted[file]), result)
+                return
+            # As a cache gives it back: no later run may take it for nearly a copy when this one does not.
+            seen = replace(result, excess=round(min(result.excess, MAX_EXCESS), EXCESS_DECIMALS))
+            if self.cache:
+                self.cache.store(self.pair(*wanted[file]), seen)
             else:
-                self.known[self.pair(*wanted[file])] = result
+                self.known[self.pair(*wanted[file])] = seen
 
         compute(self.pool, replace(LOOK_WORK, more=lambda file: wanted[file]), list(wanted), take)
 

@@ -4995,6 +4995,17 @@ def test_a_reason_with_a_comma_is_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert (cache.read_bytes(), cache.stat().st_mtime_ns) == before
 
 
+def test_a_cached_look_says_by_how_much_two_differ_as_the_look_did(tmp_path: Path) -> None:
+    save(invoice("250.00"), tmp_path / "bill.png")
+    save(invoice("290.00"), tmp_path / "changed.png", compress_level=1)
+    pair = replica_of(tmp_path / "bill.png"), replica_of(tmp_path / "changed.png")
+    with closing(idem.Pool(1)) as pool, closing(idem.VerdictCache(str(tmp_path))) as cache:
+        looks = idem.Looks(pool, cache)
+        looks.look([pair])
+    with closing(idem.VerdictCache(str(tmp_path))) as cache:
+        assert [each.excess for each in cache.known.values()] == [each.excess for each in looks.known.values()]
+
+
 def test_a_look_outlasts_a_move_of_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(photo(), tmp_path / "lake.png")
     save(fitted(photo(), 320), tmp_path / "lake.jpg")
