@@ -4273,8 +4273,8 @@ def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     pairs: Iterable[np.ndarray] = (few[block.T] for block in pairs_with_equal(rough[few]))
     crowds = (run for run in runs.values() if len(run) > CROWD)
     for block in chain(pairs, (pairs_of_nearest(table, run) for run in crowds)):
-        distances = table.without_ambiguous(block, table.distances(block), lambda row: runs[int(rough[row])])
-        connect(component, block[distances == 0])
+        # Also what is ambiguous: whoever parts the group must see all that it may be a copy of.
+        connect(component, block[table.distances(block) == 0])
     members: dict[int, list[Replica[F]]] = defaultdict(list)
     for row, first in enumerate(component.tolist()):
         members[first] += table.members[row]

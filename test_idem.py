@@ -5171,6 +5171,20 @@ def test_what_cannot_be_looked_at_is_not_verified(tmp_path: Path, capsys: pytest
     assert f"{trashed}: not a picture in a format idem reads" in capsys.readouterr().out
 
 
+def test_an_edit_of_one_shot_does_not_make_what_may_be_of_two_a_copy_of_it(tmp_path: Path) -> None:
+    pixels = np.asarray(fitted(photo(), 400).convert("RGB"), np.float32) * 0.6 + 50
+    edited = pixels.copy()
+    for name, brighter, taken in (("first", 0, "2020:01:01 10:00:00"), ("second", 0.9, "2020:01:01 10:00:07")):
+        shot = Image.fromarray((pixels + brighter).astype(np.uint8))
+        save(shot, tmp_path / name / "a.jpg", quality=92, exif=exif_of(taken))
+    save(shot.resize((300, 225)), tmp_path / "stripped.jpg", quality=90)
+    for _ in range(16):  # with one of these the edit is like the first shot, and not like the second
+        edited[60:100, 80:120] -= 1
+        save(Image.fromarray(edited.clip(0, 255).astype(np.uint8)), tmp_path / "edited.jpg", quality=95)
+        named = [{Path(each.file.path).name for each in group.replicas} for group in found_in(tmp_path).groups]
+        assert not any({"stripped.jpg", "a.jpg"} <= names for names in named)
+
+
 def test_a_picture_that_cannot_be_read_for_a_look_is_named_and_left_out(tmp_path: Path) -> None:
     for name, picture in (
         ("lake.png", photo()),
