@@ -3558,7 +3558,7 @@ class Replica(Generic[F]):
     fingerprint: F
 
 
-LOOK_VERSION = 2  # raised when verdicts change; those of another version do not count
+LOOK_VERSION = 3  # raised when verdicts change; those of another version do not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -3916,6 +3916,7 @@ HASH_RADIUS = 6  # bits; re-encoding flips up to this many in one of the two has
 # When one of two pictures has a palette: 256 colours shift whole areas, single cells twice as far as four together.
 PALETTE_TOLERANCE = 8.0  # levels, for the mean of two by two cells
 PALETTE_CONTRAST_SHARE = 0.1  # see CONTRAST_SHARE
+KIN_BLOCK = 64  # pictures that one without a time is compared with at once
 # How far two cells of the same picture may lie apart. Each part stands for something that copying does to cells;
 # the first is CELL_TOLERANCE.
 STEP_SHARE = 1 / 16  # of the quantiser of a JPEG's mean (DC) values: half a step, in coefficients of 8 levels
@@ -3980,15 +3981,28 @@ class ImageTable(Table[ImageFingerprint]):
             if self.is_timed(one) != self.is_timed(other):
                 mixed[other if self.is_timed(one) else one].append(n)
         for row, copies in mixed.items():
-            timed = np.array([each for each in kin(row).tolist() if self.is_timed(each)])
-            like = timed[self.distances(np.stack([np.full(len(timed), row), timed], axis=1)) == 0].tolist()
-            if any(self.are_two_shots(like[0], each) for each in like[1:]):
+            if self.is_ambiguous(row, kin(row)):
                 distances = self.raised(pairs, distances, copies)
         return distances
 
+    def is_ambiguous(self, row: int, kin: np.ndarray) -> bool:
+        """Whether a picture without a time looks like two shots among these rows."""
+        timed = kin[self.timed[kin]]
+        like: list[int] = []
+        for start in range(0, len(timed), KIN_BLOCK):  # most often the first few tell
+            block = timed[start : start + KIN_BLOCK]
+            like += block[self.distances(np.stack([np.full(len(block), row), block], axis=1)) == 0].tolist()
+            if any(self.are_two_shots(like[0], each) for each in like[1:]):
+                return True
+        return False
+
+    @functools.cached_property
+    def timed(self) -> np.ndarray:
+        """Which rows state their exposure."""
+        return np.array([exposure_in(each.stored_metadata) is not None for each in self.fingerprints], bool)
+
     def is_timed(self, row: int) -> bool:
-        """Whether it states its exposure."""
-        return exposure_in(self.fingerprints[row].stored_metadata) is not None
+        return bool(self.timed[row])
 
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The larger of the Hamming distances of pHash and dHash: see Table."""
@@ -4303,11 +4317,8 @@ def pairs_of_nearest(table: Table[F], rows: np.ndarray) -> np.ndarray:
 def candidates_before(replicas: Sequence[Replica[F]]) -> list[list[int]]:
     """For each of some related replicas the numbers of those before it that are at distance 0, likeliest first.
 
-    That is the first of them; in a crowd the first one of the nearest, then these, nearest first. No two are equal.
+    That is the first one of the nearest, then these, nearest first. No two are equal.
     """
-    if len(replicas) <= CROWD:
-        pairs = [(number, other) for number in range(len(replicas)) for other in range(number)]
-        return copies_among(replicas, pairs)
     table = table_of(replicas)
     number_of = {each.file: number for number, each in enumerate(replicas)}
     numbers = np.array([number_of[members[0].file] for members in table.members])  # of the rows
@@ -4639,12 +4650,16 @@ def contradicting(groups: Iterable[Group[Any]]) -> dict[str, Problem]:
     found = {}
     for group in groups:
         for alike in by_data_bytes(group.replicas) if group.kind == "image" else ():
-            sums = [each.fingerprint.integrity.sums for each in alike]
-            votes = Counter(each[:8] for each in sums)
-            for replica, own in zip(alike, sums, strict=True):
-                double = next((place for place, each in enumerate(sums) if is_damaged_double(own, each)), None)
-                if double is not None and votes[own[:8]] <= votes[sums[double][:8]]:
-                    other = printable(alike[double].file.path)
+            first_with = {each.fingerprint.integrity.sums: each for each in reversed(alike)}
+            double_of = {
+                own: next((each for each in first_with if is_damaged_double(own, each)), "") for own in first_with
+            }
+            votes = Counter(each.fingerprint.integrity.sums[:8] for each in alike)
+            for replica in alike:
+                own = replica.fingerprint.integrity.sums
+                double = double_of[own]
+                if double and votes[own[:8]] <= votes[double[:8]]:
+                    other = printable(first_with[double].file.path)
                     reason = f"the same as {other} but for some bytes: one of them is damaged, or was edited"
                     found[replica.file.path] = Problem(replica.file.path, reason)
     return found
@@ -4708,9 +4723,7 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 # ── two pictures side by side ──
 
 VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
-ENOUGH_SIDE = (
-    1200  # px of the longer side of a JPEG decoded at a reduced scale: more, for its scales are coarse filters
-)
+ENOUGH_SIDE = 960  # px of the longer side of a JPEG decoded at a reduced scale
 HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
 LAB = b"Lab"  # stands for the profile of pictures in Lab, which have none
 LAYERS = 4  # of a picture, each of half the size of the one before
@@ -4777,7 +4790,8 @@ def stored_and_seen(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.
     transform = profile_transform(picture.info.get("icc_profile") or b"", PROFILE_MODES.get(reduced.mode, ""))
     if transform is None:
         return stored, stored
-    return stored, in_ycbcr(transform(reduced.convert(PROFILE_MODES[reduced.mode])))
+    mode = PROFILE_MODES[reduced.mode]
+    return stored, in_ycbcr(transform(in_rgb(reduced) if mode == "RGB" else reduced))
 
 
 def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]) -> Image.Image:
@@ -4788,8 +4802,28 @@ def resized(picture: Image.Image, size: tuple[int, int], extent: Sequence[float]
     return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
 
 
+RGB_TO_YCBCR_ROUNDED = tuple(
+    number for row, middle in zip(RGB_TO_YCBCR, (0.0, 128.0, 128.0), strict=True) for number in (*row, middle)
+)
+YCBCR_TO_RGB_ROUNDED = (
+    *(1.0, 0.0, 1.402, -179.456),
+    *(1.0, -0.344136286, -0.714136286, 135.458889),
+    *(1.0, 1.772, 0.0, -226.816),
+)
+
+
 def in_ycbcr(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "YCbCr" else picture.convert("RGB").convert("YCbCr")
+    """Y, Cb and Cr rounded to the nearest: Pillow's conversion rounds down, so that the mean is half a level less."""
+    if picture.mode == "YCbCr":
+        return picture
+    return Image.merge("YCbCr", picture.convert("RGB").convert("RGB", RGB_TO_YCBCR_ROUNDED).split())
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """Red, green and blue rounded to the nearest, as in `in_ycbcr`."""
+    if picture.mode != "YCbCr":
+        return picture.convert("RGB")
+    return Image.merge("RGB", picture.split()).convert("RGB", YCBCR_TO_RGB_ROUNDED)
 
 
 def upright(picture: Image.Image, orientation: int) -> Image.Image:
@@ -4880,7 +4914,11 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
     if converted:
         coarse = max(coarseness(one.space), coarseness(other.space))
         gamut = coarse * np.maximum(*map(gamut_errors, pictures))
-        bands[1] = [second + np.clip(first - second, -gamut, gamut) for first, second in zip(*bands, strict=True)]
+        moves = [np.clip(second - first, -gamut, gamut) / 2 for first, second in zip(*bands, strict=True)]
+        bands = [
+            [band + sign * move for band, move in zip(each, moves, strict=True)]
+            for each, sign in zip(bands, (1, -1), strict=True)
+        ]
     clipped = np.maximum(*((np.abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, _, _ in bands))
     fine = np.zeros((1, 1), np.float32)  # variance within a pixel of the grid
     if times == 2:
@@ -4939,7 +4977,7 @@ def coarseness(space: bytes) -> np.float32:
 
 def gamut_errors(picture: Image.Image) -> np.ndarray:
     """By how much Y, Cb and Cr may differ where the numbers of another colour space are coarse: in pure colours."""
-    red, green, blue = bands_of(picture.convert("RGB"))
+    red, green, blue = bands_of(in_rgb(picture))
     largest, smallest = (extreme(extreme(red, green), blue) for extreme in (np.maximum, np.minimum))
     purity = 1 - smallest / np.maximum(largest, 1)
     return GAMUT_SHARE * (largest - smallest) * np.clip((purity - PURE) / (1 - PURE), 0, 1)
@@ -4955,7 +4993,7 @@ def palette_errors(
     lost, dithered = ([np.zeros((1, 1), np.float32)] * 3 for _ in range(2))
     for view, of_other in ((one, other_picture), (other, picture)):
         if view.palette:
-            rgb, bands = of_other.convert("RGB"), bands_of(of_other)
+            rgb, bands = in_rgb(of_other), bands_of(of_other)
             nearest, spread = (
                 bands_of(in_ycbcr(rgb.quantize(palette=view.palette, dither=how)))
                 for how in (Image.Dither.NONE, Image.Dither.FLOYDSTEINBERG)
@@ -5048,11 +5086,11 @@ DISPLACED_SHARE = 0.12  # of the difference that a displacement has to explain
 UNLIKE_DETAIL = 0.12  # one less the correlation of detail
 STEP_DETAIL = 0.03  # of the quantiser squared, which is noise
 FLAT_DETAIL = 0.5  # levels squared, that need not correlate
-TONE_LEVELS = 1.5, 2.1  # of luma and of chroma, by which copies differ where it is smooth
+TONE_LEVELS = 1.2, 1.8  # of luma and of chroma, by which copies differ where it is smooth
 CONVERTED = 0.5  # levels more where colours were converted from another profile
 STEP_LEVELS = 1 / 16  # of the quantisers, by which they differ in addition: means are rounded to steps of an eighth
 COLOURFUL = 0.6  # of the strongest colour
-SATURATION, HUE = 0.07, 0.07  # shares by which strong colours differ
+SATURATION, HUE = 0.06, 0.06  # shares by which strong colours differ
 # Of the activity, by layer, the coarsest first: what differs by less comes of resampling. Drawings have one more of Y.
 SPOT_SHARES = (0.02, 0.04, 0.08, 0.2), *2 * ((0.06, 0.1, 0.15, 0.4),)
 DRAWN_SHARES = (0.02, 0.04, 0.08, 0.1, 0.2), *SPOT_SHARES[1:]
@@ -6807,11 +6845,14 @@ def wanting_spectrum(groups: Sequence[Group[ImageFingerprint]]) -> list[Replica[
     """The replicas that would be kept for their pixels, though a smaller one says more of its origin."""
     found = []
     for group in groups:
-        alone = [Standing(each, Scoring("")) for each in group.replicas]
-        for each in alone:
-            smaller = (other for other in alone if is_larger(each.replica, other.replica))
-            if not each.replica.fingerprint.spectrum and any(evidence(each) < evidence(other) for other in smaller):
-                found.append(each.replica)
+        said = [(each, evidence(Standing(each, Scoring("")))) for each in group.replicas]
+        said_most: dict[int, tuple[Any, ...]] = {}  # by the number of pixels
+        for each, own in said:
+            said_most[pixels_of(each)] = max(own, said_most.get(pixels_of(each), own))
+        for each, own in said:
+            smaller = (most for pixels, most in said_most.items() if SAME_PIXELS * pixels_of(each) > pixels)
+            if not each.fingerprint.spectrum and any(own < most for most in smaller):
+                found.append(each)
     return found
 
 
@@ -7164,6 +7205,7 @@ def find(run: Run) -> Findings:
 
 
 MOST_LOOKS = 4  # at a replica and others that it may be a copy of, then at it and the first ones of families
+MOST_FAR = 2  # of them that show clearly something else
 MOST_FAMILIES = 64  # of a crowd, with whose first ones the others are compared
 MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
 
@@ -7283,6 +7325,7 @@ class Line:
         self.linked = list(range(len(self.replicas)))  # each with the one that it is a copy of, or itself
         # What each is no copy of, and whether it nearly is.
         self.refused: list[dict[int, bool]] = [{} for _ in self.replicas]
+        self.far = [0] * len(self.replicas)  # how many of these it is far from
 
     def proposed(self) -> Iterator[tuple[int, int]]:
         """Each number that is a copy of none so far, with the next one that it may be a copy of.
@@ -7292,7 +7335,7 @@ class Line:
         """
         for number, candidates in enumerate(self.candidates):
             refused = self.refused[number]
-            for other in candidates if self.linked[number] == number else ():
+            for other in candidates if self.linked[number] == number and self.far[number] < MOST_FAR else ():
                 first = self.first_of(other)
                 if first in candidates and first not in refused:
                     yield number, first
@@ -7309,6 +7352,7 @@ class Line:
             self.linked[number] = other
         else:
             self.refused[number][other] = is_narrow(seen)
+            self.far[number] += not is_narrow(seen)
 
     def first_of(self, number: int) -> int:
         """The first of the family of a number."""
@@ -7323,6 +7367,7 @@ class Line:
         alone = [number for number, other in enumerate(self.linked) if number == other]
         pairs = [(number, first) for number in alone for first in firsts if first < number]
         self.candidates = copies_among(self.replicas, pairs)
+        self.far = [0] * len(self.replicas)
 
     def families(self) -> list[list[Replica[Any]]]:
         """The families of at least two files."""
