@@ -4,7 +4,6 @@
 # dependencies = [
 #     "Pillow>=11.0",
 #     "numpy>=2.0",
-#     "ImageHash>=4.3.2",
 #     "pybktree>=1.1",
 #     "pillow-heif>=0.18",
 #     "tqdm>=4.66",
@@ -1977,7 +1976,6 @@ def load_decoders() -> None:
     from PIL import IptcImagePlugin  # noqa: F401
 
     usable_formats()
-    perceptual_hashes(np.zeros(SIGNATURE_BYTES, np.uint8))  # imports more when it is first called
 
 
 def content_of(file: MediaFile) -> io.BytesIO:
@@ -2409,18 +2407,30 @@ def is_flat(signature: np.ndarray, cells: int) -> bool:
 
 
 def perceptual_hashes(signature: np.ndarray) -> tuple[int, int]:
-    """pHash and dHash, 64 bits each, of the signature's luma."""
-    import imagehash
-
+    """pHash and dHash, 64 bits each, of the signature's luma: those of ImageHash, without its imports."""
     luma = signature[:LUMA_BYTES].reshape(LUMA_CELLS, LUMA_CELLS)
-    return phash_of(luma), int(str(imagehash.dhash(Image.fromarray(luma))), 16)
+    return phash_of(luma), dhash_of(luma)
+
+
+# The lowest frequencies of a discrete cosine transform (DCT-II), each row times the sum over the cells.
+HASH_SIDE = 8
+COSINES = 2 * np.cos(np.pi / (2 * LUMA_CELLS) * np.outer(np.arange(HASH_SIDE), 2 * np.arange(LUMA_CELLS) + 1))
 
 
 def phash_of(luma: np.ndarray) -> int:
-    """pHash, 64 bits, of a grey picture of LUMA_CELLS squared."""
-    import imagehash
+    """pHash, 64 bits, of a grey picture of LUMA_CELLS squared: which low frequencies are above their median."""
+    frequencies = (COSINES @ luma.astype(float) @ COSINES.T).round(6)  # what is 0 must not be a little more
+    return bits_as_number(frequencies > np.median(frequencies))
 
-    return int(str(imagehash.phash(Image.fromarray(luma))), 16)
+
+def dhash_of(luma: np.ndarray) -> int:
+    """dHash, 64 bits, of a grey picture: whether it gets brighter from each of 9 by 8 cells to the next."""
+    cells = np.asarray(Image.fromarray(luma).resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.LANCZOS))
+    return bits_as_number(cells[:, 1:] > cells[:, :-1])
+
+
+def bits_as_number(bits: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 # ── metadata: what the file says of its picture ──
@@ -10806,7 +10816,7 @@ def show_if_read(text: str) -> None:
 # ── the start ──
 
 # By what they are imported as, and what pip calls them.
-REQUIRED_MODULES = {"imagehash": "ImageHash", "pybktree": "pybktree", "tqdm": "tqdm", "filelock": "filelock"}
+REQUIRED_MODULES = {"pybktree": "pybktree", "tqdm": "tqdm", "filelock": "filelock"}
 
 
 def stop_at_signal(number: int, _frame: FrameType | None) -> NoReturn:

@@ -56,6 +56,7 @@ from urllib.parse import quote, urlsplit
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idem forks workers; threads would not survive that
 
 import hypothesis
+import imagehash
 import numpy as np
 import pillow_heif
 import pytest
@@ -3882,6 +3883,20 @@ def clustered_hashes(rng: np.random.Generator, count: int) -> np.ndarray:
     for _ in range(6):
         hashes = hashes ^ np.where(rng.random(count) < 0.5, np.uint64(1) << rng.integers(0, 64, count, np.uint64), 0)
     return np.concatenate([hashes, hashes[: count // 10]])
+
+
+def test_hashes_are_those_of_imagehash() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (1000, 32, 32), np.uint8)
+    smooth = [np.asarray(Image.fromarray(each).resize((32, 32), box=(0, 0, 5, 5))) for each in noise]
+    stripes = [np.broadcast_to(each[0], (32, 32)) for each in noise[:200]]
+    ramp = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)
+    pictures = [*noise, *smooth, *stripes, ramp, np.zeros((32, 32), np.uint8)]
+    found = [idem.perceptual_hashes(each.ravel()) for each in pictures]
+    of_imagehash = [
+        tuple(int(str(of(Image.fromarray(each))), 16) for of in (imagehash.phash, imagehash.dhash)) for each in pictures
+    ]
+    assert found == of_imagehash
 
 
 @pytest.mark.parametrize("search", ["chosen", "tree", "sweep", "parts", "small blocks"])
