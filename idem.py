@@ -4329,6 +4329,8 @@ def candidates_before(replicas: Sequence[Replica[F]]) -> list[list[int]]:
 
     That is the first one of the nearest, then these, nearest first. No two are equal.
     """
+    if len(replicas) < 2:
+        return [[] for _ in replicas]
     table = table_of(replicas)
     number_of = {each.file: number for number, each in enumerate(replicas)}
     numbers = np.array([number_of[members[0].file] for members in table.members])  # of the rows
