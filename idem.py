@@ -7235,10 +7235,10 @@ def verified_groups(groups: Iterable[AnyGroup], threshold: int, scoring: Scoring
             stars = [star for group in alike for star in original_first(group, threshold, scoring)]
         else:
             stars = [star_of(family) for family in families(waiting, scoring, looks)]
-        look_over(stars, looks)
+        look_at_stars(stars, looks)
         waiting = []
         for star in stars:
-            near, far = looked_over(star, threshold, looks)
+            near, far = parted(star, threshold, looks)
             found += [near] if near else []
             waiting += [far] if len(far) > 1 else []
     return found
@@ -7254,7 +7254,7 @@ NARROW = 1.25  # times the limit
 FINE_STEP = 4  # quantiser; in a coarser JPEG a small edit could hide
 
 
-def look_over(stars: Sequence[AnyGroup], looks: Looks) -> None:
+def look_at_stars(stars: Sequence[AnyGroup], looks: Looks) -> None:
     """Look at all that `verdict_in` asks about these groups."""
     looks.look(
         (star.replicas[0], each)
@@ -7313,19 +7313,19 @@ def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: 
     In order of ORIGINAL. Each is looked at with those it is most likely a copy of; when some have been found to be
     copies, each of the others with the first ones of the families that these make, too.
     """
-    lines = [Line(ranked(crowd, scoring)) for crowd in crowds]
+    parting = [Crowd(ranked(crowd, scoring)) for crowd in crowds]
     for step in range(2 * MOST_LOOKS):
         if step == MOST_LOOKS:
-            for line in lines:
-                line.turn_to_families()
-        pairs = [(line, number, other) for line in lines for number, other in line.proposed()]
-        looks.look((line.replicas[other], line.replicas[number]) for line, number, other in pairs)
-        for line, number, other in pairs:
-            line.note(number, other, looks.verdict(line.replicas[other], line.replicas[number]))
-    return [family for line in lines for family in line.families()]
+            for crowd in parting:
+                crowd.turn_to_families()
+        pairs = [(crowd, number, other) for crowd in parting for number, other in crowd.proposed()]
+        looks.look((crowd.replicas[other], crowd.replicas[number]) for crowd, number, other in pairs)
+        for crowd, number, other in pairs:
+            crowd.take(number, other, looks.verdict(crowd.replicas[other], crowd.replicas[number]))
+    return [family for crowd in parting for family in crowd.families()]
 
 
-class Line:
+class Crowd:
     """Pictures that look alike, in order of ORIGINAL, while looks link each with one before it."""
 
     def __init__(self, replicas: Iterable[Replica[Any]]) -> None:
@@ -7340,25 +7340,24 @@ class Line:
         self.far = [0] * len(self.replicas)  # how many of these it is far from
 
     def proposed(self) -> Iterator[tuple[int, int]]:
-        """Each number that is a copy of none so far, with the next one that it may be a copy of.
+        """Each number that is a copy of none so far, with the next one that it may be a copy of."""
+        for number, other in enumerate(self.linked):
+            if number == other and self.far[number] < MOST_FAR:
+                found = (self.candidate(number, each) for each in self.candidates[number])
+                yield from islice(((number, each) for each in found if each is not None), 1)
 
-        Of what is a copy of something itself that is taken instead, if it is a candidate, too. What is nearly a copy of
-        that may be one of a fine copy of it: see `verdict_in`.
+    def candidate(self, number: int, other: int) -> int | None:
+        """What to look at instead of another one: the first of its family, if that is a candidate, too.
+
+        What is nearly a copy of that may be one of a fine copy of it: see `verdict_in`. None if there is no more to see.
         """
-        for number, candidates in enumerate(self.candidates):
-            refused = self.refused[number]
-            for other in candidates if self.linked[number] == number and self.far[number] < MOST_FAR else ():
-                first = self.first_of(other)
-                if first in candidates and first not in refused:
-                    yield number, first
-                    break
-                if other not in refused and (
-                    first not in refused or (refused[first] and is_fine(self.replicas[other]))
-                ):
-                    yield number, other
-                    break
+        refused, first = self.refused[number], self.first_of(other)
+        if first not in refused and first in self.candidates[number]:
+            return first
+        is_open = first not in refused or (refused[first] and is_fine(self.replicas[other]))
+        return other if is_open and other not in refused else None
 
-    def note(self, number: int, other: int, seen: Verdict | None) -> None:
+    def take(self, number: int, other: int, seen: Verdict | None) -> None:
         """Take what a look at two has found."""
         if seen is None or seen.copy:
             self.linked[number] = other
@@ -7389,7 +7388,7 @@ class Line:
         return [each for each in members.values() if len(each) > 1]
 
 
-def looked_over(star: AnyGroup, threshold: int, looks: Looks) -> tuple[AnyGroup | None, list[Replica[Any]]]:
+def parted(star: AnyGroup, threshold: int, looks: Looks) -> tuple[AnyGroup | None, list[Replica[Any]]]:
     """The group as the looks leave it, if anything is left of it, and what is too far from its first replica."""
     first = star.replicas[0]
     is_lost = first.file.path in looks.problems
@@ -7684,7 +7683,7 @@ def doubts_about(decision: Decision, threshold: int, pool: Pool) -> dict[str, st
     star = star_of(anew) if decision.keeper.file in numbers else None
     looks = Looks(pool)
     if star:
-        look_over([star], looks)
+        look_at_stars([star], looks)
     doubts |= {path: problem.reason for path, problem in looks.problems.items()}
     for each in decision.trash:
         number = numbers.get(each.file) if star else None
@@ -7769,7 +7768,7 @@ def refutations(pairs: Iterable[AnyGroup], trash: str, looks: Looks) -> dict[tup
             live, other = sorted(pair.replicas, key=lambda each: is_inside(each.file.path, trash))
             gone[live].append(other)
     stars = [Group(kind_of(live.file), (live, *each), (0,) * (len(each) + 1)) for live, each in gone.items()]
-    look_over(stars, looks)
+    look_at_stars(stars, looks)
     found = {}
     for star in stars:
         live, *others = star.replicas

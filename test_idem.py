@@ -5158,7 +5158,7 @@ def test_what_is_nearly_a_copy_of_the_first_may_be_one_of_a_fine_copy_of_it(tmp_
             looks = idem.Looks(pool)
             for one, other, known in (("first", by, same), ("first", "other", refused), (by, "other", same)):
                 looks.known[looks.pair(named[one], named[other])] = known
-            idem.look_over([star], looks)
+            idem.look_at_stars([star], looks)
             verdict = idem.verdict_in(star, 2, looks)
         assert verdict
         return verdict.copy
