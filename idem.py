@@ -7349,7 +7349,7 @@ class Crowd:
     def candidate(self, number: int, other: int) -> int | None:
         """What to look at instead of another one: the first of its family, if that is a candidate, too.
 
-        What is nearly a copy of that may be one of a fine copy of it: see `verdict_in`. None if there is no more to see.
+        What is nearly a copy of that may be one of a fine copy of it: see `verdict_in`. None if nothing is left to see.
         """
         refused, first = self.refused[number], self.first_of(other)
         if first not in refused and first in self.candidates[number]:
