@@ -7217,7 +7217,8 @@ def find(run: Run) -> Findings:
 
 
 MOST_LOOKS = 4  # at a replica and others that it may be a copy of, then at it and the first ones of families
-MOST_FAR = 2  # of them that show clearly something else
+MOST_FAR = 2  # of them that show clearly something else:
+FAR = 2.0  # times the limit
 MOST_FAMILIES = 64  # of a crowd, with whose first ones the others are compared
 MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
 
@@ -7363,7 +7364,7 @@ class Crowd:
             self.linked[number] = other
         else:
             self.refused[number][other] = is_narrow(seen)
-            self.far[number] += not is_narrow(seen)
+            self.far[number] += seen.excess > FAR
 
     def first_of(self, number: int) -> int:
         """The first of the family of a number."""
