@@ -1976,6 +1976,7 @@ def load_decoders() -> None:
     from PIL import IptcImagePlugin  # noqa: F401
 
     usable_formats()
+    phash_of(np.zeros((LUMA_CELLS, LUMA_CELLS), np.uint8))  # numpy imports more when it is first called
 
 
 def content_of(file: MediaFile) -> io.BytesIO:
@@ -4276,6 +4277,7 @@ def distances_from(replica: Replica[F], others: Sequence[Replica[F]]) -> list[in
 
 CROWD = 32  # pictures that look alike; of more, each is compared only with
 NEAREST = 16  # those that are nearest to it, among
+MOST_ALIKE = 8  # of them, the first of which is most likely their original
 WINDOW = 128  # on either side of it, in order of their mean luma
 
 
@@ -4296,7 +4298,7 @@ def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     few = np.flatnonzero((sizes > 1) & (sizes <= CROWD))
     pairs: Iterable[np.ndarray] = (few[block.T] for block in pairs_with_equal(rough[few]))
     crowds = (run for run in runs.values() if len(run) > CROWD)
-    for block in chain(pairs, (pairs_of_nearest(table, run) for run in crowds)):
+    for block in chain(pairs, (pairs_of_nearest(table, run, NEAREST) for run in crowds)):
         # Also what is ambiguous: whoever parts the group must see all that it may be a copy of.
         connect(component, block[table.distances(block) == 0])
     members: dict[int, list[Replica[F]]] = defaultdict(list)
@@ -4306,8 +4308,8 @@ def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     return [Group(kind_of(each[0].file), tuple(each), (0,) * len(each)) for each in groups]
 
 
-def pairs_of_nearest(table: Table[F], rows: np.ndarray) -> np.ndarray:
-    """Pairs of each of these rows and its NEAREST ones, nearest first, shape (n, 2).
+def pairs_of_nearest(table: Table[F], rows: np.ndarray, count: int) -> np.ndarray:
+    """Pairs of each of these rows and so many that are nearest to it, nearest first, shape (n, 2).
 
     Nearest in the mean difference of their luma cells, among the WINDOW rows on either side in order of mean luma: so
     a long series takes no more than a multiple of its length.
@@ -4319,7 +4321,7 @@ def pairs_of_nearest(table: Table[F], rows: np.ndarray) -> np.ndarray:
     for place, number in enumerate(by_mean.tolist()):
         others = by_mean[max(0, place - WINDOW) : place + WINDOW + 1]
         others = others[others != number]
-        near = np.argsort(np.abs(luma[others] - luma[number]).mean(axis=1), kind="stable")[:NEAREST]
+        near = np.argsort(np.abs(luma[others] - luma[number]).mean(axis=1), kind="stable")[:count]
         found.append(np.stack([np.full(len(near), rows[number]), rows[others[near]]], axis=1))
     return np.concatenate(found)
 
@@ -4327,16 +4329,16 @@ def pairs_of_nearest(table: Table[F], rows: np.ndarray) -> np.ndarray:
 def candidates_before(replicas: Sequence[Replica[F]]) -> list[list[int]]:
     """For each of some related replicas the numbers of those before it that are at distance 0, likeliest first.
 
-    That is the first one of the nearest, then these, nearest first. No two are equal.
+    That is the first one of the MOST_ALIKE nearest, then all of CROWD, nearest first. No two are equal.
     """
     if len(replicas) < 2:
         return [[] for _ in replicas]
     table = table_of(replicas)
     number_of = {each.file: number for number, each in enumerate(replicas)}
     numbers = np.array([number_of[members[0].file] for members in table.members])  # of the rows
-    near = numbers[pairs_of_nearest(table, np.arange(len(numbers)))]
+    near = numbers[pairs_of_nearest(table, np.arange(len(numbers)), CROWD)]
     found = copies_among(replicas, near[near[:, 1] < near[:, 0]].tolist())
-    return [sorted(each, key=min(each).__ne__) if each else each for each in found]
+    return [sorted(each, key=min(each[:MOST_ALIKE]).__ne__) if each else each for each in found]
 
 
 def copies_among(replicas: Sequence[Replica[F]], pairs: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -4736,6 +4738,7 @@ def videos_with_end(videos: Sequence[tuple[MediaFile, float]]) -> set[str]:
 
 VIEW_SIDE = 1024  # px of the longer side at most; what is larger is compared at this size
 ENOUGH_SIDE = 960  # px of the longer side of a JPEG decoded at a reduced scale
+ENOUGH_OF_DRAWING = 1200  # these scales are coarse filters, for a letter
 HALVED_SIDE = 400  # px; what is at least as large is compared in means of two by two pixels
 LAB = b"Lab"  # stands for the profile of pictures in Lab, which have none
 LAYERS = 4  # of a picture, each of half the size of the one before
@@ -4760,13 +4763,10 @@ def view_of(file: MediaFile) -> View | Problem:
     """The picture of a file, decoded once, or why there is none. Runs in a worker process."""
     with content_of(file) as stream:
         jpeg = jpeg_in(stream)
-        picture: Image.Image
         if jpeg:
-            picture = Image.open(io.BytesIO(jpeg.data), formats=usable_formats())
-            check_claim(picture.width * picture.height, len(jpeg.data))
-            size = picture.size
-            width, height = (max(1, side * ENOUGH_SIDE // max(ENOUGH_SIDE, *size)) for side in size)
-            decode_as_stored(picture, jpeg, (width, height))
+            picture, size = jpeg_of_side(jpeg, ENOUGH_SIDE)
+            if picture.size != size and is_drawing(picture):
+                picture, size = jpeg_of_side(jpeg, ENOUGH_OF_DRAWING)
         else:
             picture = opened_picture(stream)
             decode(picture, file.size)
@@ -4778,6 +4778,16 @@ def view_of(file: MediaFile) -> View | Problem:
     changed = None if stored is seen else stored
     space = picture.info.get("icc_profile", b"") if changed else LAB if picture.mode == "LAB" else b""
     return View(width, height, seen, changed, *steps, space, palette_of(picture))
+
+
+def jpeg_of_side(jpeg: Jpeg, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A JPEG decoded at the smallest scale with a longer side of so many px, and its true size."""
+    picture: Image.Image = Image.open(io.BytesIO(jpeg.data), formats=usable_formats())
+    size = picture.size
+    check_claim(size[0] * size[1], len(jpeg.data))
+    width, height = (max(1, each * side // max(side, *size)) for each in size)
+    decode_as_stored(picture, jpeg, (width, height))
+    return picture, size
 
 
 def view_of_pixels(rgb: np.ndarray, luma_step: int, chroma_step: int) -> View:
@@ -7217,8 +7227,6 @@ def find(run: Run) -> Findings:
 
 
 MOST_LOOKS = 4  # at a replica and others that it may be a copy of, then at it and the first ones of families
-MOST_FAR = 2  # of them that show clearly something else:
-FAR = 2.0  # times the limit
 MOST_FAMILIES = 64  # of a crowd, with whose first ones the others are compared
 MOST_ROUNDS = 8  # of looks at groups: what is left by then is left alone
 
@@ -7338,12 +7346,11 @@ class Crowd:
         self.linked = list(range(len(self.replicas)))  # each with the one that it is a copy of, or itself
         # What each is no copy of, and whether it nearly is.
         self.refused: list[dict[int, bool]] = [{} for _ in self.replicas]
-        self.far = [0] * len(self.replicas)  # how many of these it is far from
 
     def proposed(self) -> Iterator[tuple[int, int]]:
         """Each number that is a copy of none so far, with the next one that it may be a copy of."""
         for number, other in enumerate(self.linked):
-            if number == other and self.far[number] < MOST_FAR:
+            if number == other:
                 found = (self.candidate(number, each) for each in self.candidates[number])
                 yield from islice(((number, each) for each in found if each is not None), 1)
 
@@ -7364,7 +7371,6 @@ class Crowd:
             self.linked[number] = other
         else:
             self.refused[number][other] = is_narrow(seen)
-            self.far[number] += seen.excess > FAR
 
     def first_of(self, number: int) -> int:
         """The first of the family of a number."""
@@ -7379,7 +7385,6 @@ class Crowd:
         alone = [number for number, other in enumerate(self.linked) if number == other]
         pairs = [(number, first) for number in alone for first in firsts if first < number]
         self.candidates = copies_among(self.replicas, pairs)
-        self.far = [0] * len(self.replicas)
 
     def families(self) -> list[list[Replica[Any]]]:
         """The families of at least two files."""

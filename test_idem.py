@@ -630,6 +630,7 @@ def main_as_nobody(library: Path, *arguments: str, answers: str = "") -> tuple[i
     for module in (
         *idem.REQUIRED_MODULES,
         "encodings.utf_16_le",
+        "numpy.fft",
         "multiprocessing.popen_fork",
         "resource",
     ):  # that user need not read what is loaded
