@@ -4876,8 +4876,9 @@ def verdict(one: View, other: View) -> Verdict:
         pictures.append((one.stored, other.seen))
     if other.stored and not one.stored:
         pictures.append((one.seen, other.stored))
-    found = [first_finding(pair_of(one, other, *pair)) for pair in pictures[:1]]
-    found += [first_finding(pair_of(one, other, *pair)) for pair in pictures[1:] if found[0]]
+    drawing = is_drawing(one.seen) or is_drawing(other.seen)
+    found = [first_finding(pair_of(one, other, *pair, drawing)) for pair in pictures[:1]]
+    found += [first_finding(pair_of(one, other, *pair, drawing)) for pair in pictures[1:] if found[0]]
     if None in found:
         return Verdict(True, "the same but for size and compression", None)
     assert found[0]
@@ -4923,10 +4924,10 @@ class Pair:
     scale: int  # px of the smaller picture in one of the layer that is LAYERS from the last
 
 
-def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image) -> Pair:
+def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.Image, drawing: bool) -> Pair:
     """Two views on a grid of the smaller one's pixels; without the finest layer if it is large and no drawing."""
     size = [min(sides) for sides in zip(picture.size, other_picture.size, strict=True)]
-    large, drawing = max(size) >= HALVED_SIDE, is_drawing(picture) or is_drawing(other_picture)
+    large = max(size) >= HALVED_SIDE
     times = 2 if large and not drawing else 1
     pictures = on_one_grid((picture, other_picture), [times * max(1, side // times) for side in size])
     bands = [bands_of(each) for each in pictures]
@@ -5448,7 +5449,7 @@ def conversions_between(one: VideoView, other: VideoView) -> list[tuple[Convert,
 
 def pair_of_frames(alike: Alike, convert: Convert, other_convert: Convert) -> Pair:
     view, other_view = view_of_frame(convert(alike.picture)), view_of_frame(other_convert(alike.other_picture))
-    return pair_of(view, other_view, view.seen, other_view.seen)
+    return pair_of(view, other_view, view.seen, other_view.seen, drawing=False)
 
 
 def view_of_frame(picture: np.ndarray) -> View:
@@ -5460,11 +5461,9 @@ def view_of_frame(picture: np.ndarray) -> View:
 # ── two videos side by side: what may tell them apart ──
 
 PERSISTING = 3  # frames that something must be in
-# Times as much as pictures may differ. Strong compression displaces what moves; many frames tell tones and colours
-# better than one picture does.
+# Times as much as pictures may differ: strong compression displaces what moves.
 VIDEO_DISPLACED = 2.0
 VIDEO_UNLIKE = 2.0
-VIDEO_COLOURS = 0.8
 # Times the usual difference, by layer. Copies reach 0.5 of that, of drawings 0.9; words and logos of a 24th of the
 # picture's height 2.3 and more, a watermark that lets 88 % of the picture through 1.6.
 PERSISTING_OUTLIERS = 7.0, 5.8, 5.2, 4.6
@@ -5475,7 +5474,7 @@ def differing_in_colours(pairs: Sequence[Pair]) -> Iterator[Finding]:
     whole = stacked(pairs)
     for check in (toned, coloured):
         for found in check(whole):
-            yield Finding(found.excess / VIDEO_COLOURS, "another tone or colours")
+            yield Finding(found.excess, "another tone or colours")
 
 
 def stacked(pairs: Sequence[Pair]) -> Pair:
