@@ -4,7 +4,6 @@
 # dependencies = [
 #     "Pillow>=11.0",
 #     "numpy>=2.0",
-#     "pybktree>=1.1",
 #     "pillow-heif>=0.18",
 #     "tqdm>=4.66",
 #     "filelock>=3.15",
@@ -107,7 +106,7 @@ from concurrent.futures import wait as first_done
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from itertools import chain, count, islice, pairwise, product
+from itertools import chain, combinations, count, islice, pairwise, product
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import (
@@ -3611,8 +3610,9 @@ NEVER = MAX_THRESHOLD + 1  # the distance of what no threshold may group
 # ── search: all pairs of hashes within a radius ──
 
 
-TREE_LIMIT = 32  # hashes; up to about so many the BK-tree was faster at the radius used most, 4
-PART_COST = 10  # comparing a pair that shares a part costs about so many times one of the sweep
+# Costs in those of one comparison of the sweep: of a pair that shares a part, and of a hash that looks for partners.
+PAIR_COST, PROBE_COST = 10, 20
+WIDEST_PART = 16  # bits; there is a table of all values of a part
 
 
 def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
@@ -3621,29 +3621,18 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     Exactly the set that comparing every hash with every other gives, in no particular order; `hashes` is uint64.
     Many equal hashes make as many pairs as their number squared: pass each once where that is enough.
     """
-    parts = radius + 1
-    shared = len(hashes) / 2 ** (64 // parts)  # expected hashes that share one of so many parts with a given one
-    if len(hashes) <= TREE_LIMIT:
-        return near_pairs_by_tree(hashes, radius)
-    if parts <= 64 and parts * shared * PART_COST < len(hashes):
-        return near_pairs_by_parts(hashes, radius)
+    costs = {count: cost_of_parts(len(hashes), radius, count) for count in range(64 // WIDEST_PART + 1, 65)}
+    count = min(costs, key=costs.__getitem__)
+    if costs[count] < len(hashes) ** 2 / 2:
+        return near_pairs_by_parts(hashes, radius, count)
     return near_pairs_by_sweep(hashes, radius)
 
 
-def near_pairs_by_tree(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` by a BK-tree (Burkhard and Keller 1973): best for few hashes."""
-    import pybktree
-
-    positions: dict[int, list[int]] = defaultdict(list)  # equal hashes are one node: the tree would chain them
-    tree = pybktree.BKTree(pybktree.hamming_distance)
-    pairs = []
-    for position, value in enumerate(hashes.tolist()):
-        pairs += [(other, position) for _, near in tree.find(value, radius) for other in positions[near]]
-        if value not in positions:
-            tree.add(value)
-        positions[value].append(position)
-    if pairs:
-        yield np.array(pairs)
+def cost_of_parts(number: int, radius: int, count: int) -> float:
+    """What it costs to search so many hashes, if they are evenly spread, by so many parts."""
+    width = -(-64 // count)
+    flips = sum(math.comb(width, bits) for bits in range(min(width, radius // count) + 1))
+    return count * (2.0**width + number * flips * (PROBE_COST + PAIR_COST * number / 2 / 2.0**width))
 
 
 SWEEP_TILE = 16, 8192  # rows and columns of hashes compared at once: stays inside the processor's cache
@@ -3668,32 +3657,52 @@ def near_pairs_by_sweep(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]
 PAIR_BLOCK = 1 << 18  # pairs compared at once: bounds memory at about 100 MB
 
 
-def near_pairs_by_parts(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """`near_pairs` by comparing those that share a part of their bits: best for many hashes and a small radius.
+def near_pairs_by_parts(hashes: np.ndarray, radius: int, count: int) -> Iterator[np.ndarray]:
+    """`near_pairs` by comparing those that nearly share one of so many parts: best for many hashes and a small radius.
 
-    Two hashes that differ in at most r bits agree on at least one of any r + 1 parts (the pigeonhole principle).
+    Of any n parts of two hashes that differ in r bits, one differs in r / n bits at most (the pigeonhole principle).
+    So that is what is looked for: multi-index hashing (Norouzi, Punjani and Fleet 2012).
     """
-    borders = [64 * part // (radius + 1) for part in range(radius + 2)]
+    borders = [64 * part // count for part in range(count + 1)]
     masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
-    for number, mask in enumerate(masks):
-        for pairs in pairs_with_equal(hashes & mask):
-            difference = hashes[pairs[0]] ^ hashes[pairs[1]]
-            near = np.flatnonzero(np.bitwise_count(difference) <= radius)
-            for earlier in masks[:number]:  # found before, by an earlier part
-                near = near[difference[near] & earlier != 0]
-            yield np.sort(pairs[:, near].T, axis=1)
+    most = radius // count
+    for number, (low, high) in enumerate(pairwise(borders)):
+        part = ((hashes & masks[number]) >> np.uint64(low)).astype(np.int64)
+        order = np.argsort(part, kind="stable")
+        first = np.concatenate([[0], np.cumsum(np.bincount(part, minlength=1 << (high - low)))])  # with each value
+        for flipped in flips(high - low, most):
+            partner = part[order] ^ flipped
+            for pairs in pairs_in_runs(order, first[partner], first[partner + 1]):
+                difference = hashes[pairs[0]] ^ hashes[pairs[1]]
+                near = np.flatnonzero(np.bitwise_count(difference) <= radius)
+                for earlier in masks[:number]:  # found before, by an earlier part
+                    near = near[np.bitwise_count(difference[near] & earlier) > most]
+                yield np.sort(pairs[:, near].T, axis=1)
+
+
+def flips(width: int, most: int) -> Iterator[int]:
+    """All numbers of so many bits with at most so many set."""
+    for bits in range(min(width, most) + 1):
+        yield from (sum(1 << place for place in places) for places in combinations(range(width), bits))
 
 
 def pairs_with_equal(values: np.ndarray) -> Iterator[np.ndarray]:
     """All pairs of positions whose values are equal, as blocks of shape (2, n)."""
     order = np.argsort(values, kind="stable")
-    ends = np.searchsorted(values[order], values[order], side="right")  # of the runs of equal ones
-    totals = np.concatenate([[0], np.cumsum(ends - np.arange(len(order)) - 1)])  # pairs with a later one of the run
+    ordered = values[order]
+    return pairs_in_runs(order, np.arange(len(order)), np.searchsorted(ordered, ordered, side="right"))
+
+
+def pairs_in_runs(order: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
+    """Each position in an order with those in a run of it, but none before its own: blocks of shape (2, n)."""
+    starts = np.maximum(starts, np.arange(1, len(order) + 1))
+    lengths = np.maximum(0, ends - starts)
+    totals = np.concatenate([[0], np.cumsum(lengths)])
     start = 0
-    while start < len(order):
+    while totals[start] < totals[-1]:
         stop = max(start + 1, int(np.searchsorted(totals, totals[start] + PAIR_BLOCK, side="right")) - 1)
-        ones = np.repeat(np.arange(start, stop), np.diff(totals[start : stop + 1]))
-        others = ones + 1 + np.arange(len(ones)) - (totals[ones] - totals[start])
+        ones = np.repeat(np.arange(start, stop), lengths[start:stop])
+        others = starts[ones] + np.arange(len(ones)) - (totals[ones] - totals[start])
         yield np.stack([order[ones], order[others]])
         start = stop
 
@@ -10822,7 +10831,7 @@ def show_if_read(text: str) -> None:
 # ── the start ──
 
 # By what they are imported as, and what pip calls them.
-REQUIRED_MODULES = {"pybktree": "pybktree", "tqdm": "tqdm", "filelock": "filelock"}
+REQUIRED_MODULES = {"tqdm": "tqdm", "filelock": "filelock"}
 
 
 def stop_at_signal(number: int, _frame: FrameType | None) -> NoReturn:

@@ -3912,21 +3912,34 @@ def test_hashes_are_those_of_imagehash() -> None:
     assert found == of_imagehash
 
 
-@pytest.mark.parametrize("search", ["chosen", "tree", "sweep", "parts", "small blocks"])
-@pytest.mark.parametrize("radius", [0, 1, 4, 5, 10, 20, 63, 64])
+@pytest.mark.parametrize("small_blocks", [False, True])
+@pytest.mark.parametrize(
+    ("radius", "parts"),
+    [
+        *((radius, None) for radius in (0, 1, 4, 6, 10, 20, 63, 64)),
+        *((0, 4), (1, 4), (6, 4), (6, 5), (6, 7), (10, 4), (10, 5), (10, 11), (20, 16), (20, 21)),
+    ],
+)
 def test_every_search_finds_exactly_the_pairs_of_brute_force(
-    search: str, radius: int, monkeypatch: pytest.MonkeyPatch
+    radius: int, parts: int | None, small_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idem, "TREE_LIMIT", {"tree": 10**9, "chosen": idem.TREE_LIMIT}.get(search, 0))
-    monkeypatch.setattr(idem, "PART_COST", {"parts": 0, "sweep": 10**9}.get(search, idem.PART_COST))
-    if search == "small blocks":
+    if small_blocks:
         monkeypatch.setattr(idem, "PAIR_BLOCK", 7)
         monkeypatch.setattr(idem, "SWEEP_TILE", (5, 3))
     for seed, count in enumerate([0, 1, 2, 9, 70, 300]):
         hashes = clustered_hashes(np.random.default_rng(seed), count)
-        found = [tuple(pair) for block in idem.near_pairs(hashes, radius) for pair in block.tolist()]
+        blocks = idem.near_pairs_by_parts(hashes, radius, parts) if parts else idem.near_pairs_by_sweep(hashes, radius)
+        found = sorted(tuple(pair) for block in blocks for pair in block.tolist())
         bits = np.triu(np.bitwise_count(hashes[:, None] ^ hashes).astype(int) <= radius, k=1)
-        assert sorted(found) == [tuple(pair) for pair in np.argwhere(bits).tolist()]
+        assert found == [tuple(pair) for pair in np.argwhere(bits).tolist()]
+
+
+def test_many_hashes_are_searched_by_parts_as_by_the_sweep() -> None:
+    hashes = np.unique(clustered_hashes(np.random.default_rng(5), 20_000))
+    found = np.concatenate([*idem.near_pairs(hashes, 6)])
+    swept = np.concatenate([*idem.near_pairs_by_sweep(hashes, 6)])
+    assert len(found) > 10_000
+    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, swept.tolist()))
 
 
 def fingerprints_of_kin(count: int) -> list[ImageFingerprint]:
@@ -11869,16 +11882,20 @@ def test_benchmark_of_matching(threshold: int) -> None:
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("count", [16, 64, 256, 1024])
+@pytest.mark.parametrize("count", [64, 1000, 10_000, 100_000])
 def test_benchmark_of_searches(count: int) -> None:
     hashes = np.unique(np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64))
-    for radius in (0, 4, 10):
+    for radius in (0, 6, 10):
         print(f"\n{count} hashes, radius {radius:2}", end="")
-        for search in (idem.near_pairs_by_tree, idem.near_pairs_by_sweep, idem.near_pairs_by_parts):
+        searches: dict[str, Callable[[np.ndarray, int], Iterator[np.ndarray]]] = {
+            "sweep": idem.near_pairs_by_sweep,
+            "chosen": idem.near_pairs,
+            **{f"{parts} parts": functools.partial(idem.near_pairs_by_parts, count=parts) for parts in (4, 5, 7)},
+        }
+        for name, search in searches.items():
             began = time.perf_counter()
-            for _ in range(5):
-                list(search(hashes, radius))
-            print(f", {search.__name__[14:]} {(time.perf_counter() - began) / 5 * 1000:.2f} ms", end="")
+            list(search(hashes, radius))
+            print(f", {name} {(time.perf_counter() - began) * 1000:.2f} ms", end="")
 
 
 def bare_frames(path: str) -> None:
