@@ -3612,6 +3612,7 @@ NEVER = MAX_THRESHOLD + 1  # the distance of what no threshold may group
 
 # Costs in those of one comparison of the sweep: of a pair that shares a part, and of a hash that looks for partners.
 PAIR_COST, PROBE_COST = 10, 20
+BIT_STRIDE = 37  # odd, so that each of 64 bits gets a place of its own
 WIDEST_PART = 16  # bits; there is a table of all values of a part
 
 
@@ -3621,7 +3622,7 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     Exactly the set that comparing every hash with every other gives, in no particular order; `hashes` is uint64.
     Many equal hashes make as many pairs as their number squared: pass each once where that is enough.
     """
-    costs = {count: cost_of_parts(len(hashes), radius, count) for count in range(64 // WIDEST_PART + 1, 65)}
+    costs = {count: cost_of_parts(len(hashes), radius, count) for count in range(-(-64 // WIDEST_PART), 65)}
     count = min(costs, key=costs.__getitem__)
     if costs[count] < len(hashes) ** 2 / 2:
         return near_pairs_by_parts(hashes, radius, count)
@@ -3661,8 +3662,10 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int, count: int) -> Iterator
     """`near_pairs` by comparing those that nearly share one of so many parts: best for many hashes and a small radius.
 
     Of any n parts of two hashes that differ in r bits, one differs in r / n bits at most (the pigeonhole principle).
-    So that is what is looked for: multi-index hashing (Norouzi, Punjani and Fleet 2012).
+    So that is what is looked for: multi-index hashing (Norouzi, Punjani and Fleet 2012). The bits are shuffled, for
+    those of cells next to each other say much the same: parts of them alone would have few values.
     """
+    hashes = shuffled(hashes)
     borders = [64 * part // count for part in range(count + 1)]
     masks = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in pairwise(borders)]
     most = radius // count
@@ -3678,6 +3681,14 @@ def near_pairs_by_parts(hashes: np.ndarray, radius: int, count: int) -> Iterator
                 for earlier in masks[:number]:  # found before, by an earlier part
                     near = near[np.bitwise_count(difference[near] & earlier) > most]
                 yield np.sort(pairs[:, near].T, axis=1)
+
+
+def shuffled(hashes: np.ndarray) -> np.ndarray:
+    """The hashes with their bits in another order, in which those of neighbouring cells are far apart."""
+    found = np.zeros_like(hashes)
+    for place in range(64):
+        found |= (hashes >> np.uint64(place * BIT_STRIDE % 64) & np.uint64(1)) << np.uint64(place)
+    return found
 
 
 def flips(width: int, most: int) -> Iterator[int]:
