@@ -4501,6 +4501,15 @@ def test_a_page_with_another_digit_is_no_copy(tmp_path: Path, scale: float) -> N
     assert not verdict_of(changed, tmp_path, numbers_page()).copy
 
 
+def test_colours_are_rounded_to_the_nearest_for_a_look() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (128, 128, 3), np.uint8)
+    there = idem.in_ycbcr(Image.fromarray(noise))
+    back = np.asarray(idem.in_rgb(there)).astype(int) - noise
+    assert there.mode == "YCbCr"
+    assert abs(back).max() <= 1
+    assert abs(back.mean()) < 0.05
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.67])
 def test_a_screenshot_a_minute_later_is_no_copy(tmp_path: Path, scale: float) -> None:
     """Whichever is the JPEG: the clock has a font of 22 px on 1920 px."""
