@@ -783,7 +783,7 @@ MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is 
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
 FLUSH_ROWS = 200  # rows; what an interrupted run loses at most
 FLUSH_SECONDS = 2.0
-FINGERPRINT_VERSION = 5  # raised when the algorithm changes; rows of another version do not match
+FINGERPRINT_VERSION = 6  # raised when the algorithm changes; rows of another version do not match
 F = TypeVar("F", bound="Fingerprint")
 E = TypeVar("E")  # what a cache keeps of a file: a fingerprint, or why there is none
 
@@ -2249,7 +2249,7 @@ def lacks_scans(scans: Sequence[Segment], components: bytes) -> bool:
 
 # ── the fingerprint ──
 
-DECODED_SIDE = 512  # px; a JPEG is decoded at the smallest scale with both sides at least this long
+DECODED_SIDE = 256  # px; a JPEG is decoded at the smallest scale with both sides at least this long
 LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
 MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more tolerance for it
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
@@ -2809,8 +2809,9 @@ def stored_and_seen_cells(picture: Image.Image, extent: Extent) -> tuple[np.ndar
     if transform is None:
         return stored, stored
     scale = max(1, min(source.size) // PROFILE_SIDE)
-    reduced = source.reduce(scale).convert(PROFILE_MODES[source.mode])
-    return stored, ycbcr_cells(transform(reduced), (extent[0] / scale, extent[1] / scale))
+    reduced = source.reduce(scale)
+    converted = transform(in_rgb(reduced) if PROFILE_MODES[source.mode] == "RGB" else reduced)
+    return stored, ycbcr_cells(converted, (extent[0] / scale, extent[1] / scale))
 
 
 def in_plain_mode(picture: Image.Image) -> Image.Image:
@@ -2847,6 +2848,9 @@ def ycbcr_cells(picture: Image.Image, extent: Extent) -> np.ndarray:
     return ycbcr
 
 
+BLOCK_OF_PIXELS = 1 << 18  # bytes taken from a picture at once: they fit into the processor's cache
+
+
 def area_cells(picture: Image.Image, extent: Extent, cells: int) -> np.ndarray:
     """The mean of each of cells by cells equal parts of a picture's extent, shape (bands, cells, cells).
 
@@ -2854,12 +2858,18 @@ def area_cells(picture: Image.Image, extent: Extent, cells: int) -> np.ndarray:
     side, which alone made small copies differ from their originals by up to 8 levels.
     """
     width, height = picture.size
-    rows = np.empty((cells, width * len(picture.getbands())), np.float32)
+    bands = len(picture.getbands())
+    rows = np.empty((cells, width * bands), np.float32)
     weights = area_weights(height, extent[1], cells)
-    for cell in range(cells):  # each needs only its own band of rows, which fits into the processor's cache
-        top, bottom = math.floor(extent[1] * cell / cells), min(height, math.ceil(extent[1] * (cell + 1) / cells))
-        pixels = np.asarray(picture.crop((0, top, width, bottom))).reshape(bottom - top, -1)
-        rows[cell] = weights[cell, top:bottom] @ pixels.astype(np.float32)
+    borders = [extent[1] * cell / cells for cell in range(cells + 1)]
+    at_once = max(1, int(BLOCK_OF_PIXELS / (bands * width * extent[1] / cells)))  # cells
+    for first in range(0, cells, at_once):
+        block = range(first, min(cells, first + at_once))
+        start, end = math.floor(borders[block.start]), min(height, math.ceil(borders[block.stop]))
+        pixels = np.asarray(picture.crop((0, start, width, end))).reshape(end - start, -1)
+        for cell in block:
+            top, bottom = math.floor(borders[cell]), min(height, math.ceil(borders[cell + 1]))
+            rows[cell] = weights[cell, top:bottom] @ pixels[top - start : bottom - start].astype(np.float32)
     return rows.reshape(cells, width, -1).transpose(2, 0, 1) @ area_weights(width, extent[0], cells).T
 
 
