@@ -778,6 +778,7 @@ def only(scanned: Scan, kind: str) -> Scan:
 ODD_NAMES = "surrogatepass" if os.name == "nt" else "surrogateescape"  # how UTF-8 carries names that are not Unicode
 CACHE_BLOCK = 1 << 23  # bytes of a cache file that are searched at once
 MAX_ROW_BYTES = 1 << 17  # longer than any row
+MAX_ROW_TAIL = 1 << 16  # bytes of a row behind its head
 ROW_START = re.compile(rb'\n["/\\]')
 MAX_BARREN_BYTES = 1 << 25  # without the start of a row: what holds so many is no cache, and not searched to its end
 MAX_STORED_PATH = 1 << 15  # characters; no system takes longer ones
@@ -849,8 +850,9 @@ METADATA = Column("metadata", r"[\w.~%+&=-]{0,8000}", bytes, bytes.decode, "stor
 
 
 def microseconds(text: bytes) -> int:
-    """A time in seconds since the epoch, in microseconds."""
-    return round(float(text[:-3] if hides_check(text) else text) * 1_000_000)
+    """A time in seconds since the epoch, in microseconds; further decimals are cut off."""
+    seconds, _, decimals = text.partition(b".")
+    return int(seconds + decimals[:6].ljust(6, b"0"))
 
 
 def hides_check(time: bytes) -> bool:
@@ -908,6 +910,8 @@ class CacheFormat(Generic[E]):
     columns: tuple[Column, ...]
     fingerprint: Callable[..., E]
     shared: bool = False
+    early: Callable[[re.Match[bytes]], Any] = lambda _row: None  # what is wanted of every row; see `head`
+    head: int = 0  # so many columns at least are read of every row, or all if it is 0; the others when they are wanted
     start: re.Pattern[bytes] = ROW_START  # of a row, after a line feed
 
     @property
@@ -918,7 +922,15 @@ class CacheFormat(Generic[E]):
     @functools.cached_property
     def pattern(self) -> re.Pattern[bytes]:
         """Matches a row at the start of a line, each column in a group of its name."""
-        text = ",".join(f"(?P<{column.name}>{column.pattern})" for column in self.columns)
+        return self.pattern_of(self.columns, "")
+
+    @functools.cached_property
+    def head_pattern(self) -> re.Pattern[bytes]:
+        """Matches what begins and ends like a row. If its check is right it is one: idem wrote all of it."""
+        return self.pattern_of(self.columns[: self.head], ",.{0,%d}" % MAX_ROW_TAIL) if self.head else self.pattern
+
+    def pattern_of(self, columns: tuple[Column, ...], tail: str) -> re.Pattern[bytes]:
+        text = ",".join(f"(?P<{column.name}>{column.pattern})" for column in columns) + tail
         check = "" if self.shared else ",(?P<check>[0-9a-f]{8})"
         return re.compile(rf"(?<=\n)(?P<text>{text}){check}\r?\n".encode())
 
@@ -929,7 +941,7 @@ class CacheFormat(Generic[E]):
         return [(each.name, each.attribute or each.name, each.read) for each in own if each.read]
 
     def decoded(self, row: re.Match[bytes]) -> E:
-        """The fingerprint in a row."""
+        """The fingerprint in a row that `pattern` matches."""
         return self.fingerprint(**{attribute: read(row[name]) for name, attribute, read in self.readers})
 
     def encoded(self, file: object, fingerprint: E) -> bytes:
@@ -965,6 +977,14 @@ class CacheFormat(Generic[E]):
         return all(checked) and check == self.check_of(text[: ctime - 3] + text[ctime : mtime - 3] + text[mtime:])
 
 
+class StoredRow(NamedTuple):
+    """Where a row about a scanned file stands in the cache file, and what of it is wanted at once."""
+
+    offset: int
+    length: int
+    early: Any
+
+
 class CachedRow(NamedTuple):
     """Where a row about a file that was not scanned stands in the cache file, and what that file was."""
 
@@ -976,7 +996,7 @@ class CachedRow(NamedTuple):
 
 
 def rows_in(stream: BinaryIO, form: CacheFormat[Any]) -> Iterator[tuple[int, re.Match[bytes]]]:
-    """The sound rows from here to the end of a cache file, each with its offset. What lies between two rows is junk.
+    """The heads of the sound rows from here to the end of a cache file, with their offsets. What lies between is junk.
 
     A row that may go on beyond what has been read is looked at again with more of the file. Else a path that contains
     a line feed and what looks like a row would be taken for that row. OSError for a file that is anything but a cache.
@@ -991,7 +1011,7 @@ def rows_in(stream: BinaryIO, form: CacheFormat[Any]) -> Iterator[tuple[int, re.
         text += block
         certain = len(text) - (MAX_ROW_BYTES if block else 0)
         end = 1
-        while (row := form.pattern.search(text, end)) and row.start() < certain:
+        while (row := form.head_pattern.search(text, end)) and row.start() < certain:
             if form.is_sound(row):
                 yield offset + row.start(), row
                 end = row.end()
@@ -1029,7 +1049,7 @@ class CacheFile(Generic[E]):
                 end = stream.tell()
                 for offset, row in rows_in(stream, self.form):
                     self.untidy |= offset != end
-                    end = offset + len(row[0])
+                    end = offset + row.end() - row.start()
                     yield offset, row
                 self.untidy |= end != stream.tell()
         except FileNotFoundError:
@@ -1104,21 +1124,23 @@ class CacheFile(Generic[E]):
 class FingerprintCache(CacheFile[E]):
     """Fingerprints of files, by their paths.
 
-    Lookups answer from memory. `close` rewrites the file when it holds rows that are torn, replaced or forgotten. Only
-    fingerprints of scanned files are held in memory: of all others it is known where their row is.
+    Lookups read the rows that they ask for. `close` rewrites the file when it holds rows that are torn, replaced or
+    forgotten. Only fingerprints that were asked for or made are held in memory: of all others it is known where their
+    row is.
     """
 
     def __init__(self, form: CacheFormat[E], folder: str, scanned: Scan) -> None:
         super().__init__(form, folder)
         self.scanned = scanned
         self.files = {stored_path(file.path): file for file in scanned.files}
-        self.known: dict[str, E] = {}
+        self.stored: dict[str, StoredRow] = {}  # of scanned files that have not changed
+        self.known: dict[str, E] = {}  # of scanned files: what was made, and the stored ones that were asked for
         self.others: dict[str, CachedRow] = {}
         self.moved: dict[tuple[str, int], list[CachedRow]] = defaultdict(list)  # by name and size
         self.uncertain: dict[str, tuple[E, list[CachedRow]]] = {}  # found under another path, with the rows there
         self.relocating = False
         self.forgotten = 0
-        self.reader: BinaryIO | None = None  # of the rows of others
+        self.reader: BinaryIO | None = None  # of rows
         self.load()
 
     # ── reading ──
@@ -1126,24 +1148,26 @@ class FingerprintCache(CacheFile[E]):
     def load(self) -> None:
         for offset, row in self.rows():
             self.take(offset, row)
-        unknown = {(os.path.basename(path), self.files[path].size) for path in self.files.keys() - self.known.keys()}
-        for other in self.others.values():
-            if (key := (os.path.basename(other.path), other.size)) in unknown:
-                self.moved[key].append(other)
+        if self.others:
+            new = self.files.keys() - self.stored.keys()
+            unknown = {(os.path.basename(path), self.files[path].size) for path in new}
+            for other in self.others.values():
+                if (key := (os.path.basename(other.path), other.size)) in unknown:
+                    self.moved[key].append(other)
 
     def take(self, offset: int, row: re.Match[bytes]) -> None:
-        """Keep the fingerprint of a scanned file that has not changed; of any other file only where its row is."""
-        found = CachedRow(offset, len(row[0]), read_path(row["path"]), int(row["size"]), microseconds(row["mtime"]))
-        file = self.files.get(found.path)
+        """Note where the row of a scanned file is if that has not changed, and where those of other files are."""
+        path, size, mtime = read_path(row["path"]), int(row["size"]), microseconds(row["mtime"])
+        file = self.files.get(path)
         if file is None:
-            self.untidy |= found.path in self.others
-            self.others[found.path] = found
+            self.untidy |= path in self.others
+            self.others[path] = CachedRow(offset, row.end() - row.start(), path, size, mtime)
             return
-        fits = is_of(found, file) and is_at(microseconds(row["ctime"]), file.ctime_ns)
-        self.untidy |= not fits or found.path in self.known
-        self.known.pop(found.path, None)
+        fits = size == file.size and is_at(mtime, file.mtime_ns) and is_at(microseconds(row["ctime"]), file.ctime_ns)
+        self.untidy |= not fits or path in self.stored
+        self.stored.pop(path, None)
         if fits:
-            self.known[found.path] = self.form.decoded(row)
+            self.stored[stored_path(file.path)] = StoredRow(offset, row.end() - row.start(), self.form.early(row))
 
     def lookup(self, file: MediaFile) -> E | None:
         """The fingerprint of the file as it is now, or None. One that moved keeps the one it had, uncertainly.
@@ -1151,13 +1175,34 @@ class FingerprintCache(CacheFile[E]):
         An uncertain one is never written, so that it stays uncertain in later runs, which find it as this one does.
         """
         path = stored_path(file.path)
-        if path not in self.known and path not in self.uncertain and (found := self.from_old_path(file)):
+        if path in self.uncertain:
+            return self.uncertain[path][0]
+        if (fingerprint := self.certain(file)) is not None:
+            return fingerprint
+        if found := self.from_old_path(file):
             self.uncertain[path] = found
-        return self.uncertain[path][0] if path in self.uncertain else self.known.get(path)
+            return found[0]
+        return None
 
     def certain(self, file: MediaFile) -> E | None:
         """The fingerprint that was stored of the very file, or None."""
-        return self.known.get(stored_path(file.path))
+        path = stored_path(file.path)
+        if path not in self.known and (row := self.stored.pop(path, None)) is not None:
+            if (fingerprint := self.read(row)) is None:
+                self.untidy = True
+                return None
+            self.known[path] = fingerprint
+        return self.known.get(path)
+
+    def __contains__(self, file: MediaFile) -> bool:
+        """Whether `lookup` finds the file's fingerprint, unless its row cannot be read."""
+        path = stored_path(file.path)
+        return path in self.stored or path in self.known or self.lookup(file) is not None
+
+    def early(self, file: MediaFile) -> Any:
+        """What is wanted of the file's row at once, if it has one that nobody has asked for; else None."""
+        row = self.stored.get(stored_path(file.path))
+        return row.early if row else None
 
     def is_uncertain(self, file: MediaFile) -> bool:
         """Whether nothing but its name, size and time says that the file is the one that was fingerprinted."""
@@ -1169,15 +1214,19 @@ class FingerprintCache(CacheFile[E]):
         drive = os.path.splitdrive(self.scanned.root)[0]
         if not rows or any(os.path.lexists(drive + row.path) for row in rows):
             return None
+        found = {fingerprint for row in rows if (fingerprint := self.read(row)) is not None}
+        return (found.pop(), rows) if len(found) == 1 else None
+
+    def read(self, row: StoredRow | CachedRow) -> E | None:
+        """The fingerprint in a row; None if it cannot be read."""
         try:
-            matches = [self.form.pattern.fullmatch(b"\n" + self.text_of(row), 1) for row in rows]
+            match = self.form.pattern.fullmatch(b"\n" + self.text_of(row), 1)
         except OSError as error:
             self.warn("read", error)
             return None
-        found = {self.form.decoded(match) for match in matches if match}
-        return (found.pop(), rows) if len(found) == 1 else None
+        return self.form.decoded(match) if match and self.form.is_sound(match) else None
 
-    def text_of(self, row: CachedRow) -> bytes:
+    def text_of(self, row: StoredRow | CachedRow) -> bytes:
         """A row as it stands in the file."""
         self.reader = self.reader or opened_own(self.path, "rb")
         self.reader.seek(row.offset)
@@ -1188,7 +1237,7 @@ class FingerprintCache(CacheFile[E]):
     def store(self, file: MediaFile, fingerprint: E) -> None:
         """Keep the fingerprint of the file, in place of any it had."""
         path = stored_path(file.path)
-        self.untidy |= path in self.known
+        self.untidy |= path in self.known or self.stored.pop(path, None) is not None
         self.known[path] = fingerprint
         self.uncertain.pop(path, None)
         self.append(self.form.encoded(file, fingerprint))
@@ -1196,7 +1245,8 @@ class FingerprintCache(CacheFile[E]):
     def relocate(self, old: MediaFile, new: MediaFile) -> None:
         """Let a scanned file that has been moved keep its fingerprint."""
         self.relocating = True
-        fingerprint = self.known.pop(stored_path(old.path), None)
+        fingerprint = self.certain(old)
+        self.known.pop(stored_path(old.path), None)
         self.files.pop(stored_path(old.path), None)
         if fingerprint is not None:
             self.untidy = True
@@ -1241,7 +1291,8 @@ class FingerprintCache(CacheFile[E]):
         """The rows of the scanned files, and these of others."""
         for path, fingerprint in self.known.items():
             yield self.form.encoded(self.files[path], fingerprint)
-        for row in others:
+        rows: list[StoredRow | CachedRow] = [*self.stored.values(), *others]
+        for row in rows:
             yield self.text_of(row)
         self.close_reader()  # Windows replaces no file that is open
 
@@ -1781,6 +1832,14 @@ class Integrity:
         return (self.data_bytes, self.data_sum) == (other.data_bytes, other.data_sum)
 
 
+class Hashes(NamedTuple):
+    """What of an image's fingerprint rules out that it has a copy, for nearly all images that have none."""
+
+    phash: int  # 64 bits
+    dhash: int
+    by_file: bool  # only an equal file is a copy
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFingerprint:
     """What idem knows of a picture after decoding it once.
@@ -1811,6 +1870,10 @@ class ImageFingerprint:
         return read_metadata(self.stored_metadata)
 
     @property
+    def hashes(self) -> Hashes:
+        return Hashes(self.phash, self.dhash, bool(self.file_digest))
+
+    @property
     def exact(self) -> object:
         """All of it that depends neither on how a decoder rounds nor on a closer look."""
         integrity = replace(self.integrity, whole=False, sums="")
@@ -1830,19 +1893,26 @@ def written_integrity(each: Integrity) -> str:
     return ":".join([flags, str(each.data_bytes), each.data_sum, each.other_sum, each.sums])
 
 
+def hashes_in(row: re.Match[bytes]) -> Hashes:
+    """The hashes in the row of an image."""
+    return Hashes(int(row["phash"], 16), int(row["dhash"], 16), bool(row["file_digest"]))
+
+
 INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{8})?:(?:[0-9a-f]{%d})?" % (8 + 8 * DATA_PARTS)
 IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
     "images_perceptual_hash_db.csv",
     (
-        *(PATH, SIZE, MTIME, hash_column("phash"), hash_column("dhash"), CTIME, VERSION),
+        *(PATH, SIZE, MTIME, hash_column("phash"), hash_column("dhash"), CTIME, VERSION, FILE_DIGEST),
         *(positive_column("width", 7), positive_column("height", 7)),
         *(number_column("luma_step", 2), number_column("chroma_step", 2), flag_column("palette")),
         Column("integrity", INTEGRITY_PATTERN, read_integrity, written_integrity),
-        *(FILE_DIGEST, METADATA, Column("spectrum", "(?:[0-9a-f]{64})?")),
+        *(METADATA, Column("spectrum", "(?:[0-9a-f]{64})?")),
         bytes_column("stored_signature", SIGNATURE_BYTES, optional=True),
         bytes_column("signature", SIGNATURE_BYTES),
     ),
     ImageFingerprint,
+    early=hashes_in,
+    head=8,
 )
 
 
@@ -2249,7 +2319,9 @@ def lacks_scans(scans: Sequence[Segment], components: bytes) -> bool:
 
 # ── the fingerprint ──
 
-DECODED_SIDE = 256  # px; a JPEG is decoded at the smallest scale with both sides at least this long
+# px; a JPEG is decoded at the smallest scale with both sides at least this long: at an eighth, where each pixel is the
+# mean of a block, half of it are enough. Other scales sharpen: text of 283 px at a half had cells 6 levels off.
+DECODED_SIDE, DECODED_SIDE_OF_MEANS = 512, 256
 LOSSY_STEP = 16  # quantiser assumed for lossy formats that do not tell theirs
 MAX_STEP = 64  # a JPEG that claims to be still coarser is not given more tolerance for it
 FLAT_RANGE = 8  # levels; a picture whose cells all lie this close together says too little to be compared
@@ -2340,7 +2412,8 @@ def reduced_jpeg(jpeg: Jpeg) -> tuple[Image.Image, tuple[int, int], Extent]:
     picture = Image.open(source, formats=usable_formats())
     check_claim(picture.width * picture.height, len(jpeg.data))
     size = picture.size
-    extent = decode_as_stored(picture, jpeg, (DECODED_SIDE, DECODED_SIDE))
+    side = DECODED_SIDE_OF_MEANS if min(size) >= 8 * DECODED_SIDE_OF_MEANS else DECODED_SIDE
+    extent = decode_as_stored(picture, jpeg, (side, side))
     if jpeg.exact and source.tell() <= source.border:
         raise ValueError("damaged: a JPEG with more data than its picture takes")
     return picture, size, extent
@@ -3980,18 +4053,8 @@ class ImageTable(Table[ImageFingerprint]):
         """See Table."""
         component = super().components(threshold)
         rows = np.flatnonzero(self.comparable)
-        phash, dhash = self.phash[rows], self.dhash[rows]
-        for hashes in (phash, dhash):
-            distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
-            connect(component, rows[np.stack([position[back], np.arange(len(hashes))], axis=1)])
-            for pairs in near_pairs(distinct, HASH_RADIUS):
-                connect(component, rows[position[pairs]])
-        if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
-            _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
-            for pairs in near_pairs(phash[both], threshold):
-                one, other = both[pairs].T
-                near = np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold
-                connect(component, rows[both[pairs[near]]])
+        for pairs in related(self.phash[rows], self.dhash[rows], threshold):
+            connect(component, rows[pairs])
         return component
 
     def distances(self, pairs: np.ndarray) -> np.ndarray:
@@ -4078,6 +4141,33 @@ class ImageTable(Table[ImageFingerprint]):
             mixed = cells_agree(ones, others, [2 * PALETTE_TOLERANCE] * 2, share, mixed)
             agree |= cells_agree(ones, others, [PALETTE_TOLERANCE] * 2, share, mixed, halved=True)
         return agree
+
+
+def related(phash: np.ndarray, dhash: np.ndarray, threshold: int) -> Iterator[np.ndarray]:
+    """Pairs of positions of images, blocks of shape (n, 2), that connect all that may be copies or within a threshold.
+
+    Each such pair of images is connected, if only by way of others.
+    """
+    for hashes in (phash, dhash):
+        distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
+        more = np.flatnonzero(position[back] != np.arange(len(hashes)))
+        yield np.stack([position[back[more]], more], axis=1)
+        for pairs in near_pairs(distinct, HASH_RADIUS):
+            yield position[pairs]
+    if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
+        _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
+        for pairs in near_pairs(phash[both], threshold):
+            one, other = both[pairs].T
+            yield both[pairs[np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold]]
+
+
+def with_company(hashes: Iterable[Hashes], threshold: int) -> np.ndarray:
+    """Which images may have a copy, or one within the threshold, among the others: bools, shape (images,)."""
+    phash, dhash, by_file = np.array([*hashes], np.uint64).reshape(-1, 3).T
+    company = by_file > 0  # decoders of other releases may make other hashes of an equal file
+    for pairs in related(phash, dhash, threshold):
+        company[pairs] = True
+    return company
 
 
 TELLING_FRAMES = 4  # that must not be flat, or there is nothing to go by
@@ -7474,7 +7564,8 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups among the scanned images."""
     scanned = only(scanned, "image")
     with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool)
+        chosen = functools.partial(possible_copies, cache=cache, threshold=run.threshold)
+        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool, chosen)
         grouped = grouping(run.threshold)
         looks = made_anew(IMAGE_WORK, cache.is_uncertain), *IMAGE_LOOKS, DETAIL_LOOK
         groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
@@ -7484,6 +7575,15 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
 def grouping(threshold: int) -> Callable[[Iterable[Replica[F]]], list[Group[F]]]:
     """What makes of replicas the groups that `verified_groups` takes."""
     return functools.partial(groups_of, threshold=threshold) if threshold else related_groups
+
+
+def possible_copies(
+    files: Sequence[MediaFile], cache: FingerprintCache[ImageFingerprint], threshold: int
+) -> list[MediaFile]:
+    """Those of the images in the cache that may have a copy among them: most are never read beyond their hashes."""
+    known = ((file, cache.early(file) or cache.lookup(file)) for file in files)
+    hashes = {file: found.hashes if isinstance(found, ImageFingerprint) else found for file, found in known if found}
+    return [file for file, company in zip(hashes, with_company(hashes.values(), threshold), strict=True) if company]
 
 
 VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
@@ -7594,45 +7694,51 @@ def notes_beside(cache: FingerprintCache[Any]) -> FingerprintCache[Unreadable]:
     return FingerprintCache(UNREADABLE_CACHE, cache.folder, cache.scanned)
 
 
-def recalled(
-    files: Iterable[MediaFile], cache: FingerprintCache[F], notes: FingerprintCache[Unreadable], work: Work[F]
-) -> tuple[list[Replica[F]], list[Problem], list[MediaFile]]:
-    """The files with their cached fingerprints, those noted as unreadable by the decoders there are, and the rest."""
-    replicas: list[Replica[F]] = []
-    unreadable: list[Problem] = []
-    missing: list[MediaFile] = []
-    for file in files:
-        if (fingerprint := cache.lookup(file)) is not None:
-            replicas.append(Replica(file, fingerprint))
-        elif (note := notes.certain(file)) and (note.work, note.decoders) == (work.noun, decoders()):
-            unreadable.append(Problem(file.path, note.reason, lasting=True))
-        else:
-            missing.append(file)
-    return replicas, unreadable, missing
-
-
 def fingerprints_of(
-    files: Iterable[MediaFile], cache: FingerprintCache[F], work: Work[F], pool: Pool
+    files: Sequence[MediaFile],
+    cache: FingerprintCache[F],
+    work: Work[F],
+    pool: Pool,
+    chosen: Callable[[Sequence[MediaFile]], Sequence[MediaFile]] = lambda files: files,
 ) -> tuple[list[Replica[F]], list[Problem], int]:
-    """The files with their fingerprints, the unreadable ones, and how many of both were known without a look.
+    """The chosen files with their fingerprints, the unreadable ones, and how many of all were known without a look.
 
-    A file that can never be read is noted, and named in every run, but not tried again until it or a decoder changes.
+    Files are chosen when all are in the cache but the unreadable ones. A file that can never be read is noted, and
+    named in every run, but not tried again until it or a decoder changes.
     """
     with closing(notes_beside(cache)) as notes:
-        replicas, unreadable, missing = recalled(files, cache, notes, work)
-        cached = len(replicas) + len(unreadable)
+        missing, unreadable = unknown(files, cache, notes, work)
 
         def take(file: MediaFile, result: F | Problem) -> None:
             if not isinstance(result, Problem):
                 cache.store(file, result)
-                replicas.append(Replica(file, result))
                 return
-            unreadable.append(result)
+            unreadable[file] = result
             if result.lasting:
                 notes.store(file, Unreadable(work.noun, result.reason, decoders()))
 
         compute(pool, work, missing, take)
-    return replicas, unreadable, cached
+        wanted = chosen([file for file in files if file not in unreadable])
+        lost = [file for file in wanted if cache.lookup(file) is None]  # their rows cannot be read after all
+        compute(pool, work, lost, take)
+    found = [Replica(file, known) for file in wanted if (known := cache.lookup(file)) is not None]
+    return found, list(unreadable.values()), len(files) - len(missing) - len(lost)
+
+
+def unknown(
+    files: Iterable[MediaFile], cache: FingerprintCache[Any], notes: FingerprintCache[Unreadable], work: Work[Any]
+) -> tuple[list[MediaFile], dict[MediaFile, Problem]]:
+    """The files that are not in the cache: those to read, and those noted as unreadable by the decoders there are."""
+    missing: list[MediaFile] = []
+    unreadable: dict[MediaFile, Problem] = {}
+    for file in files:
+        if file in cache:
+            continue
+        if (note := notes.certain(file)) and (note.work, note.decoders) == (work.noun, decoders()):
+            unreadable[file] = Problem(file.path, note.reason, lasting=True)
+        else:
+            missing.append(file)
+    return missing, unreadable
 
 
 def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
@@ -7645,7 +7751,7 @@ def video_fingerprints(
 ) -> tuple[list[Replica[VideoFingerprint]], list[Problem], int]:
     """`fingerprints_of` videos. ffmpeg is asked about new ones ahead, many at once."""
     with closing(notes_beside(cache)) as notes:
-        _, _, new = recalled(scanned.files, cache, notes, VIDEO_WORK)
+        new, _ = unknown(scanned.files, cache, notes, VIDEO_WORK)
     plain = [file for file in new if printable(file.path) == file.path]  # others could look like ffmpeg's words
     probed: dict[str, VideoStream] = {}
     for _, future in pool.map(video_streams, for_one_ffmpeg(plain), again=False):
@@ -7767,7 +7873,8 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
         looks = Looks(pool, verdicts if run.fast else None)
         if run.mode != "exact":
             with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
-                replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool)
+                chosen = functools.partial(possible_copies, cache=cache, threshold=run.threshold)
+                replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool, chosen)
             problems += unreadable
             take(replicas, run.threshold)
         if run.mode != "exact" and ffmpeg_path():
