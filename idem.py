@@ -75,7 +75,6 @@ import gc
 import hashlib
 import heapq
 import hmac
-import importlib.metadata
 import importlib.util
 import io
 import json
@@ -176,8 +175,7 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
     status = 130
 
 
-@dataclass(frozen=True, slots=True)
-class MediaFile:
+class MediaFile(NamedTuple):  # which are made and compared several times as fast as dataclasses
     """A file as the scan saw it. The path is absolute; names that are not UTF-8 carry surrogates."""
 
     path: str
@@ -339,7 +337,12 @@ def as_it_is(path: str) -> MediaFile:
 
 def kind_of(file: MediaFile) -> str:
     """`image` or `video`, by the file's suffix."""
-    return "video" if os.path.splitext(file.path)[1].lower() in VIDEO_SUFFIXES else "image"
+    return "video" if end_of(file.path) in VIDEO_SUFFIXES else "image"
+
+
+def end_of(name: str) -> str:
+    """The name from its last dot, in small letters: the suffix if it is one of a set, found in little time."""
+    return name[name.rfind(".") :].lower()
 
 
 def suffix_of(path: str) -> str:
@@ -381,7 +384,7 @@ def opened_unchanged(file: MediaFile) -> Iterator[BinaryIO]:
 def check_unchanged(file: MediaFile, stream: BinaryIO) -> None:
     """ValueError unless the open file is the one that was scanned: another may have taken its name, size and time."""
     status = os.fstat(stream.fileno())
-    if not stat.S_ISREG(status.st_mode) or replace(media_file(file.path, status), ctime_ns=file.ctime_ns) != file:
+    if not stat.S_ISREG(status.st_mode) or media_file(file.path, status)._replace(ctime_ns=file.ctime_ns) != file:
         raise ValueError("changed while it was scanned")
 
 
@@ -694,7 +697,7 @@ class Walk:
                     self.take_link(entry.path)
                 elif entry.is_dir(follow_symlinks=False):
                     folders += [entry.path] if self.goes_into(entry) else []
-                elif os.path.splitext(entry.name)[1].lower() in self.suffixes:
+                elif end_of(entry.name) in self.suffixes:
                     self.take_file(entry)
             except OSError as error:
                 self.unreadable.append(Problem(entry.path, reason_of(error)))
@@ -851,6 +854,8 @@ METADATA = Column("metadata", r"[\w.~%+&=-]{0,8000}", bytes, bytes.decode, "stor
 
 def microseconds(text: bytes) -> int:
     """A time in seconds since the epoch, in microseconds; further decimals are cut off."""
+    if text[-7:-6] == b".":  # as idem writes it
+        return int(text[:-7] + text[-6:])
     seconds, _, decimals = text.partition(b".")
     return int(seconds + decimals[:6].ljust(6, b"0"))
 
@@ -868,7 +873,7 @@ def time_column(name: str) -> Column:
 
 def stored_path(path: str) -> str:
     """The path as caches store it: without a drive letter, so that a drive may change its letter."""
-    return os.path.splitdrive(path)[1]
+    return os.path.splitdrive(path)[1] if os.name == "nt" else path
 
 
 def read_path(text: bytes) -> str:
@@ -1157,17 +1162,21 @@ class FingerprintCache(CacheFile[E]):
 
     def take(self, offset: int, row: re.Match[bytes]) -> None:
         """Note where the row of a scanned file is if that has not changed, and where those of other files are."""
-        path, size, mtime = read_path(row["path"]), int(row["size"]), microseconds(row["mtime"])
+        written, size, mtime, ctime = row.group("path", "size", "mtime", "ctime")
+        path, length = read_path(written), row.end() - row.start()
         file = self.files.get(path)
         if file is None:
             self.untidy |= path in self.others
-            self.others[path] = CachedRow(offset, row.end() - row.start(), path, size, mtime)
+            self.others[path] = CachedRow(offset, length, path, int(size), microseconds(mtime))
             return
-        fits = size == file.size and is_at(mtime, file.mtime_ns) and is_at(microseconds(row["ctime"]), file.ctime_ns)
-        self.untidy |= not fits or path in self.stored
-        self.stored.pop(path, None)
-        if fits:
-            self.stored[stored_path(file.path)] = StoredRow(offset, row.end() - row.start(), self.form.early(row))
+        if path in self.stored:
+            self.untidy = True
+            del self.stored[path]
+        times = microseconds(mtime), microseconds(ctime)
+        if int(size) == file.size and is_at(times[0], file.mtime_ns) and is_at(times[1], file.ctime_ns):
+            self.stored[stored_path(file.path)] = StoredRow(offset, length, self.form.early(row))
+        else:
+            self.untidy = True
 
     def lookup(self, file: MediaFile) -> E | None:
         """The fingerprint of the file as it is now, or None. One that moved keeps the one it had, uncertainly.
@@ -1893,9 +1902,13 @@ def written_integrity(each: Integrity) -> str:
     return ":".join([flags, str(each.data_bytes), each.data_sum, each.other_sum, each.sums])
 
 
+NO_HASHES = Hashes(0, 0, by_file=True)  # of an image of which nothing is known
+
+
 def hashes_in(row: re.Match[bytes]) -> Hashes:
     """The hashes in the row of an image."""
-    return Hashes(int(row["phash"], 16), int(row["dhash"], 16), bool(row["file_digest"]))
+    phash, dhash, digest = row.group("phash", "dhash", "file_digest")
+    return Hashes(int(phash, 16), int(dhash, 16), bool(digest))
 
 
 INTEGRITY_PATTERN = "s?w?:[0-9]{1,18}:[0-9a-f]{8}:(?:[0-9a-f]{8})?:(?:[0-9a-f]{%d})?" % (8 + 8 * DATA_PARTS)
@@ -4161,9 +4174,9 @@ def related(phash: np.ndarray, dhash: np.ndarray, threshold: int) -> Iterator[np
             yield both[pairs[np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold]]
 
 
-def with_company(hashes: Iterable[Hashes], threshold: int) -> np.ndarray:
+def with_company(hashes: Sequence[Hashes], threshold: int) -> np.ndarray:
     """Which images may have a copy, or one within the threshold, among the others: bools, shape (images,)."""
-    phash, dhash, by_file = np.array([*hashes], np.uint64).reshape(-1, 3).T
+    phash, dhash, by_file = np.fromiter(chain.from_iterable(hashes), np.uint64, 3 * len(hashes)).reshape(-1, 3).T
     company = by_file > 0  # decoders of other releases may make other hashes of an equal file
     for pairs in related(phash, dhash, threshold):
         company[pairs] = True
@@ -7581,9 +7594,9 @@ def possible_copies(
     files: Sequence[MediaFile], cache: FingerprintCache[ImageFingerprint], threshold: int
 ) -> list[MediaFile]:
     """Those of the images in the cache that may have a copy among them: most are never read beyond their hashes."""
-    known = ((file, cache.early(file) or cache.lookup(file)) for file in files)
-    hashes = {file: found.hashes if isinstance(found, ImageFingerprint) else found for file, found in known if found}
-    return [file for file, company in zip(hashes, with_company(hashes.values(), threshold), strict=True) if company]
+    known = [cache.early(file) or cache.lookup(file) for file in files]
+    hashes = [each.hashes if isinstance(each, ImageFingerprint) else each or NO_HASHES for each in known]
+    return [file for file, company in zip(files, with_company(hashes, threshold).tolist(), strict=True) if company]
 
 
 VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
@@ -7677,6 +7690,8 @@ UNREADABLE_CACHE: CacheFormat[Unreadable] = CacheFormat(
 @functools.cache
 def decoders() -> str:
     """A digest of what decodes in this run, idem itself included: another release may read what this one cannot."""
+    import importlib.metadata
+
     found: list[object] = []
     for package in ("Pillow", "pillow-heif"):
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -8034,7 +8049,7 @@ def check_still(file: MediaFile, entry: Entry | None = None) -> None:
     """
     now = entry.file() if entry else as_it_is(file.path)
     if os.name == "nt":
-        now = replace(now, ctime_ns=file.ctime_ns)  # there it is the time of creation
+        now = now._replace(ctime_ns=file.ctime_ns)  # there it is the time of creation
     if now != file:
         raise ValueError("it has changed since it was scanned")
 
@@ -8058,7 +8073,7 @@ def check_folder(folder: str, root: str) -> None:
 def is_same_file(entry: Entry, file: MediaFile) -> bool:
     """Whether this file is there now. A rename changes its path and the time of its last change of status."""
     try:
-        return replace(entry.file(), path=file.path, ctime_ns=file.ctime_ns) == file
+        return entry.file()._replace(path=file.path, ctime_ns=file.ctime_ns) == file
     except (FileNotFoundError, ValueError):
         return False
 

@@ -2857,7 +2857,7 @@ def test_a_drive_that_fails_for_a_moment_is_not_held_against_the_file(
 
 def test_a_file_that_changes_while_it_is_scanned_is_left_out(tmp_path: Path) -> None:
     seen = media_file(save(photo(), tmp_path / "a.png"))
-    seen = replace(seen, size=seen.size - 1)
+    seen = seen._replace(size=seen.size - 1)
     assert idem.fingerprint_image(seen) == idem.Problem(seen.path, "changed while it was scanned")
 
 
@@ -4046,9 +4046,9 @@ def matched_in_trash(replicas: list[Replica[F]], trash: str, threshold: int) -> 
 def partly_trashed(replicas: list[Replica[F]]) -> list[Replica[F]]:
     """The replicas, every other one in the trash, and one of them twice."""
     trash = [
-        replace(each, file=replace(each.file, path=each.file.path.replace("lib", "lib/trash"))) for each in replicas
+        replace(each, file=each.file._replace(path=each.file.path.replace("lib", "lib/trash"))) for each in replicas
     ]
-    return [*replicas[::2], *trash[1::2], replace(replicas[0], file=replace(replicas[0].file, path="/lib/same.jpg"))]
+    return [*replicas[::2], *trash[1::2], replace(replicas[0], file=replicas[0].file._replace(path="/lib/same.jpg"))]
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 40, 150])
@@ -4217,7 +4217,7 @@ def test_a_chain_of_look_alikes_is_not_one_group() -> None:
 
 def test_a_live_file_in_the_star_of_another_still_verifies() -> None:
     best, near, trashed, _ = chain_of_look_alikes()
-    trashed = replace(trashed, file=replace(trashed.file, path="/lib/trash/002.jpg"))
+    trashed = replace(trashed, file=trashed.file._replace(path="/lib/trash/002.jpg"))
     assert len(idem.groups_of([best, near, trashed], 4)) == 1
     assert matched_in_trash([best, near, trashed], "/lib/trash", 4) == {"/lib/trash/002.jpg"}
     assert matched_in_trash([best, trashed], "/lib/trash", 4) == set()
@@ -10393,7 +10393,7 @@ def test_a_video_that_browsers_do_not_play_is_converted(gallery: Served, tmp_pat
 
 
 def test_a_video_edited_since_the_scan_is_not_converted_as_what_was_found(gallery: Served, tmp_path: Path) -> None:
-    found = replace(media_file(gallery.library / "a" / "old.avi"), mtime_ns=1)
+    found = media_file(gallery.library / "a" / "old.avi")._replace(mtime_ns=1)
     problem = idem.playable_video(found, str(tmp_path))
     assert isinstance(problem, idem.Problem) and problem.reason == "changed while it was scanned"
 
