@@ -1762,6 +1762,7 @@ class Work(Generic[R]):
     noun: str
     prepare: Callable[[], object] = lambda: None  # once, before workers are forked
     bytes_read: Callable[[MediaFile], int] | None = None  # where progress is counted in bytes
+    small: int = 0  # bytes; files of no more are handed over many at once: it would take longer than the work
     more: Callable[[MediaFile], tuple[Any, ...]] = lambda _file: ()  # arguments of `do` after the file
 
 
@@ -1777,6 +1778,29 @@ def progress_bar(total: int, unit: str, silent: bool) -> tqdm[NoReturn]:
     tqdm.monitor_interval = 0  # its monitor is a thread, and worker processes are forked
     unit, scale = (unit, True) if unit == "B" else (f" {unit}", False)
     return tqdm(total=total, unit=unit, unit_scale=scale, dynamic_ncols=True, leave=False, disable=silent or None)
+
+
+MOST_IN_BATCH = 64  # files
+
+
+def batches(files: Iterable[MediaFile], small: int) -> Iterator[tuple[MediaFile, ...]]:
+    """The files one by one, but those of no more than so many bytes up to MOST_IN_BATCH together."""
+    batch: list[MediaFile] = []
+    for file in files:
+        if file.size > small:
+            yield (file,)
+            continue
+        batch.append(file)
+        if len(batch) == MOST_IN_BATCH:
+            yield tuple(batch)
+            batch = []
+    if batch:
+        yield tuple(batch)
+
+
+def for_each(files: Sequence[MediaFile], do: Callable[..., R], more: Sequence[tuple[Any, ...]]) -> list[R]:
+    """What `do` makes of each file, with further arguments. Runs in a worker process."""
+    return [do(file, *arguments) for file, arguments in zip(files, more, strict=True)]
 
 
 def compute(
@@ -1795,17 +1819,35 @@ def compute(
     unit = "B" if work.bytes_read else work.noun
     with closing(progress_bar(sum(map(weight, files)), unit, pool.silent)) as bar:
         try:
-            for file, future in pool.map(work.do, files, seconds_for, work.more):
-                lost = future.exception()
+            for file, result in results(pool, work, files):
                 with interrupts_held_back():
-                    take(
-                        file,
-                        Problem(file.path, str(lost), getattr(lost, "lasting", False)) if lost else future.result(),
-                    )
+                    take(file, result)
                     done += 1
                 bar.update(weight(file))
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted: {done:,} of {plural(len(files), work.noun)} done and kept") from None
+
+
+def results(pool: Pool, work: Work[R], files: Sequence[MediaFile]) -> Iterator[tuple[MediaFile, R | Problem]]:
+    """Each file with what the work makes of it, as workers are done. A batch that is lost is done file by file."""
+
+    def more(batch: Sequence[MediaFile]) -> tuple[Any, ...]:
+        return work.do, [work.more(file) for file in batch]
+
+    def seconds(batch: Sequence[MediaFile]) -> float:
+        return max(map(seconds_for, batch))
+
+    left: list[MediaFile] = []
+    together = [batch for batch in batches(files, work.small) if len(batch) > 1]
+    for batch, future in pool.map(for_each, together, seconds, more, again=False):
+        if future.exception():
+            left += batch
+        else:
+            yield from zip(batch, future.result(), strict=True)
+    single = chain(left, (batch[0] for batch in batches(files, work.small) if len(batch) == 1))
+    for file, alone in pool.map(work.do, single, seconds_for, work.more):
+        lost = alone.exception()
+        yield file, Problem(file.path, str(lost), getattr(lost, "lasting", False)) if lost else alone.result()
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -7294,6 +7336,7 @@ class Copies:
     groups: Sequence[AnyGroup] = ()
     unreadable: Sequence[Problem] = ()
     tally: Tally = Tally()
+    unsummed: Sequence[MediaFile] = ()  # those left to `sum_for_others`
 
 
 @dataclass(frozen=True, slots=True)
@@ -7312,6 +7355,7 @@ class Findings:
     skipped: tuple[Skipped, ...]
     tally: Tally
     movies: Mapping[Identity, bool]  # see `live_movies`
+    unsummed: tuple[MediaFile, ...] = ()  # those left to `sum_for_others`
 
 
 def find(run: Run) -> Findings:
@@ -7355,6 +7399,7 @@ def find(run: Run) -> Findings:
         skipped=scanned.skipped,
         tally=functools.reduce(Tally.__add__, (each.tally for each in copies)),
         movies=movies,
+        unsummed=tuple(file for each in copies for file in each.unsummed),
     )
 
 
@@ -7620,25 +7665,37 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
 
 
 CHECKSUM_WORK: Work[Checksum] = Work(
-    checksum_of, "file", bytes_read=lambda file: sum(length for _, length in checksum_windows(file.size))
+    checksum_of,
+    "file",
+    bytes_read=lambda file: sum(length for _, length in checksum_windows(file.size)),
+    small=1 << 16,
 )
 
 
 def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
-    """The groups of equal files. Those whose size no other has are summed last: only the shared database needs them."""
+    """The groups of equal files. Those whose size no other has are not read: see `sum_for_others`."""
     of_size = Counter(file.size for file in scanned.files)
     alike = [file for file in scanned.files if of_size[file.size] > 1]
-    alone = [file for file in scanned.files if of_size[file.size] == 1]
     with closing(FingerprintCache(CHECKSUM_CACHE, run.cache, scanned)) as cache:
+        unsummed = tuple(file for file in scanned.files if of_size[file.size] == 1 and file not in cache)
         replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, pool)
         looks = [made_anew(CHECKSUM_WORK, cache.is_uncertain)]
         groups, changed = proven_groups(replicas, functools.partial(groups_of, threshold=0), looks, cache.store, pool)
         large = [each.file for group in groups for each in group.replicas if each.file.size > 3 * CHECKSUM_WINDOW]
         compared, failed = compared_whole(run, replace(scanned, files=tuple(large)), pool)
         equal = [each for each in groups if each.replicas[0].file.size <= 3 * CHECKSUM_WINDOW]
-        _, unread, cached_too = fingerprints_of(alone, cache, CHECKSUM_WORK, pool)
-    problems = [*unreadable, *changed, *failed, *unread]
-    return Copies(equal + compared, problems, tally_of(scanned, cached + cached_too, cache))
+    tally = tally_of(scanned, cached + len(scanned.files) - len(alike) - len(unsummed), cache)
+    tally = replace(tally, new=tally.new - len(unsummed))
+    return Copies(equal + compared, [*unreadable, *changed, *failed], tally, unsummed)
+
+
+def sum_for_others(run: Run, files: Sequence[MediaFile]) -> None:
+    """Put the checksums of files of which no other has the size into the database that other tools share."""
+    scanned = Scan(run.root, tuple(files), (), ())
+    with closing(Pool(run.jobs)) as pool, closing(FingerprintCache(CHECKSUM_CACHE, run.cache, scanned)) as cache:
+        _, unreadable, _ = fingerprints_of(files, cache, CHECKSUM_WORK, pool)
+    for item in unreadable:
+        say(f"left out {printable(item.path)}: {item.reason}")
 
 
 WHOLE_WORK: Work[Checksum] = Work(whole_checksum_of, "file", bytes_read=lambda file: file.size)
@@ -10807,7 +10864,11 @@ def run_report(run: Run) -> int:
     """Print the copies; the exit status."""
     with library_in_use(run):
         findings = findings_of(run)
-    show(json_report(findings) if run.json else text_report(findings), end="\n" if run.json else "")
+        show(json_report(findings) if run.json else text_report(findings), end="\n" if run.json else "")
+        if findings.unsummed:
+            more = plural(len(findings.unsummed), "more file")
+            say(f"The copies are complete. Summing {more} for the checksums that other tools share")
+            sum_for_others(run, findings.unsummed)
     return 0
 
 

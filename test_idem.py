@@ -3665,6 +3665,24 @@ def test_a_file_that_crashes_the_decoder_is_named_alone(
         assert (found["totals"]["new"], found["totals"]["groups"]) == (new, 3)
 
 
+def checksum_or_crash(file: MediaFile) -> idem.Checksum | idem.Problem:
+    if file.path.endswith("fatal.jpg"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return idem.checksum_of(file)
+
+
+@ON_LINUX
+def test_a_small_file_that_crashes_a_worker_costs_none_of_those_handed_over_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*map(str, range(150)), "fatal"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"equal")
+    monkeypatch.setattr(idem, "CHECKSUM_WORK", replace(idem.CHECKSUM_WORK, do=checksum_or_crash))
+    found = report(tmp_path, "--exact", capsys=capsys)
+    fatal = {"path": str(tmp_path / "fatal.jpg"), "reason": "the decoder crashed (SIGSEGV)"}
+    assert (found["unreadable"], [len(group["files"]) for group in found["groups"]]) == ([fatal], [150])
+
+
 @ON_LINUX
 @pytest.mark.parametrize(("mode", "shown"), [("--video", rb"0/6 \[.* photo/s\]"), ("--exact", rb"\d[kM]?/.*B/s\]")])
 def test_a_terminal_shows_how_far_it_is_and_a_pipe_nothing(tmp_path: Path, mode: str, shown: bytes) -> None:
@@ -3685,7 +3703,48 @@ def test_a_terminal_shows_how_far_it_is_and_a_pipe_nothing(tmp_path: Path, mode:
     assert process.returncode == 0
     assert re.search(shown, said), said
     piped = subprocess.run([*command, str(tmp_path / "other")], capture_output=True, check=True)
-    assert piped.stderr.decode() == f"Scanned {tmp_path / 'lib'}: 6 found, 6 new, 0 cached\n"
+    assert not re.search(shown, piped.stderr), piped.stderr
+    assert piped.stderr.startswith(f"Scanned {tmp_path / 'lib'}: 6 found, ".encode())
+
+
+def test_files_of_a_size_that_no_other_has_are_summed_when_the_copies_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in {"a": b"equal", "b": b"equal", "c": b"longer", "d": b"the longest"}.items():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    database = checksum_database(tmp_path)
+    said = []
+    for summed in (5, 5):  # with the header
+        assert main([str(tmp_path), "--exact"]) == 0
+        said.append(capsys.readouterr().err.splitlines())
+        assert len(database.read_bytes().splitlines()) == summed
+    assert said == [
+        [
+            f"Scanned {tmp_path}: 4 found, 2 new, 0 cached",
+            "The copies are complete. Summing 2 more files for the checksums that other tools share",
+        ],
+        [f"Scanned {tmp_path}: 4 found, 0 new, 4 cached"],
+    ]
+
+
+@ON_LINUX
+def test_ctrl_c_while_the_others_are_summed_keeps_the_copies(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"equal")
+    for number in range(600):
+        with open(tmp_path / f"{number}.mp4", "wb") as large:
+            large.truncate(20_000_000 + number)
+    command = [sys.executable, str(HERE / "idem.py"), str(tmp_path), "--exact"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        shown = "".join(iter(process.stdout.readline, f"{'':11}{tmp_path / 'b.jpg'}\n"))
+        while len(checksum_database(tmp_path).read_bytes().splitlines()) < 4 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert shown.startswith("Found 1 duplicate group(s)")
+    assert process.returncode == 130
+    assert re.search(r"Summing 600 more files .*\nidem: interrupted: \d+ of 600 files done and kept\n$", said), said
 
 
 def workers_of(pid: int) -> list[int]:
