@@ -1971,6 +1971,9 @@ IMAGE_CACHE: CacheFormat[ImageFingerprint] = CacheFormat(
 )
 
 
+PROXY_CACHE = replace(IMAGE_CACHE, name="heif_thumbnails_db.csv")
+
+
 # ── opening ──
 
 # Decoders idem uses: none that runs a program. Another lossy one is to be named in `is_lossless`, too.
@@ -2402,26 +2405,37 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
     The picture must decode completely: a damaged copy must never pass for a whole one.
     """
     with content_of(file) as stream:
-        jpeg = jpeg_in(stream)
-        if jpeg:
-            picture, size, extent = reduced_jpeg(jpeg)
-        else:
-            picture = opened_picture(stream)
-            decode(picture, file.size)
-            size = extent = picture.size  # Pillow has turned a TIFF upright by now
-        palette, orientation = picture.mode in ("P", "PA"), orientation_of(picture)
-        stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, extent))
-        metadata = metadata_in(picture, stream, jpeg.data[jpeg.scans[-1].end :] if jpeg else b"")
-        luma_step, chroma_step = quantisers(picture, stream, metadata.lossless)
-        by_file = metadata.pages > 1 or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
-        file_digest = digest_of(stream) if by_file else ""
-        data_sum, other_sum = jpeg.sums if jpeg else (sum_of(stream), "")
-        integrity = Integrity(
-            may_be_short=jpeg.may_be_short if jpeg else is_deflated(picture),
-            data_bytes=jpeg.data_bytes if jpeg else file.size,
-            data_sum=data_sum,
-            other_sum=other_sum,
-        )
+        return fingerprint_in(stream)
+
+
+def fingerprint_in(stream: io.BytesIO) -> ImageFingerprint:
+    """The fingerprint of the picture in the bytes of a file. Raises DECODER_ERRORS."""
+    jpeg = jpeg_in(stream)
+    if jpeg:
+        picture, size, extent = reduced_jpeg(jpeg)
+        return fingerprint_of(picture, size, extent, stream, jpeg)
+    picture = opened_picture(stream)
+    decode(picture, stream.getbuffer().nbytes)
+    return fingerprint_of(picture, picture.size, picture.size, stream)  # Pillow has turned a TIFF upright by now
+
+
+def fingerprint_of(
+    picture: Image.Image, size: tuple[int, int], extent: Extent, stream: io.BytesIO, jpeg: Jpeg | None = None
+) -> ImageFingerprint:
+    """The fingerprint of a decoded picture of this true size, and of the bytes of its file; see `Extent`."""
+    palette, orientation = picture.mode in ("P", "PA"), orientation_of(picture)
+    stored, seen = (signature_of(cells, orientation) for cells in stored_and_seen_cells(picture, extent))
+    metadata = metadata_in(picture, stream, jpeg.data[jpeg.scans[-1].end :] if jpeg else b"")
+    luma_step, chroma_step = quantisers(picture, stream, metadata.lossless)
+    by_file = metadata.pages > 1 or is_transparent(picture) or is_flat(seen, LUMA_CELLS)
+    file_digest = digest_of(stream) if by_file else ""
+    data_sum, other_sum = jpeg.sums if jpeg else (sum_of(stream), "")
+    integrity = Integrity(
+        may_be_short=jpeg.may_be_short if jpeg else is_deflated(picture),
+        data_bytes=jpeg.data_bytes if jpeg else stream.getbuffer().nbytes,
+        data_sum=data_sum,
+        other_sum=other_sum,
+    )
     phash, dhash = perceptual_hashes(seen)
     width, height = reversed(size) if TURNS[orientation][0] else size
     return ImageFingerprint(
@@ -2439,6 +2453,45 @@ def fingerprint_image(file: MediaFile) -> ImageFingerprint:
         stored_signature=base64.b64encode(stored.tobytes()) if abs(stored.astype(int) - seen).max() > 1 else b"",
         signature=base64.b64encode(seen.tobytes()),
     )
+
+
+# ── proxies: what proposes copies of a picture that takes long to decode ──
+
+PROXY_SIDE = 160  # px; a thumbnail with shorter sides is not looked at
+PROXY_BITS = 2  # of each hash in which a thumbnail may differ from its picture
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The fingerprint of the thumbnail in an HEIF, as large as that is, and with the coarsest quantisers.
+
+    So it is taken for a copy of all that the picture would be taken for a copy of, and of more: see ProxyTable.
+    """
+
+    fingerprint: ImageFingerprint
+
+
+@problem_if_unreadable
+def proxy_image(file: MediaFile) -> Proxy | ImageFingerprint:
+    """A proxy of an HEIF, or its fingerprint if no thumbnail in it can be trusted. Runs in a worker process."""
+    with content_of(file) as stream:
+        return proxy_in(stream) or fingerprint_in(stream)
+
+
+def proxy_in(stream: io.BytesIO) -> Proxy | None:
+    """The proxy of the HEIF in these bytes; None for other formats, and if no thumbnail in it can be trusted."""
+    picture = opened_picture(stream)
+    size = picture.size
+    if picture.format != "HEIF" or not picture.draft("RGB", (PROXY_SIDE, PROXY_SIDE)):
+        return None
+    width, height = picture.size
+    if abs(width * size[1] - height * size[0]) > max(size):  # more than a pixel of it is cut off, or is none of it
+        return None
+    decode(picture)
+    made = fingerprint_of(picture, picture.size, picture.size, stream)
+    if made.file_digest:
+        return None
+    return Proxy(replace(made, luma_step=MAX_STEP, chroma_step=MAX_STEP))
 
 
 class ReadUpTo(io.BytesIO):
@@ -4097,6 +4150,7 @@ class ImageTable(Table[ImageFingerprint]):
     """A Table of images."""
 
     side = LUMA_CELLS
+    radius = HASH_RADIUS
 
     def __init__(self, replicas: Iterable[Replica[ImageFingerprint]]) -> None:
         super().__init__(replicas)
@@ -4108,7 +4162,7 @@ class ImageTable(Table[ImageFingerprint]):
         """See Table."""
         component = super().components(threshold)
         rows = np.flatnonzero(self.comparable)
-        for pairs in related(self.phash[rows], self.dhash[rows], threshold):
+        for pairs in related(self.phash[rows], self.dhash[rows], threshold, self.radius):
             connect(component, rows[pairs])
         return component
 
@@ -4166,7 +4220,7 @@ class ImageTable(Table[ImageFingerprint]):
     def hash_distances(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The larger of the Hamming distances of pHash and dHash: see Table."""
         bits = [np.bitwise_count(each[i] ^ each[j]) for each in (self.phash, self.dhash)]
-        return np.maximum(1, np.maximum(*bits)).astype(np.int64), np.minimum(*bits) <= HASH_RADIUS
+        return np.maximum(1, np.maximum(*bits)).astype(np.int64), np.minimum(*bits) <= self.radius
 
     def conversions(self, i: np.ndarray, j: np.ndarray) -> Iterable[Conversion]:
         """As seen, or with the profile of one of the two stripped.
@@ -4198,29 +4252,35 @@ class ImageTable(Table[ImageFingerprint]):
         return agree
 
 
-def related(phash: np.ndarray, dhash: np.ndarray, threshold: int) -> Iterator[np.ndarray]:
+class ProxyTable(ImageTable):
+    """A Table of images some of which are proxies."""
+
+    radius = HASH_RADIUS + 2 * PROXY_BITS
+
+
+def related(phash: np.ndarray, dhash: np.ndarray, threshold: int, radius: int) -> Iterator[np.ndarray]:
     """Pairs of positions of images, blocks of shape (n, 2), that connect all that may be copies or within a threshold.
 
-    Each such pair of images is connected, if only by way of others.
+    Each such pair of images is connected, if only by way of others. Of copies one hash is within the radius.
     """
     for hashes in (phash, dhash):
         distinct, position, back = np.unique(hashes, return_index=True, return_inverse=True)
         more = np.flatnonzero(position[back] != np.arange(len(hashes)))
         yield np.stack([position[back[more]], more], axis=1)
-        for pairs in near_pairs(distinct, HASH_RADIUS):
+        for pairs in near_pairs(distinct, radius):
             yield position[pairs]
-    if threshold > HASH_RADIUS:  # up to it, two hashes within the threshold are within the radius
+    if threshold > radius:  # up to it, two hashes within the threshold are within the radius
         _, both = np.unique(np.stack([phash, dhash], axis=1), axis=0, return_index=True)
         for pairs in near_pairs(phash[both], threshold):
             one, other = both[pairs].T
             yield both[pairs[np.bitwise_count(dhash[one] ^ dhash[other]) <= threshold]]
 
 
-def with_company(hashes: Sequence[Hashes], threshold: int) -> np.ndarray:
+def with_company(hashes: Sequence[Hashes], threshold: int, radius: int) -> np.ndarray:
     """Which images may have a copy, or one within the threshold, among the others: bools, shape (images,)."""
     phash, dhash, by_file = np.fromiter(chain.from_iterable(hashes), np.uint64, 3 * len(hashes)).reshape(-1, 3).T
     company = by_file > 0  # decoders of other releases may make other hashes of an equal file
-    for pairs in related(phash, dhash, threshold):
+    for pairs in related(phash, dhash, threshold, radius):
         company[pairs] = True
     return company
 
@@ -4456,7 +4516,9 @@ MOST_ALIKE = 8  # of them, the first of which is most likely their original
 WINDOW = 128  # on either side of it, in order of their mean luma
 
 
-def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
+def related_groups(
+    replicas: Iterable[Replica[F]], table_of: Callable[[Iterable[Replica[F]]], Table[F]] = table_of
+) -> list[Group[F]]:
     """The connected components of replicas at distance 0, in order of `best_first`: what a closer look is to part.
 
     The distances are 0 throughout: those of a component need not be at distance 0 of each other. The order of the input
@@ -7622,12 +7684,11 @@ def image_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     """The groups among the scanned images."""
     scanned = only(scanned, "image")
     with closing(FingerprintCache(IMAGE_CACHE, run.cache, scanned)) as cache:
-        chosen = functools.partial(possible_copies, cache=cache, threshold=run.threshold)
-        replicas, unreadable, cached = fingerprints_of(scanned.files, cache, IMAGE_WORK, pool, chosen)
+        replicas, unreadable, new = possible_copies(run, cache, pool)
         grouped = grouping(run.threshold)
         looks = made_anew(IMAGE_WORK, cache.is_uncertain), *IMAGE_LOOKS, DETAIL_LOOK
         groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
-    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+    return Copies(groups, unreadable + rejected, tally_of(scanned, new, cache))
 
 
 def grouping(threshold: int) -> Callable[[Iterable[Replica[F]]], list[Group[F]]]:
@@ -7635,13 +7696,47 @@ def grouping(threshold: int) -> Callable[[Iterable[Replica[F]]], list[Group[F]]]
     return functools.partial(groups_of, threshold=threshold) if threshold else related_groups
 
 
+PROXY_WORK: Work[Proxy | ImageFingerprint] = Work(proxy_image, "photo", load_decoders)
+
+
 def possible_copies(
-    files: Sequence[MediaFile], cache: FingerprintCache[ImageFingerprint], threshold: int
-) -> list[MediaFile]:
-    """Those of the images in the cache that may have a copy among them: most are never read beyond their hashes."""
-    known = [cache.early(file) or cache.lookup(file) for file in files]
-    hashes = [each.hashes if isinstance(each, ImageFingerprint) else each or NO_HASHES for each in known]
-    return [file for file, company in zip(files, with_company(hashes, threshold).tolist(), strict=True) if company]
+    run: Run, cache: FingerprintCache[ImageFingerprint], pool: Pool
+) -> tuple[list[Replica[ImageFingerprint]], list[Problem], set[MediaFile]]:
+    """Those of the scanned images that may have a copy among them, the unreadable ones, and those that were read.
+
+    Most are never read beyond their hashes. What takes long to decode is decoded if its proxy may have a copy.
+    """
+    files = cache.scanned.files
+    heifs = [file for file in files if end_of(file.path) in HEIF_SUFFIXES and file not in cache and not run.threshold]
+    with closing(FingerprintCache(PROXY_CACHE, cache.folder, replace(cache.scanned, files=tuple(heifs)))) as proxies:
+
+        def store(file: MediaFile, made: Proxy | ImageFingerprint) -> None:
+            if isinstance(made, Proxy):
+                proxies.store(file, made.fingerprint)
+            else:
+                cache.store(file, made)
+
+        def known(file: MediaFile) -> ImageFingerprint | None:
+            return cache.lookup(file) or proxies.lookup(file)
+
+        def chosen(readable: Sequence[MediaFile]) -> list[MediaFile]:
+            rough = [file for file in heifs if file in proxies]
+            both = [*readable, *rough]
+            found = [cache.early(file) or proxies.early(file) or known(file) for file in both]
+            hashes = [each.hashes if isinstance(each, ImageFingerprint) else each or NO_HASHES for each in found]
+            radius = ProxyTable.radius if rough else HASH_RADIUS
+            company = with_company(hashes, run.threshold, radius).tolist()
+            possible = [file for file, has_company in zip(both, company, strict=True) if has_company]
+            if not rough:
+                return possible
+            replicas = [Replica(file, each) for file in possible if (each := known(file))]
+            return [each.file for group in related_groups(replicas, ProxyTable) for each in group.replicas]
+
+        _, unread, new = fingerprints_of(heifs, proxies, PROXY_WORK, pool, chosen=lambda _files: (), store=store)
+        out = {problem.path for problem in unread}
+        others = [file for file in files if file not in proxies and file.path not in out]
+        replicas, unreadable, new_too = fingerprints_of(others, cache, IMAGE_WORK, pool, chosen=chosen)
+    return replicas, unread + unreadable, new | new_too
 
 
 VIDEO_WORK: Work[VideoFingerprint] = Work(fingerprint_video, "video", load_decoders)
@@ -7654,14 +7749,14 @@ def video_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
         return Copies()
     scanned = only(scanned, "video")
     with closing(FingerprintCache(VIDEO_CACHE, run.cache, scanned)) as cache:
-        replicas, unreadable, cached = video_fingerprints(scanned, cache, pool)
+        replicas, unreadable, new = video_fingerprints(scanned, cache, pool)
         grouped = grouping(run.threshold)
         # What is noted counts as certain, so it must not be noted of what is to be made anew.
         doubtful = {each.file.path for each in wanting_end(grouped(replicas)) if not cache.is_uncertain(each.file)}
         replicas = with_ends_noted(replicas, doubtful, cache, pool)
         looks = made_anew(VIDEO_WORK, cache.is_uncertain), *VIDEO_LOOKS
         groups, rejected = proven_groups(replicas, grouped, looks, cache.store, pool)
-    return Copies(groups, unreadable + rejected, tally_of(scanned, cached, cache))
+    return Copies(groups, unreadable + rejected, tally_of(scanned, new, cache))
 
 
 CHECKSUM_WORK: Work[Checksum] = Work(
@@ -7678,14 +7773,13 @@ def exact_copies(run: Run, scanned: Scan, pool: Pool) -> Copies:
     alike = [file for file in scanned.files if of_size[file.size] > 1]
     with closing(FingerprintCache(CHECKSUM_CACHE, run.cache, scanned)) as cache:
         unsummed = tuple(file for file in scanned.files if of_size[file.size] == 1 and file not in cache)
-        replicas, unreadable, cached = fingerprints_of(alike, cache, CHECKSUM_WORK, pool)
+        replicas, unreadable, new = fingerprints_of(alike, cache, CHECKSUM_WORK, pool)
         looks = [made_anew(CHECKSUM_WORK, cache.is_uncertain)]
         groups, changed = proven_groups(replicas, functools.partial(groups_of, threshold=0), looks, cache.store, pool)
         large = [each.file for group in groups for each in group.replicas if each.file.size > 3 * CHECKSUM_WINDOW]
         compared, failed = compared_whole(run, replace(scanned, files=tuple(large)), pool)
         equal = [each for each in groups if each.replicas[0].file.size <= 3 * CHECKSUM_WINDOW]
-    tally = tally_of(scanned, cached + len(scanned.files) - len(alike) - len(unsummed), cache)
-    tally = replace(tally, new=tally.new - len(unsummed))
+    tally = Tally(len(scanned.files), len(new), len(scanned.files) - len(new) - len(unsummed), cache.forgotten)
     return Copies(equal + compared, [*unreadable, *changed, *failed], tally, unsummed)
 
 
@@ -7769,32 +7863,41 @@ def notes_beside(cache: FingerprintCache[Any]) -> FingerprintCache[Unreadable]:
 def fingerprints_of(
     files: Sequence[MediaFile],
     cache: FingerprintCache[F],
-    work: Work[F],
+    work: Work[R],
     pool: Pool,
+    *,
     chosen: Callable[[Sequence[MediaFile]], Sequence[MediaFile]] = lambda files: files,
-) -> tuple[list[Replica[F]], list[Problem], int]:
-    """The chosen files with their fingerprints, the unreadable ones, and how many of all were known without a look.
+    store: Callable[[MediaFile, R], None] | None = None,
+) -> tuple[list[Replica[F]], list[Problem], set[MediaFile]]:
+    """The chosen files with their fingerprints, the unreadable ones, and the files that were read for that.
 
     Files are chosen when all are in the cache but the unreadable ones. A file that can never be read is noted, and
     named in every run, but not tried again until it or a decoder changes.
     """
+    read: set[MediaFile] = set()
+    unreadable: dict[MediaFile, Problem] = {}
+    keep = store or cast("Callable[[MediaFile, R], None]", cache.store)
     with closing(notes_beside(cache)) as notes:
-        missing, unreadable = unknown(files, cache, notes, work)
 
-        def take(file: MediaFile, result: F | Problem) -> None:
+        def take(file: MediaFile, result: R | Problem) -> None:
             if not isinstance(result, Problem):
-                cache.store(file, result)
+                keep(file, result)
                 return
             unreadable[file] = result
             if result.lasting:
                 notes.store(file, Unreadable(work.noun, result.reason, decoders()))
 
-        compute(pool, work, missing, take)
+        def read_all(wanted: Sequence[MediaFile]) -> None:
+            missing, noted = unknown(wanted, cache, notes, work)
+            read.update(missing)
+            unreadable.update(noted)
+            compute(pool, work, missing, take)
+
+        read_all(files)
         wanted = chosen([file for file in files if file not in unreadable])
-        lost = [file for file in wanted if cache.lookup(file) is None]  # their rows cannot be read after all
-        compute(pool, work, lost, take)
+        read_all([file for file in wanted if cache.lookup(file) is None])
     found = [Replica(file, known) for file in wanted if (known := cache.lookup(file)) is not None]
-    return found, list(unreadable.values()), len(files) - len(missing) - len(lost)
+    return found, list(unreadable.values()), read
 
 
 def unknown(
@@ -7813,14 +7916,14 @@ def unknown(
     return missing, unreadable
 
 
-def tally_of(scanned: Scan, cached: int, cache: FingerprintCache[Any]) -> Tally:
-    """The counts of a cache that has been closed."""
-    return Tally(len(scanned.files), len(scanned.files) - cached, cached, cache.forgotten)
+def tally_of(scanned: Scan, new: Collection[MediaFile], cache: FingerprintCache[Any]) -> Tally:
+    """The counts of a cache that has been closed, and the files that were read."""
+    return Tally(len(scanned.files), len(new), len(scanned.files) - len(new), cache.forgotten)
 
 
 def video_fingerprints(
     scanned: Scan, cache: FingerprintCache[VideoFingerprint], pool: Pool
-) -> tuple[list[Replica[VideoFingerprint]], list[Problem], int]:
+) -> tuple[list[Replica[VideoFingerprint]], list[Problem], set[MediaFile]]:
     """`fingerprints_of` videos. ffmpeg is asked about new ones ahead, many at once."""
     with closing(notes_beside(cache)) as notes:
         new, _ = unknown(scanned.files, cache, notes, VIDEO_WORK)
@@ -7945,8 +8048,7 @@ def unverified(run: Run, both: Scan, trash: str) -> list[Problem]:
         looks = Looks(pool, verdicts if run.fast else None)
         if run.mode != "exact":
             with closing(FingerprintCache(IMAGE_CACHE, run.cache, images)) as cache:
-                chosen = functools.partial(possible_copies, cache=cache, threshold=run.threshold)
-                replicas, unreadable, _ = fingerprints_of(images.files, cache, IMAGE_WORK, pool, chosen)
+                replicas, unreadable, _ = possible_copies(run, cache, pool)
             problems += unreadable
             take(replicas, run.threshold)
         if run.mode != "exact" and ffmpeg_path():
@@ -9122,7 +9224,7 @@ def caches_follow(outcomes: Iterable[Outcome], folder: str, root: str) -> None:
     moves = [each for outcome in outcomes for each in outcome.moved]
     # Of a file that was moved twice the first state counts: the cache knows no other.
     before = Scan(root, tuple(each.before for each in reversed(moves)), (), ())
-    for form in (IMAGE_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE, FILM_CACHE) if moves else ():
+    for form in (IMAGE_CACHE, PROXY_CACHE, VIDEO_CACHE, CHECKSUM_CACHE, WHOLE_CACHE, FILM_CACHE) if moves else ():
         if os.path.isfile(os.path.join(folder, form.name)):
             with closing(FingerprintCache(form, folder, before)) as cache:
                 for each in moves:
