@@ -2482,16 +2482,208 @@ def proxy_in(stream: io.BytesIO) -> Proxy | None:
     """The proxy of the HEIF in these bytes; None for other formats, and if no thumbnail in it can be trusted."""
     picture = opened_picture(stream)
     size = picture.size
-    if picture.format != "HEIF" or not picture.draft("RGB", (PROXY_SIDE, PROXY_SIDE)):
+    heif = unless_broken(Heif, stream.getvalue()) if picture.format == "HEIF" else None
+    grid = unless_broken(heif.grid) if heif else None
+    if not heif or not grid or not picture.draft("RGB", (PROXY_SIDE, PROXY_SIDE)):
         return None
     width, height = picture.size
     if abs(width * size[1] - height * size[0]) > max(size):  # more than a pixel of it is cut off, or is none of it
         return None
     decode(picture)
-    made = fingerprint_of(picture, picture.size, picture.size, stream)
-    if made.file_digest:
+    if not unless_broken(shows_a_tile, picture, heif, grid):
         return None
-    return Proxy(replace(made, luma_step=MAX_STEP, chroma_step=MAX_STEP))
+    made = fingerprint_of(picture, picture.size, picture.size, stream)
+    return None if made.file_digest else Proxy(replace(made, luma_step=MAX_STEP, chroma_step=MAX_STEP))
+
+
+STALE = 8  # levels; a thumbnail whose cells differ so much on average from those of a tile is of another picture
+TILE_CELLS = 8  # per side, to compare it
+
+
+def shows_a_tile(thumbnail: Image.Image, heif: Heif, grid: HeifGrid) -> bool:
+    """Whether the thumbnail of an HEIF shows what that tile of its picture does which shows most.
+
+    Raises DECODER_ERRORS.
+    """
+    shown = thumbnail.convert("L").transpose(CLOCKWISE[grid.turns]) if grid.turns else thumbnail.convert("L")
+    across, down = shown.width / grid.width, shown.height / grid.height
+    cells = {}
+    for number, tile in enumerate(grid.tiles):
+        row, column = divmod(number, grid.columns)
+        left, top = column * grid.tile_width, row * grid.tile_height
+        right, bottom = left + grid.tile_width, top + grid.tile_height
+        if right <= grid.width and bottom <= grid.height:
+            cells[tile] = small_grey(shown, (left * across, top * down, right * across, bottom * down))
+    busiest = max(cells, key=lambda tile: float(cells[tile].std()))
+    picture = opened_picture(io.BytesIO(heif.alone(busiest)))
+    decode(picture)
+    return float(np.abs(small_grey(picture.convert("L")) - cells[busiest]).mean()) <= STALE
+
+
+CLOCKWISE = {1: Image.Transpose.ROTATE_270, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_90}
+
+
+def small_grey(picture: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """A part of a grey picture as TILE_CELLS squared floats."""
+    return np.asarray(picture.resize((TILE_CELLS, TILE_CELLS), Image.Resampling.BOX, box), float)
+
+
+# ── the tiles of an HEIF (ISO/IEC 23008-12, in boxes as in 14496-12) ──
+
+
+class HeifGrid(NamedTuple):
+    """A picture in equal tiles, row by row, turned so many quarters against the clock."""
+
+    width: int  # px, before it is turned
+    height: int
+    columns: int
+    tile_width: int
+    tile_height: int
+    turns: int
+    tiles: list[int]  # the numbers of their items
+
+
+def boxes_in(data: bytes, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each box from here on. Raises struct.error."""
+    while start < len(data):
+        size, kind = struct.unpack_from(">I4s", data, start)
+        head = 8
+        if size == 1:
+            size, head = struct.unpack_from(">Q", data, start + 8)[0], 16
+        end = start + size if size else len(data)
+        if end < start + head:
+            return
+        yield kind, data[start + head : end]
+        start = end
+
+
+def boxed(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+class Fields:
+    """Numbers and texts in the content of a box, one after the other. Raises LookupError at its end."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.version = content[0]
+        self.flags = int.from_bytes(content[1:4], "big")
+        self.place = 4
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.text(size), "big")
+
+    def text(self, size: int) -> bytes:
+        self.place += size
+        if self.place > len(self.content):
+            raise LookupError("a box ends early")
+        return self.content[self.place - size : self.place]
+
+
+class Heif:
+    """The items of an HEIF file, by their numbers: what they are, consist of and contain.
+
+    Raises struct.error and LookupError for what is no sound one.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        meta = dict(boxes_in(dict(boxes_in(data))[b"meta"], 4))
+        self.inside = meta.get(b"idat", b"")
+        main = Fields(meta[b"pitm"])
+        self.main = main.number(4 if main.version else 2)
+        self.kinds: dict[int, bytes] = {}
+        for _, content in boxes_in(meta[b"iinf"], 8 if meta[b"iinf"][0] else 6):
+            entry = Fields(content)
+            item = entry.number(4 if entry.version > 2 else 2)
+            entry.text(2)
+            self.kinds[item] = entry.text(4)
+        self.parts: dict[int, list[int]] = {}
+        wide = 4 if meta[b"iref"][0] else 2
+        for kind, content in boxes_in(meta[b"iref"], 4):
+            numbers = Fields(bytes(4) + content)
+            item, count = numbers.number(wide), numbers.number(2)
+            if kind == b"dimg":
+                self.parts[item] = [numbers.number(wide) for _ in range(count)]
+        shared = dict(boxes_in(meta[b"iprp"]))
+        self.properties = list(boxes_in(shared[b"ipco"]))
+        self.owned: dict[int, list[int]] = {}
+        owners = Fields(shared[b"ipma"])
+        for _ in range(owners.number(4)):
+            item = owners.number(4 if owners.version else 2)
+            size = 2 if owners.flags & 1 else 1
+            self.owned[item] = [owners.number(size) & (0x7FFF if size > 1 else 0x7F) for _ in range(owners.number(1))]
+        self.places = self.read_places(Fields(meta[b"iloc"]))
+
+    def read_places(self, fields: Fields) -> dict[int, list[tuple[bool, int, int]]]:
+        """Where the parts of each item lie: whether in the box for that, offset and length."""
+        sizes = fields.number(2)
+        offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+        wide = 4 if fields.version > 1 else 2
+        places: dict[int, list[tuple[bool, int, int]]] = {}
+        for _ in range(fields.number(wide)):
+            item = fields.number(wide)
+            inside = bool(fields.version and fields.number(2) & 15)
+            fields.text(2)
+            base = fields.number(base_size)
+            places[item] = []
+            for _ in range(fields.number(2)):
+                fields.text(index_size if fields.version else 0)
+                offset = base + fields.number(offset_size)
+                places[item].append((inside, offset, fields.number(length_size)))
+        return places
+
+    def grid(self) -> HeifGrid | None:
+        """The tiles of the main picture; None if it has none, or is mirrored or cropped."""
+        properties = dict(self.properties_of(self.main))
+        if self.kinds[self.main] != b"grid" or not properties.keys().isdisjoint((b"imir", b"clap")):
+            return None
+        content, tiles = self.content(self.main), self.parts[self.main]
+        _, flags, rows, columns = content[:4]
+        width, height = struct.unpack_from(">II" if flags & 1 else ">HH", content, 4)
+        if len(tiles) != (rows + 1) * (columns + 1):
+            return None
+        tile_width, tile_height = struct.unpack_from(">II", dict(self.properties_of(tiles[0]))[b"ispe"], 4)
+        turns = properties.get(b"irot", b"\0")[0] & 3
+        return HeifGrid(width, height, columns + 1, tile_width, tile_height, turns, tiles)
+
+    def properties_of(self, item: int) -> list[tuple[bytes, bytes]]:
+        """Kind and content of the properties of an item."""
+        return [self.properties[number - 1] for number in self.owned[item]]
+
+    def content(self, item: int) -> bytes:
+        """What an item contains."""
+        return b"".join(
+            (self.inside if inside else self.data)[at : at + size] for inside, at, size in self.places[item]
+        )
+
+    def alone(self, item: int) -> bytes:
+        """The item as the one picture of a file."""
+        properties = self.properties_of(item)
+        content = self.content(item)
+        owned = b"".join(struct.pack("B", 0x80 | number) for number in range(1, len(properties) + 1))
+
+        def meta(offset: int) -> bytes:
+            parts = (
+                boxed(b"hdlr", bytes(8) + b"pict" + bytes(13)),
+                boxed(b"pitm", struct.pack(">IH", 0, 1)),
+                boxed(
+                    b"iinf",
+                    struct.pack(">IH", 0, 1)
+                    + boxed(b"infe", struct.pack(">IHH4sB", 2 << 24, 1, 0, self.kinds[item], 0)),
+                ),
+                boxed(
+                    b"iprp",
+                    boxed(b"ipco", b"".join(boxed(*each) for each in properties))
+                    + boxed(b"ipma", struct.pack(">IIHB", 0, 1, 1, len(properties)) + owned),
+                ),
+                boxed(b"iloc", struct.pack(">IHHHHHII", 0, 0x4400, 1, 1, 0, 1, offset, len(content))),
+            )
+            return boxed(b"meta", bytes(4) + b"".join(parts))
+
+        start = boxed(b"ftyp", b"heic" + bytes(4) + b"mif1heic")
+        offset = len(start) + len(meta(0)) + 8
+        return start + meta(offset) + boxed(b"mdat", content)
 
 
 class ReadUpTo(io.BytesIO):
