@@ -2486,13 +2486,12 @@ def proxy_in(stream: io.BytesIO) -> Proxy | None:
     grid = unless_broken(heif.grid) if heif else None
     if not heif or not grid or not picture.draft("RGB", (PROXY_SIDE, PROXY_SIDE)):
         return None
-    width, height = picture.size
-    if abs(width * size[1] - height * size[0]) > max(size):  # more than a pixel of it is cut off, or is none of it
-        return None
     decode(picture)
     if not unless_broken(shows_a_tile, picture, heif, grid):
         return None
-    made = fingerprint_of(picture, picture.size, picture.size, stream)
+    scale = max(picture.size) / max(size)
+    proportional = round(size[0] * scale), round(size[1] * scale)  # encoders make the sides of thumbnails even
+    made = fingerprint_of(picture, proportional, picture.size, stream)
     return None if made.file_digest else Proxy(replace(made, luma_step=MAX_STEP, chroma_step=MAX_STEP))
 
 

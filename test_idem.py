@@ -2297,6 +2297,122 @@ def test_the_sums_cover_every_byte_of_a_file(tmp_path: Path) -> None:
             assert isinstance(found, idem.Problem) or found.exact != known, place
 
 
+# ── HEIC pictures, by their thumbnails ──
+
+HEIC_SIZE = 768, 576
+HEIC_OPTIONS: dict[str, Any] = {"quality": 70, "tile_size": 192, "thumbnails": [256]}
+
+
+def thumbnail_item(heif: idem.Heif) -> int:
+    grid = heif.grid()
+    assert grid
+    return next(item for item, kind in heif.kinds.items() if kind == b"hvc1" and item not in grid.tiles)
+
+
+def with_thumbnail_of(path: Path, other: Path) -> Path:
+    """The HEIF with the thumbnail of another one of the same size in place of its own."""
+    data = path.read_bytes()
+    heif, donor = idem.Heif(data), idem.Heif(other.read_bytes())
+    [(_, offset, size)] = heif.places[thumbnail_item(heif)]
+    thumbnail = donor.content(thumbnail_item(donor))
+    place = struct.Struct(">IHII")  # base, number of parts, offset and length of the first
+    own = place.pack(offset, 1, 0, size)
+    assert data.count(own) == 1
+    new = place.pack(len(data) + 8, 1, 0, len(thumbnail))
+    path.write_bytes(data.replace(own, new) + idem.boxed(b"mdat", thumbnail))
+    return path
+
+
+def heic_library(folder: Path) -> Path:
+    """HEICs of all sorts, each with a smaller JPEG of the same picture, and one of each sort without."""
+    turned = Image.Exif()
+    turned[idem.EXIF_ORIENTATION] = 6
+    plain = {key: value for key, value in HEIC_OPTIONS.items() if key != "tile_size"}
+    bare = {key: value for key, value in HEIC_OPTIONS.items() if key != "thumbnails"}
+    sorts: dict[str, dict[str, Any]] = {
+        "tiles": HEIC_OPTIONS,
+        "turned": HEIC_OPTIONS | {"exif": turned.tobytes()},
+        "one tile": plain,
+        "no thumbnail": bare,
+        "stale": HEIC_OPTIONS,
+    }
+    for seed, (name, options) in enumerate(sorts.items()):
+        for copies, number in (("copied", 2 * seed), ("single", 2 * seed + 1)):
+            heic = save(photo(number, HEIC_SIZE), folder / f"{name} {copies}.heic", **options)
+            if name == "stale":
+                other = save(photo(99, HEIC_SIZE), folder.parent / "other.heic", **HEIC_OPTIONS)
+                with_thumbnail_of(heic, other)
+            if copies == "copied":
+                with Image.open(heic) as picture:
+                    save(fitted(picture.convert("RGB"), 640), folder / f"{name}.jpg", quality=80)
+    levels = np.asarray(photo(50, HEIC_SIZE), np.uint16) * 256
+    deep = pillow_heif.from_bytes("RGB;16", HEIC_SIZE, levels.tobytes())
+    deep.save(folder / "deep copied.heic", bit_depth=10, **HEIC_OPTIONS)
+    save(photo(50, HEIC_SIZE), folder / "deep.jpg", quality=80)
+    return folder
+
+
+def test_heic_pictures_are_decoded_only_if_they_may_have_a_copy_and_make_the_same_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = heic_library(tmp_path / "lib")
+    sorts = "deep", "no thumbnail", "one tile", "stale", "tiles", "turned"
+    expected = [[f"{each} copied.heic", f"{each}.jpg"] for each in sorts]
+    for _ in "first", "again":
+        assert sorted(groups(library, "--cache", str(tmp_path / "cache"), capsys=capsys)) == expected
+    with open(tmp_path / "cache" / "images_perceptual_hash_db.csv", encoding="utf-8") as stream:
+        decoded = {Path(row["path"]).name for row in csv.DictReader(stream)}
+    everything = {path.name for path in library.iterdir()}
+    assert everything - decoded == {"tiles single.heic", "turned single.heic"}
+    monkeypatch.setattr(idem, "PROXY_WORK", replace(idem.PROXY_WORK, do=idem.fingerprint_image))
+    assert sorted(groups(library, "--cache", str(tmp_path / "full"), capsys=capsys)) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_thumbnail_of_a_heic_has_nearly_the_hashes_and_cells_of_its_picture(tmp_path: Path, seed: int) -> None:
+    heic = save(photo(seed, HEIC_SIZE), tmp_path / "a.heic", **HEIC_OPTIONS)
+    file = media_file(heic)
+    proxy, full = idem.proxy_image(file), idem.fingerprint_image(file)
+    assert isinstance(proxy, idem.Proxy)
+    assert isinstance(full, ImageFingerprint)
+    for one, other in ((proxy.fingerprint.phash, full.phash), (proxy.fingerprint.dhash, full.dhash)):
+        assert (one ^ other).bit_count() <= idem.PROXY_BITS
+    pair = [Replica(file, each) for each in (proxy.fingerprint, full)]
+    assert len(idem.related_groups(pair, idem.ProxyTable)) == 1
+
+
+def test_a_tile_of_an_heif_alone_shows_its_part_of_the_picture(tmp_path: Path) -> None:
+    heic = save(photo(3, HEIC_SIZE), tmp_path / "a.heic", **HEIC_OPTIONS)
+    heif = idem.Heif(heic.read_bytes())
+    grid = heif.grid()
+    assert grid
+    assert grid[:6] == (768, 576, 4, 192, 192, 0)
+    with Image.open(heic) as whole:
+        for number in (0, 6):
+            row, column = divmod(number, 4)
+            with Image.open(io.BytesIO(heif.alone(grid.tiles[number]))) as tile:
+                part = whole.crop((192 * column, 192 * row, 192 * (column + 1), 192 * (row + 1)))
+                assert tile.convert("RGB").tobytes() == part.convert("RGB").tobytes()
+
+
+def test_an_heif_cut_anywhere_or_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    data = save(photo(3, HEIC_SIZE), tmp_path / "a.heic", **HEIC_OPTIONS).read_bytes()
+    start = data.index(b"meta")
+    end = start + struct.unpack_from(">I", data, start - 4)[0]
+    rng = random.Random(1)
+    refused = 0
+    for at in range(start, end, 7):
+        for changed in (data[:at], data[:at] + rng.randbytes(1) + data[at + 1 :]):
+            try:
+                heif = idem.Heif(changed)
+                grid = heif.grid()
+                if grid:
+                    heif.alone(grid.tiles[0])
+            except idem.DECODER_ERRORS:
+                refused += 1
+    assert refused > 50
+
+
 # ── damaged and hostile files ──
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
