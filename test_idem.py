@@ -12058,6 +12058,92 @@ def test_benchmark_of_a_library_with_copies(percent: int, tmp_path: Path) -> Non
     print(f"\n200 photos of 12 MP, {percent} % of them copies: cold {cold:.2f} s, warm {warm:.2f} s", end="")
 
 
+def memory_of(pid: int) -> int:
+    """Bytes that a process and those it has started take together, shared ones once."""
+    taken = 0
+    for each in (pid, *workers_of(pid)):
+        with suppress(OSError), open(f"/proc/{each}/smaps_rollup", "rb") as stream:  # it may have ended
+            taken += next(int(line.split()[1]) << 10 for line in stream if line.startswith(b"Pss:"))
+    return taken
+
+
+def peak_memory(command: list[str]) -> int:
+    """The most bytes that a command and what it starts take together, looked at twenty times a second."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, memory_of(process.pid))
+            time.sleep(0.05)
+    return peak
+
+
+@ON_LINUX
+@pytest.mark.bench
+def test_benchmark_of_memory(tmp_path: Path) -> None:
+    made = [photo(seed, (4000, 3000)) for seed in range(8)]
+    for number in range(160):
+        save(made[number % 8], tmp_path / "lib" / f"{number}.jpg", quality=80 + number // 8)
+    for jobs in (2, 16):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        command = [sys.executable, str(HERE / "idem.py"), str(tmp_path / "lib"), "--cache", str(tmp_path / "cache")]
+        peak = peak_memory([*command, "--jobs", str(jobs)])
+        print(f"\n160 photos of 12 MP, --jobs {jobs}: all processes together took {peak / 1e6:.0f} MB at most", end="")
+
+
+def library_known_by_its_cache(library: Path, count: int) -> None:
+    """Files with cached fingerprints of random pictures; one in 20 has the hashes of the one before it."""
+    rng = np.random.default_rng(1)
+    base = random_fingerprint(rng)
+    library.joinpath("__databases").mkdir(parents=True)
+    with open(cache_file(library), "wb") as stream:
+        stream.write(idem.IMAGE_CACHE.header)
+        for number in range(count):
+            path = library / f"{number // 500:04}" / f"IMG_{number:06}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(str(number).encode())
+            signature = rng.integers(0, 256, idem.SIGNATURE_BYTES, np.uint8)
+            if number % 20 != 19:
+                phash, dhash = idem.perceptual_hashes(signature)
+            cells = base64.b64encode(signature.tobytes())
+            made = replace(base, phash=phash, dhash=dhash, signature=cells)
+            stream.write(idem.IMAGE_CACHE.encoded(media_file(path), made))
+
+
+@ON_LINUX
+@pytest.mark.bench
+@pytest.mark.parametrize("count", [20_000, 100_000])
+def test_benchmark_of_an_unchanged_library(count: int, tmp_path: Path) -> None:
+    library_known_by_its_cache(tmp_path, count)
+    ratios = []
+    for _ in range(3):
+        warm = timed([sys.executable, str(HERE / "idem.py"), str(tmp_path)])
+        began = time.perf_counter()
+        for folder, _, names in os.walk(tmp_path):
+            for name in names:
+                os.stat(os.path.join(folder, name))
+        floor = time.perf_counter() - began
+        ratios.append(warm / floor)
+    peak = peak_memory([sys.executable, str(HERE / "idem.py"), str(tmp_path)])
+    print(f"\n{count:,} unchanged files: {warm:.2f} s, to walk and stat them {floor:.2f} s, ", end="")
+    print(f"ratio {sorted(ratios)[1]:.1f}, {peak / 1e6:.0f} MB", end="")
+
+
+@pytest.mark.bench
+def test_benchmark_of_heic(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "lib"
+    options = HEIC_OPTIONS | {"tile_size": 512, "thumbnails": [320]}
+    for number in range(40):
+        save(photo(number, (2016, 1512)), library / f"{number}.heic", **options)
+    for number in range(2):
+        save(fitted(photo(number, (2016, 1512)), 1024), library / f"{number}.jpg", quality=80)
+    for name, work in (("in full", idem.fingerprint_image), ("by thumbnails", idem.proxy_image)):
+        monkeypatch.setattr(idem, "PROXY_WORK", replace(idem.PROXY_WORK, do=work))
+        began = time.perf_counter()
+        found = groups(library, "--cache", str(tmp_path / name), capsys=capsys)
+        with capsys.disabled():
+            print(f"\n40 HEICs of 3 MP, 2 with a copy, {name}: {time.perf_counter() - began:.2f} s, {found}", end="")
+
+
 @pytest.mark.bench
 @pytest.mark.parametrize("threshold", [0, 5, 10])
 def test_benchmark_of_matching(threshold: int) -> None:
