@@ -12166,7 +12166,7 @@ def hashes_of_smooth_pictures(count: int) -> list[idem.Hashes]:
     found = []
     for number in range(count):
         if number % 20 != 19:
-            luma = 128 + 45 * (idem.COSINES.T @ (rng.normal(size=(8, 8)) / falling) @ idem.COSINES) / 2
+            luma = 128 + 45 / 4 * (idem.COSINES.T @ (rng.normal(size=(8, 8)) / falling) @ idem.COSINES)
         else:
             luma = luma + rng.integers(-1, 2, (32, 32))
         cells = luma.clip(0, 255).astype(np.uint8)
