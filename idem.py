@@ -4446,7 +4446,27 @@ class ImageTable(Table[ImageFingerprint]):
 class ProxyTable(ImageTable):
     """A Table of images some of which are proxies."""
 
-    radius = HASH_RADIUS + 2 * PROXY_BITS
+    radius = HASH_RADIUS + PROXY_BITS
+
+    def with_copies(self) -> np.ndarray:
+        """The rows that may have a copy in the row or in another one of which either is a proxy: bools, shape (rows,).
+
+        So may, unseen, those of a crowd with the same hash, and what has nearly that hash.
+        """
+        found = np.array([len(own) > 1 for own in self.members], bool)
+        proxies = self.luma_step == MAX_STEP
+        for hashes in (self.phash, self.dhash):
+            _, first, back, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+            crowded = counts[back] > CROWD
+            found |= crowded
+            rows = np.flatnonzero(~crowded | (first[back] == np.arange(len(hashes))))
+            for block in near_pairs(hashes[rows], self.radius):
+                pairs = rows[block]
+                pairs = pairs[proxies[pairs].any(axis=1)]
+                near = crowded[pairs].any(axis=1)
+                near[~near] = self.distances(pairs[~near]) == 0
+                found[pairs[near]] = True
+        return found
 
 
 def related(phash: np.ndarray, dhash: np.ndarray, threshold: int, radius: int) -> Iterator[np.ndarray]:
@@ -4707,9 +4727,7 @@ MOST_ALIKE = 8  # of them, the first of which is most likely their original
 WINDOW = 128  # on either side of it, in order of their mean luma
 
 
-def related_groups(
-    replicas: Iterable[Replica[F]], table_of: Callable[[Iterable[Replica[F]]], Table[F]] = table_of
-) -> list[Group[F]]:
+def related_groups(replicas: Iterable[Replica[F]]) -> list[Group[F]]:
     """The connected components of replicas at distance 0, in order of `best_first`: what a closer look is to part.
 
     The distances are 0 throughout: those of a component need not be at distance 0 of each other. The order of the input
@@ -7920,8 +7938,9 @@ def possible_copies(
             possible = [file for file, has_company in zip(both, company, strict=True) if has_company]
             if not rough:
                 return possible
-            replicas = [Replica(file, each) for file in possible if (each := known(file))]
-            return [each.file for group in related_groups(replicas, ProxyTable) for each in group.replicas]
+            table = ProxyTable(Replica(file, each) for file in possible if (each := known(file)))
+            alike = {each.file for row in np.flatnonzero(table.with_copies()) for each in table.members[row]}
+            return [file for file in possible if file in alike or file not in proxies]
 
         _, unread, new = fingerprints_of(heifs, proxies, PROXY_WORK, pool, chosen=lambda _files: (), store=store)
         out = {problem.path for problem in unread}
