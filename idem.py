@@ -5388,13 +5388,15 @@ def pair_of(one: View, other: View, picture: Image.Image, other_picture: Image.I
             [band + sign * move for band, move in zip(each, moves, strict=True)]
             for each, sign in zip(bands, (1, -1), strict=True)
         ]
-    clipped = np.maximum(*((np.abs(luma - 127.5) > CLIPPED).astype(np.float32) for luma, _, _ in bands))
+    black, white = 127.5 - CLIPPED, 127.5 + CLIPPED
+    clipped = np.logical_or(*((luma < black) | (luma > white) for luma, _, _ in bands)).astype(np.float32)
     fine = np.zeros((1, 1), np.float32)  # variance within a pixel of the grid
     if times == 2:
-        fine = np.mean([halved(luma * luma) - halved(luma) ** 2 for luma, _, _ in bands], axis=0)
+        squares = [halved(luma * luma) for luma, _, _ in bands]
         bands, (lost, dithered) = (
             [[halved(band) for band in each] for each in two] for two in (bands, (lost, dithered))
         )
+        fine = np.mean([each - luma**2 for each, (luma, _, _) in zip(squares, bands, strict=True)], axis=0)
         clipped = halved(clipped)
     layers = LAYERS + (large and drawing)
     for _ in range(layers - 1):
@@ -5530,9 +5532,12 @@ def fitted(basis: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[
 
 def halved(plane: np.ndarray) -> np.ndarray:
     """Means of two by two pixels; the last row or column counts twice where there is an odd one."""
-    rows, columns = plane.shape
-    if rows % 2 or columns % 2:
-        plane = np.pad(plane, ((0, rows % 2), (0, columns % 2)), mode="edge")
+    if plane.size == 1:
+        return plane
+    if plane.shape[0] % 2:
+        plane = np.concatenate([plane, plane[-1:]])
+    if plane.shape[1] % 2:
+        plane = np.concatenate([plane, plane[:, -1:]], axis=1)
     across = plane[:, ::2] + plane[:, 1::2]
     return (across[::2] + across[1::2]) * np.float32(0.25)
 
@@ -5540,7 +5545,12 @@ def halved(plane: np.ndarray) -> np.ndarray:
 def windows(plane: np.ndarray) -> np.ndarray:
     """Means of windows of four by four pixels, every two pixels."""
     pairs = halved(plane)
-    pairs = np.pad(pairs, ((0, pairs.shape[0] == 1), (0, pairs.shape[1] == 1)), mode="edge")
+    if pairs.size == 1:
+        return pairs
+    if pairs.shape[0] == 1:
+        pairs = np.concatenate([pairs, pairs])
+    if pairs.shape[1] == 1:
+        pairs = np.concatenate([pairs, pairs], axis=1)
     across = pairs[:, :-1] + pairs[:, 1:]
     return (across[:-1] + across[1:]) * np.float32(0.25)
 
