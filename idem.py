@@ -916,7 +916,7 @@ class CacheFormat(Generic[E]):
     fingerprint: Callable[..., E]
     shared: bool = False
     early: Callable[[re.Match[bytes]], Any] = lambda _row: None  # what is wanted of every row; see `head`
-    head: int = 0  # so many columns at least are read of every row, or all if it is 0; the others when they are wanted
+    head: int = 0  # so many columns are read of every row, the others when they are wanted; 0: all are read at once
     start: re.Pattern[bytes] = ROW_START  # of a row, after a line feed
 
     @property
@@ -1129,17 +1129,17 @@ class CacheFile(Generic[E]):
 class FingerprintCache(CacheFile[E]):
     """Fingerprints of files, by their paths.
 
-    Lookups read the rows that they ask for. `close` rewrites the file when it holds rows that are torn, replaced or
-    forgotten. Only fingerprints that were asked for or made are held in memory: of all others it is known where their
-    row is.
+    Of a format with long rows only the heads are read at once, and lookups read what they ask for. Only fingerprints
+    of scanned files are held in memory. `close` rewrites the file when it holds rows that are torn, replaced or
+    forgotten.
     """
 
     def __init__(self, form: CacheFormat[E], folder: str, scanned: Scan) -> None:
         super().__init__(form, folder)
         self.scanned = scanned
         self.files = {stored_path(file.path): file for file in scanned.files}
-        self.stored: dict[str, StoredRow] = {}  # of scanned files that have not changed
-        self.known: dict[str, E] = {}  # of scanned files: what was made, and the stored ones that were asked for
+        self.stored: dict[str, StoredRow] = {}  # of scanned files that have not changed, read when they are asked for
+        self.known: dict[str, E] = {}  # of scanned files: what was read or made
         self.others: dict[str, CachedRow] = {}
         self.moved: dict[tuple[str, int], list[CachedRow]] = defaultdict(list)  # by name and size
         self.uncertain: dict[str, tuple[E, list[CachedRow]]] = {}  # found under another path, with the rows there
@@ -1154,7 +1154,7 @@ class FingerprintCache(CacheFile[E]):
         for offset, row in self.rows():
             self.take(offset, row)
         if self.others:
-            new = self.files.keys() - self.stored.keys()
+            new = self.files.keys() - self.stored.keys() - self.known.keys()
             unknown = {(os.path.basename(path), self.files[path].size) for path in new}
             for other in self.others.values():
                 if (key := (os.path.basename(other.path), other.size)) in unknown:
@@ -1169,14 +1169,14 @@ class FingerprintCache(CacheFile[E]):
             self.untidy |= path in self.others
             self.others[path] = CachedRow(offset, length, path, int(size), microseconds(mtime))
             return
-        if path in self.stored:
-            self.untidy = True
-            del self.stored[path]
+        self.untidy |= self.stored.pop(path, None) is not None or self.known.pop(path, None) is not None
         times = microseconds(mtime), microseconds(ctime)
-        if int(size) == file.size and is_at(times[0], file.mtime_ns) and is_at(times[1], file.ctime_ns):
+        if int(size) != file.size or not is_at(times[0], file.mtime_ns) or not is_at(times[1], file.ctime_ns):
+            self.untidy = True
+        elif self.form.head:
             self.stored[stored_path(file.path)] = StoredRow(offset, length, self.form.early(row))
         else:
-            self.untidy = True
+            self.known[stored_path(file.path)] = self.form.decoded(row)
 
     def lookup(self, file: MediaFile) -> E | None:
         """The fingerprint of the file as it is now, or None. One that moved keeps the one it had, uncertainly.
@@ -7781,11 +7781,12 @@ def families(crowds: Iterable[Sequence[Replica[Any]]], scoring: Scoring, looks: 
     copies, each of the others with the first ones of the families that these make, too.
     """
     parting = [Crowd(ranked(crowd, scoring)) for crowd in crowds]
+    mixed = [crowd for crowd in parting if len(crowd.replicas) > 1]
     for step in range(2 * MOST_LOOKS):
         if step == MOST_LOOKS:
-            for crowd in parting:
+            for crowd in mixed:
                 crowd.turn_to_families()
-        pairs = [(crowd, number, other) for crowd in parting for number, other in crowd.proposed()]
+        pairs = [(crowd, number, other) for crowd in mixed for number, other in crowd.proposed()]
         looks.look((crowd.replicas[other], crowd.replicas[number]) for crowd, number, other in pairs)
         for crowd, number, other in pairs:
             crowd.take(number, other, looks.verdict(crowd.replicas[other], crowd.replicas[number]))

@@ -803,7 +803,7 @@ def loaded(library: Path) -> idem.FingerprintCache[ImageFingerprint]:
 
 def known_in(cache: idem.FingerprintCache[Any]) -> dict[str, Any]:
     """The fingerprints of scanned files, by path, in the order of their rows."""
-    known = {path: cache.certain(cache.files[path]) for path in list(cache.stored)}
+    known = {path: cache.certain(cache.files[path]) for path in [*cache.known, *cache.stored]}
     cache.close_reader()
     return {path: each for path, each in known.items() if each is not None}
 
