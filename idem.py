@@ -4,7 +4,7 @@
 # dependencies = [
 #     "Pillow>=11.0",
 #     "numpy>=2.0",
-#     "pillow-heif>=0.18",
+#     "pillow-heif>=1.8",
 #     "tqdm>=4.66",
 #     "filelock>=3.15",
 #     "imageio-ffmpeg>=0.5.1",
