@@ -7062,10 +7062,13 @@ class Rule(NamedTuple):
     reason: Callable[[Standing, Standing], str]  # in a few words, why the first is rather the original than the second
 
 
+NO_METADATA = Metadata()
+
+
 def metadata_of(replica: Replica[Any]) -> Metadata:
     """What the file says of itself; nothing where only its bytes were compared."""
     each = replica.fingerprint
-    return Metadata() if isinstance(each, Checksum) else each.metadata
+    return NO_METADATA if isinstance(each, Checksum) else each.metadata
 
 
 def more_of(one: Standing, other: Standing, kinds: Mapping[str, Callable[[Standing], Any]]) -> str:
